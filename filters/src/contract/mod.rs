@@ -1,0 +1,1 @@
+//! What a filter is and what it may see.

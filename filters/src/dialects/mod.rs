@@ -1,0 +1,1 @@
+//! Canonical (OpenAI) <-> provider, pure, hub and spoke.

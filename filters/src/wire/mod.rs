@@ -1,0 +1,1 @@
+//! Bytes <-> frames: incremental, total, no I/O.
