@@ -1,1 +1,7 @@
-//! Plain data that every floor speaks of.
+//! Plain data that every floor speaks of. Knows no I/O and no other module of this crate.
+
+pub mod call;
+pub mod deployment;
+pub mod key;
+pub mod record;
+pub mod secret;

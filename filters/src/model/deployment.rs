@@ -1,0 +1,116 @@
+//! A deployment: one upstream that serves a model name.
+
+use super::secret::Secret;
+use std::time::Duration;
+
+/// One entry of `model_list`, ready to be called. Immutable; lives as long as its snapshot.
+#[derive(Debug)]
+pub struct Deployment {
+    /// Stable id: from `model_info.id`, else a hash of the entry.
+    pub id: String,
+    /// The name clients call it by (`model_name`); may hold a `*`.
+    pub model_name: String,
+    /// The provider prefix: `openai`, `anthropic`, `hosted_vllm`, …
+    pub provider: String,
+    /// The dialect's name: `openai` passes bodies through.
+    pub dialect: &'static str,
+    /// As the upstream knows it; may hold a `*` that the matched part of the name replaces.
+    pub upstream_model: String,
+    pub base: Base,
+    pub api_key: Option<Secret>,
+    /// Further headers for the upstream, lowercase names.
+    pub headers: Vec<(String, Secret)>,
+    pub weight: u32,
+    /// To the first byte of the answer.
+    pub timeout: Duration,
+    /// The same for a stream, and the longest silence within one.
+    pub stream_timeout: Duration,
+    pub drop_params: bool,
+    pub additional_drop_params: Vec<String>,
+    /// Call parameters of the deployment; the request's own win.
+    pub defaults: serde_json::Map<String, serde_json::Value>,
+    pub max_output_tokens: Option<u64>,
+    pub model_info: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Where a deployment is: the parts of `api_base`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    pub port: u16,
+    /// Path prefix without a trailing slash: `/v1`, or empty.
+    pub path: String,
+    /// Speak HTTP/2 to it.
+    pub h2: bool,
+}
+
+impl Base {
+    /// Takes an `http(s)://host[:port][/path]` apart. `Err` is a sentence.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        let uri: http::Uri = url.trim().parse().map_err(|e| format!("not a URL: {e}"))?;
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err("a URL starts with http:// or https://".into()),
+        };
+        let authority = uri.authority().ok_or("the URL has no host")?;
+        if authority.as_str().contains('@') {
+            return Err("user names and passwords do not belong in a URL; use headers".into());
+        }
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_ascii_lowercase();
+        if host.is_empty() {
+            return Err("the URL has no host".into());
+        }
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let path = uri.path().trim_end_matches('/').to_string();
+        Ok(Self {
+            tls,
+            host,
+            port,
+            path,
+            h2: false,
+        })
+    }
+
+    /// The `Host` header: the port only where it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        match (self.tls, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bases() {
+        let b = Base::parse("http://Llama-Swap:8080/v1/").unwrap();
+        assert_eq!(
+            (b.tls, b.host.as_str(), b.port, b.path.as_str()),
+            (false, "llama-swap", 8080, "/v1")
+        );
+        assert_eq!(b.authority(), "llama-swap:8080");
+        let b = Base::parse("https://[::1]").unwrap();
+        assert_eq!(
+            (b.host.as_str(), b.port, b.authority().as_str()),
+            ("::1", 443, "[::1]")
+        );
+        for bad in ["ftp://x", "x", "http://", "http://a:b@c/", ""] {
+            assert!(Base::parse(bad).is_err(), "{bad} must be refused");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Virtual keys and who is calling.
+
+use super::secret::Secret;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// SHA-256 of the whole key text including `sk-`, as LiteLLM stores it: issued keys survive a move.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyHash(pub [u8; 32]);
+
+impl KeyHash {
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key.as_bytes()).into())
+    }
+
+    /// Lowercase hexadecimal, 64 characters.
+    pub fn hex(&self) -> String {
+        let mut out = String::with_capacity(64);
+        for b in self.0 {
+            out.push(char::from_digit(u32::from(b >> 4), 16).unwrap_or('0'));
+            out.push(char::from_digit(u32::from(b & 15), 16).unwrap_or('0'));
+        }
+        out
+    }
+
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let text = text.as_bytes();
+        if text.len() != 64 {
+            return None;
+        }
+        let mut out = [0u8; 32];
+        for (slot, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
+            let [hi, lo] = [pair.first()?, pair.get(1)?].map(|c| char::from(*c).to_digit(16));
+            *slot = ((hi? << 4) | lo?) as u8;
+        }
+        Some(Self(out))
+    }
+}
+
+impl fmt::Display for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
+impl Serialize for KeyHash {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyHash {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        Self::from_hex(&text).ok_or_else(|| serde::de::Error::custom("a key hash is 64 hexadecimal digits"))
+    }
+}
+
+/// A virtual key as the store keeps it. Times are microseconds since 1970, UTC; money is nano-dollars.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Key {
+    pub hash: KeyHash,
+    /// `sk-...` and the last four characters.
+    pub key_name: String,
+    pub key_alias: Option<String>,
+    pub user_id: Option<String>,
+    pub team_id: Option<String>,
+    /// Names this key may call; empty = all.
+    pub models: Vec<String>,
+    /// Client's name -> model name.
+    pub aliases: BTreeMap<String, String>,
+    /// Spent so far, as the store knows it.
+    pub spend_nanos: i64,
+    pub max_budget_nanos: Option<i64>,
+    pub expires_micros: Option<i64>,
+    pub blocked: bool,
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Fields that are kept for LiteLLM's scripts and not enforced yet, under LiteLLM's names
+    /// (`tpm_limit`, `budget_duration`, …).
+    pub extra: serde_json::Map<String, serde_json::Value>,
+    pub created_at_micros: i64,
+    pub created_by: Option<String>,
+    pub updated_at_micros: i64,
+}
+
+/// Who is calling, once `auth` has decided.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// The holder of the master key: may do everything.
+    Master { hash: KeyHash },
+    /// A virtual key.
+    Key(std::sync::Arc<Key>),
+    /// Nobody in particular: a keyless pass-through from an internal network.
+    Anonymous,
+}
+
+impl Caller {
+    pub fn is_admin(&self) -> bool {
+        matches!(self, Caller::Master { .. })
+    }
+
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Caller::Key(k) => Some(k),
+            _ => None,
+        }
+    }
+
+    pub fn key_hash(&self) -> Option<KeyHash> {
+        match self {
+            Caller::Master { hash } => Some(*hash),
+            Caller::Key(k) => Some(k.hash),
+            Caller::Anonymous => None,
+        }
+    }
+
+    /// LiteLLM's user id of the caller: `default_user_id` for the master key.
+    pub fn user_id(&self) -> Option<&str> {
+        match self {
+            Caller::Master { .. } => Some("default_user_id"),
+            Caller::Key(k) => k.user_id.as_deref(),
+            Caller::Anonymous => None,
+        }
+    }
+}
+
+/// The master key: compared by hash and in constant time.
+#[derive(Clone)]
+pub struct MasterKey {
+    pub hash: KeyHash,
+    pub secret: Secret,
+}
+
+impl MasterKey {
+    pub fn new(secret: Secret) -> Self {
+        Self {
+            hash: KeyHash::of(secret.expose()),
+            secret,
+        }
+    }
+
+    /// Both sides are hashes, so neither length nor content shows in the time this takes.
+    pub fn is(&self, presented: &KeyHash) -> bool {
+        use subtle::ConstantTimeEq;
+        self.hash.0.ct_eq(&presented.0).into()
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterKey(***)")
+    }
+}
+
+/// `sk-...` and the last four characters of a key: enough to recognise, too little to use.
+pub fn key_name(key: &str) -> String {
+    let tail: String = key
+        .chars()
+        .rev()
+        .take(4)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+        .collect();
+    format!("sk-...{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_as_litellm_does() {
+        let h = KeyHash::of("sk-1234");
+        assert_eq!(
+            h.hex(),
+            "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"
+        );
+        assert_eq!(KeyHash::from_hex(&h.hex()), Some(h));
+        assert_eq!(KeyHash::from_hex("zz"), None);
+        assert_eq!(KeyHash::from_hex(&"é".repeat(32)), None);
+    }
+
+    #[test]
+    fn names_show_the_last_four() {
+        assert_eq!(key_name("sk-abcdefgh"), "sk-...efgh");
+        assert_eq!(key_name("x"), "sk-...x");
+    }
+
+    #[test]
+    fn the_master_key_is_itself_only() {
+        let m = MasterKey::new(Secret::new("sk-master"));
+        assert!(m.is(&KeyHash::of("sk-master")));
+        assert!(!m.is(&KeyHash::of("sk-maste")));
+        assert_eq!(format!("{m:?}"), "MasterKey(***)");
+    }
+}

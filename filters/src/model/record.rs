@@ -1,0 +1,171 @@
+//! One row of the ledger: what a client call was, what it used, what it cost.
+
+use super::call::Endpoint;
+use super::key::KeyHash;
+use serde::{Deserialize, Serialize};
+
+/// How a call ended, as the ledger counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Success,
+    /// Refused by us or failed upstream: nothing was answered.
+    Failure,
+    /// The client left before the end; what was produced is billed.
+    Aborted,
+    /// The upstream broke off mid-answer; what was produced is billed.
+    Cut,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Success => "success",
+            Status::Failure => "failure",
+            Status::Aborted => "aborted",
+            Status::Cut => "cut",
+        }
+    }
+}
+
+/// One upstream attempt, in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub deployment_id: String,
+    /// HTTP status, or 0 when no answer came.
+    pub status: u16,
+    /// Why it was given up, for people: never an address, never a key.
+    pub error: Option<String>,
+    pub duration_micros: i64,
+}
+
+/// One client call. Times are microseconds since 1970, UTC; money is nano-dollars.
+///
+/// Serialised into the spool as JSON: every field added later needs `#[serde(default)]`, because a
+/// new binary must read what the old one left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Our own id, unique: what makes a second insert harmless.
+    pub request_id: String,
+    pub endpoint: Endpoint,
+    pub key_hash: Option<KeyHash>,
+    pub key_alias: Option<String>,
+    pub user_id: Option<String>,
+    pub team_id: Option<String>,
+    /// The `user` field of the request.
+    pub end_user: Option<String>,
+    /// As the client named it.
+    pub requested_model: String,
+    /// The configured name it was routed by.
+    pub model_group: String,
+    /// As the upstream was asked for it.
+    pub model: String,
+    pub deployment_id: String,
+    pub provider: String,
+    pub stream: bool,
+    pub status: Status,
+    /// Status the client saw (499 = it left before one).
+    pub http_status: u16,
+    pub error: Option<String>,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub cached_tokens: u64,
+    pub cache_creation_tokens: u64,
+    pub reasoning_tokens: u64,
+    /// Characters spoken, milliseconds heard, images made: what else a price can count.
+    pub characters: u64,
+    pub audio_millis: u64,
+    pub images: u64,
+    pub spend_nanos: i64,
+    /// False = no price is known for the model; `spend_nanos` is then 0 and means nothing.
+    pub priced: bool,
+    /// Usage was counted here, not told by the upstream.
+    pub estimated: bool,
+    /// The upstream's numbers were absurd and were cut to bounds.
+    pub clamped: bool,
+    pub started_micros: i64,
+    pub first_byte_micros: Option<i64>,
+    pub ended_micros: i64,
+    pub attempts: Vec<Attempt>,
+    pub tags: Vec<String>,
+    /// The client's `metadata` object, bounded, as JSON text.
+    pub metadata: Option<String>,
+    pub client_ip: String,
+    pub user_agent: Option<String>,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Record {
+    pub fn total_tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.completion_tokens)
+    }
+
+    /// Makes every text safe to store anywhere: no NUL (Postgres refuses it), no overlong value.
+    /// Done before the spool, so that one poisonous value cannot stop its neighbours' rows.
+    pub fn clean(&mut self) {
+        for text in [
+            &mut self.requested_model,
+            &mut self.model_group,
+            &mut self.model,
+            &mut self.deployment_id,
+        ] {
+            clean(text, 512);
+        }
+        for text in [
+            &mut self.key_alias,
+            &mut self.user_id,
+            &mut self.team_id,
+            &mut self.end_user,
+        ] {
+            if let Some(t) = text {
+                clean(t, 512);
+            }
+        }
+        for text in [&mut self.error, &mut self.user_agent] {
+            if let Some(t) = text {
+                clean(t, 2048);
+            }
+        }
+        self.tags.truncate(64);
+        for t in &mut self.tags {
+            clean(t, 256);
+        }
+        // Cut metadata would no longer be JSON, and an escaped NUL is as poisonous to jsonb as a raw one.
+        if self
+            .metadata
+            .as_ref()
+            .is_some_and(|m| m.len() > 16 * 1024 || m.contains('\0') || m.contains("\\u0000"))
+        {
+            self.metadata = None;
+        }
+    }
+}
+
+fn clean(text: &mut String, max: usize) {
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
+    }
+    if text.len() > max {
+        let mut cut = max;
+        while !text.is_char_boundary(cut) {
+            cut -= 1;
+        }
+        text.truncate(cut);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaning_keeps_characters_whole() {
+        let mut t = "é".repeat(300);
+        clean(&mut t, 511);
+        assert_eq!(t.len(), 510);
+        let mut t = "a\0b".to_string();
+        clean(&mut t, 10);
+        assert_eq!(t, "a\u{fffd}b");
+    }
+}
