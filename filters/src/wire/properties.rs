@@ -1,0 +1,1 @@
+//! Properties of the wire formats, checked on generated input.
