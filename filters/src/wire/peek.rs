@@ -111,7 +111,9 @@ pub fn scan_at(
     cursor.space();
     let empty = cursor.look() == Some(b'}');
     let mut fields: SmallVec<[Field; 12]> = SmallVec::new();
-    while !empty {
+    // One round per field, until there is no comma for another.
+    let mut more = !empty;
+    while more {
         let start = cursor.at();
         let (escaped, end) = cursor.key()?;
         let key = start..end;
@@ -132,13 +134,12 @@ pub fn scan_at(
             });
         }
         cursor.space();
-        if cursor.look() == Some(b'}') {
-            break;
-        }
-        if !cursor.take(b',') {
+        more = cursor.take(b',');
+        if more {
+            cursor.space();
+        } else if cursor.look() != Some(b'}') {
             return cursor.wrong("`,` or `}`");
         }
-        cursor.space();
     }
     let close = cursor.at();
     cursor.take(b'}');
