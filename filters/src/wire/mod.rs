@@ -1,1 +1,12 @@
 //! Bytes <-> frames: incremental, total, no I/O.
+//!
+//! [`peek`] finds fields in a JSON request body without building a tree, [`splice`] changes them
+//! without copying the rest, [`sse`] cuts event streams, [`multipart`] finds the parts of a form.
+
+mod json;
+pub mod multipart;
+pub mod peek;
+#[cfg(test)]
+mod properties;
+pub mod splice;
+pub mod sse;
