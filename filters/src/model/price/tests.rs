@@ -1,0 +1,1 @@
+//! Known sums, and what must hold for every sum.
