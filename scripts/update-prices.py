@@ -53,7 +53,7 @@ METERS = {
     "request": "input_cost_per_request",
 }
 TIERS = ["priority", "flex", "batches", "ultrafast", "balanced"]
-# Letter -> capability, the bit order of filters/src/model/price/table.rs.
+# Letter -> capability, the order of filters/src/model/price/listing.rs.
 FLAGS = {
     "f": "supports_function_calling",
     "p": "supports_parallel_function_calling",
@@ -169,6 +169,9 @@ def row(name, model):
 
 
 def fetch(version, directory):
+    # Other spellings of a release (1.82.7.0, wildcards) would slip past the comparison below.
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        sys.exit(f"{version!r} is not a release like {VERSION}")
     if version in POISONED:
         sys.exit(f"litellm {version} is a tampered release; refusing to fetch it")
     subprocess.run(

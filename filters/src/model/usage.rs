@@ -451,3 +451,6 @@ impl<'de> Deserialize<'de> for Name {
         deserializer.deserialize_str(NameVisitor)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,14 @@
 //! Never invents a price: what nobody has priced comes back as `None`, which is not the same as free.
 
 mod config;
+mod listing;
 mod rate;
 mod table;
 
 pub use config::{PriceError, PriceOverride};
+pub use listing::{Capability, Listing};
 pub use rate::{Meter, Rate, ServiceTier};
-pub use table::{Capability, Listing, Prices, TableError};
+pub use table::{Prices, TableError};
 
 use crate::model::money::{Bill, Femto, Nanos};
 use crate::model::usage::Usage;
