@@ -11,6 +11,7 @@ pub use listing::{Capability, Listing};
 pub use rate::{Meter, Rate, ServiceTier};
 pub use table::{Prices, TableError};
 
+use crate::model::call::Endpoint;
 use crate::model::money::{Bill, Femto, Nanos};
 use crate::model::usage::Usage;
 
@@ -67,6 +68,23 @@ impl Mode {
             .iter()
             .find(|(mode, _)| *mode == self)
             .map_or("other", |(_, name)| name)
+    }
+}
+
+/// The mode whose meters price an endpoint.
+impl From<Endpoint> for Mode {
+    fn from(endpoint: Endpoint) -> Mode {
+        match endpoint {
+            Endpoint::Chat => Mode::Chat,
+            Endpoint::Completions => Mode::Completion,
+            Endpoint::Embeddings => Mode::Embedding,
+            Endpoint::Speech => Mode::AudioSpeech,
+            Endpoint::Transcriptions | Endpoint::Translations => Mode::AudioTranscription,
+            Endpoint::Images => Mode::ImageGeneration,
+            Endpoint::Moderations => Mode::Moderation,
+            Endpoint::Rerank => Mode::Rerank,
+            Endpoint::Responses => Mode::Responses,
+        }
     }
 }
 
