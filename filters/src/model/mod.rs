@@ -3,5 +3,8 @@
 pub mod call;
 pub mod deployment;
 pub mod key;
+pub mod money;
+pub mod price;
 pub mod record;
 pub mod secret;
+pub mod usage;

@@ -1,0 +1,456 @@
+//! What a call consumed. Reads the numbers an upstream reports in any of the usual spellings, bounds them, and
+//! estimates when there are none. Trusts nothing: a hostile number is clamped and flagged, never believed.
+
+use memchr::memmem;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// The most of anything one call can be charged for: tokens, characters, images, queries.
+pub const MOST: u64 = 100_000_000;
+/// The longest audio of one call, in milliseconds: eleven days and a half.
+const MOST_MILLIS: u64 = 1_000_000_000;
+/// A `usage` object longer than this, in bytes, is not one.
+const LONGEST_USAGE: usize = 64 * 1024;
+
+/// Everything a price can be multiplied with. Counts are of the whole call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// All input tokens, those read from and written to a cache included.
+    pub prompt_tokens: u64,
+    /// All output tokens, reasoning included.
+    pub completion_tokens: u64,
+    /// Of `prompt_tokens`: read from the provider's prompt cache.
+    pub cached_tokens: u64,
+    /// Of `prompt_tokens`: written to the provider's prompt cache.
+    pub cache_creation_tokens: u64,
+    /// Of `cache_creation_tokens`: kept for an hour, which costs more.
+    pub cache_creation_1h_tokens: u64,
+    /// Of `completion_tokens`: thought, not said.
+    pub reasoning_tokens: u64,
+    /// Of `prompt_tokens`: audio.
+    pub audio_prompt_tokens: u64,
+    /// Of `completion_tokens`: audio.
+    pub audio_completion_tokens: u64,
+    /// Of `prompt_tokens`: images.
+    pub image_prompt_tokens: u64,
+    /// Of `completion_tokens`: images.
+    pub image_tokens: u64,
+    /// Characters of text to be spoken.
+    pub characters: u64,
+    /// Duration of audio, in milliseconds; wall time where a chat is priced per second.
+    pub seconds_milli: u64,
+    /// Images produced.
+    pub images: u64,
+    /// Pixels of all images produced.
+    pub pixels: u64,
+    /// Searches, or units of a rerank.
+    pub queries: u64,
+    /// Counted by us because the upstream did not say.
+    pub estimated: bool,
+    /// The upstream said something impossible and was corrected.
+    pub clamped: bool,
+}
+
+impl Usage {
+    /// Input and output tokens together.
+    pub fn total_tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.completion_tokens)
+    }
+
+    /// Nothing was counted at all.
+    pub fn is_empty(&self) -> bool {
+        let Usage {
+            estimated, clamped, ..
+        } = *self;
+        *self
+            == Usage {
+                estimated,
+                clamped,
+                ..Usage::default()
+            }
+    }
+
+    /// Our own count, from bytes of text and the number of content deltas seen.
+    pub fn estimate(prompt_bytes: usize, completion_bytes: usize, deltas: u64) -> Usage {
+        Usage {
+            prompt_tokens: estimate_prompt(prompt_bytes),
+            completion_tokens: estimate_completion(completion_bytes, deltas),
+            estimated: true,
+            ..Usage::default()
+        }
+    }
+
+    /// Takes in a later report of the same call. Providers report running totals (Anthropic says the input in
+    /// the first event and the output in the last), so the larger of each count stands.
+    pub fn merge(&mut self, later: &Usage) {
+        self.prompt_tokens = self.prompt_tokens.max(later.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.max(later.completion_tokens);
+        self.cached_tokens = self.cached_tokens.max(later.cached_tokens);
+        self.cache_creation_tokens = self.cache_creation_tokens.max(later.cache_creation_tokens);
+        self.cache_creation_1h_tokens = self.cache_creation_1h_tokens.max(later.cache_creation_1h_tokens);
+        self.reasoning_tokens = self.reasoning_tokens.max(later.reasoning_tokens);
+        self.audio_prompt_tokens = self.audio_prompt_tokens.max(later.audio_prompt_tokens);
+        self.audio_completion_tokens = self.audio_completion_tokens.max(later.audio_completion_tokens);
+        self.image_prompt_tokens = self.image_prompt_tokens.max(later.image_prompt_tokens);
+        self.image_tokens = self.image_tokens.max(later.image_tokens);
+        self.characters = self.characters.max(later.characters);
+        self.seconds_milli = self.seconds_milli.max(later.seconds_milli);
+        self.images = self.images.max(later.images);
+        self.pixels = self.pixels.max(later.pixels);
+        self.queries = self.queries.max(later.queries);
+        self.estimated &= later.estimated;
+        self.clamped |= later.clamped;
+    }
+
+    /// Reads a `usage` object: OpenAI's chat, embeddings, Responses, images and transcription spellings,
+    /// Anthropic's, DeepSeek's and Mistral's additions. `None` if it counts nothing we know.
+    pub fn from_json(value: &Value) -> Option<Usage> {
+        let usage = value.as_object()?;
+        let mut reader = Reader::default();
+        let mut field = |names: &[&str]| reader.first(usage, names);
+
+        let openai_prompt = field(&["prompt_tokens"]);
+        let input = field(&["input_tokens"]);
+        let completion = field(&["completion_tokens", "output_tokens"]);
+        let total = field(&["total_tokens"]);
+        let seconds_milli = reader.millis(usage.get("seconds").or_else(|| usage.get("prompt_audio_seconds")));
+        if openai_prompt.is_none()
+            && input.is_none()
+            && completion.is_none()
+            && total.is_none()
+            && seconds_milli.is_none()
+        {
+            return None;
+        }
+
+        let mut field = |names: &[&str]| reader.first(usage, names);
+        let read = field(&["cache_read_input_tokens"]);
+        let written = field(&["cache_creation_input_tokens"]);
+        let cache_hits = field(&["prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"]);
+        let bare_reasoning = field(&["reasoning_tokens"]);
+
+        // Transcription and realtime answers write "token" in the singular.
+        let prompt_details = object(
+            usage,
+            &[
+                "prompt_tokens_details",
+                "input_tokens_details",
+                "input_token_details",
+                "prompt_token_details",
+            ],
+        );
+        let completion_details = object(
+            usage,
+            &[
+                "completion_tokens_details",
+                "output_tokens_details",
+                "output_token_details",
+                "completion_token_details",
+            ],
+        );
+        let creation = object(usage, &["cache_creation"]);
+        let mut detail = |map: Option<&Map>, names: &[&str]| map.and_then(|map| reader.first(map, names));
+
+        let cached = detail(prompt_details, &["cached_tokens"])
+            .or(read)
+            .or(cache_hits)
+            .unwrap_or(0);
+        let creation_1h = detail(creation, &["ephemeral_1h_input_tokens"]).unwrap_or(0);
+        let creation_5m = detail(creation, &["ephemeral_5m_input_tokens"]).unwrap_or(0);
+        let cache_creation = written
+            .or_else(|| detail(prompt_details, &["cache_creation_tokens", "cache_write_tokens"]))
+            .unwrap_or(0)
+            .max(creation_1h.saturating_add(creation_5m));
+        let reasoning = detail(completion_details, &["reasoning_tokens", "thinking_tokens"])
+            .or(bare_reasoning)
+            .unwrap_or(0);
+        let audio_prompt = detail(prompt_details, &["audio_tokens"]).unwrap_or(0);
+        let image_prompt = detail(prompt_details, &["image_tokens"]).unwrap_or(0);
+        let audio_completion = detail(completion_details, &["audio_tokens"]).unwrap_or(0);
+        let image_completion = detail(completion_details, &["image_tokens"]).unwrap_or(0);
+
+        let mut completion_tokens = completion.unwrap_or(0);
+        let mut prompt_tokens = match (openai_prompt, input) {
+            (Some(prompt), _) => prompt,
+            // Anthropic's `input_tokens` leaves out what the cache read and wrote; OpenAI's Responses, which
+            // counts them in, never has these two names.
+            (None, Some(input)) => input
+                .saturating_add(read.unwrap_or(0))
+                .saturating_add(written.unwrap_or(0)),
+            (None, None) => total.unwrap_or(0).saturating_sub(completion_tokens),
+        };
+        // xAI and some others leave reasoning out of the completion but not out of the total.
+        let said = prompt_tokens.saturating_add(completion_tokens);
+        if reasoning > 0 && total == Some(said.saturating_add(reasoning)) {
+            completion_tokens = completion_tokens.saturating_add(reasoning);
+        }
+        for sum in [&mut prompt_tokens, &mut completion_tokens] {
+            if *sum > MOST {
+                *sum = MOST;
+                reader.clamped = true;
+            }
+        }
+
+        let mut parts = Parts {
+            whole: prompt_tokens,
+            clamped: reader.clamped,
+        };
+        let cached_tokens = parts.take(cached);
+        let cache_creation_tokens = parts.take(cache_creation);
+        let mut spoken = Parts {
+            whole: completion_tokens,
+            clamped: parts.clamped,
+        };
+        let reasoning_tokens = spoken.take(reasoning);
+        // Audio and images may be in the cached part too, so they are bounded by the whole, not by the rest.
+        Some(Usage {
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens,
+            cache_creation_tokens,
+            cache_creation_1h_tokens: creation_1h.min(cache_creation_tokens),
+            reasoning_tokens,
+            audio_prompt_tokens: audio_prompt.min(prompt_tokens),
+            image_prompt_tokens: image_prompt.min(prompt_tokens),
+            audio_completion_tokens: audio_completion.min(completion_tokens),
+            image_tokens: image_completion.min(completion_tokens),
+            seconds_milli: seconds_milli.unwrap_or(0),
+            clamped: spoken.clamped,
+            ..Usage::default()
+        })
+    }
+
+    /// Takes the usage out of a whole JSON answer or the payload of one SSE event, without building a tree of
+    /// it: `usage` at the top, in `response` (Responses API events) or in `message` (Anthropic's first event).
+    pub fn find_in(body: &[u8]) -> Option<Usage> {
+        if !names_usage(body) {
+            return None;
+        }
+        let envelope: Envelope<'_> = serde_json::from_slice(body).ok()?;
+        envelope.usage()
+    }
+
+    /// As [`Usage::find_in`] for a transcription or translation, where `duration` (verbose JSON, in seconds)
+    /// counts too.
+    pub fn find_in_transcription(body: &[u8]) -> Option<Usage> {
+        if !names_usage(body) && memmem::find(body, b"\"duration\"").is_none() {
+            return None;
+        }
+        let envelope: Envelope<'_> = serde_json::from_slice(body).ok()?;
+        let duration = envelope.duration.and_then(parse_small).and_then(|value| {
+            let mut reader = Reader::default();
+            let seconds_milli = reader.millis(Some(&value))?;
+            Some(Usage {
+                seconds_milli,
+                clamped: reader.clamped,
+                ..Usage::default()
+            })
+        });
+        match (envelope.usage(), duration) {
+            (Some(mut usage), Some(duration)) => {
+                usage.merge(&duration);
+                Some(usage)
+            }
+            (usage, duration) => usage.or(duration),
+        }
+    }
+}
+
+/// Input tokens of so many bytes of text: one per four bytes, rounded up, at least one. English is close to
+/// that, other languages are in bytes too: fewer letters per token, more bytes per letter.
+pub fn estimate_prompt(body_text_bytes: usize) -> u64 {
+    by_bytes(body_text_bytes).clamp(1, MOST)
+}
+
+/// Output tokens of so many bytes of text in so many content deltas: one per four bytes, but at least one per
+/// delta, because no provider streams less than a token at a time.
+pub fn estimate_completion(text_bytes: usize, deltas: u64) -> u64 {
+    by_bytes(text_bytes).max(deltas).min(MOST)
+}
+
+fn by_bytes(bytes: usize) -> u64 {
+    u64::try_from(bytes.div_ceil(4)).unwrap_or(MOST)
+}
+
+type Map = serde_json::Map<String, Value>;
+
+fn object<'a>(usage: &'a Map, names: &[&str]) -> Option<&'a Map> {
+    names
+        .iter()
+        .find_map(|name| usage.get(*name).and_then(Value::as_object))
+}
+
+/// Turns JSON values into counts and remembers whether one had to be corrected.
+#[derive(Default)]
+struct Reader {
+    clamped: bool,
+}
+
+impl Reader {
+    /// The first of these fields that is there and not null.
+    fn first(&mut self, map: &Map, names: &[&str]) -> Option<u64> {
+        names
+            .iter()
+            .find_map(|name| self.number(map.get(*name)?, 1.0, MOST))
+    }
+
+    /// Seconds, as milliseconds.
+    fn millis(&mut self, value: Option<&Value>) -> Option<u64> {
+        self.number(value?, 1000.0, MOST_MILLIS)
+    }
+
+    fn number(&mut self, value: &Value, scale: f64, most: u64) -> Option<u64> {
+        let number = match value {
+            Value::Null => return None,
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) if text.len() <= 64 => text.trim().parse().ok(),
+            _ => None,
+        };
+        let scaled = number.unwrap_or(f64::NAN) * scale;
+        if scaled.is_nan() || scaled < 0.0 {
+            self.clamped = true;
+            return Some(0);
+        }
+        if scaled > most as f64 {
+            self.clamped = true;
+            return Some(most);
+        }
+        Some(scaled.round() as u64)
+    }
+}
+
+/// Hands out parts of a whole so that together they are never more than it.
+struct Parts {
+    whole: u64,
+    clamped: bool,
+}
+
+impl Parts {
+    fn take(&mut self, part: u64) -> u64 {
+        let taken = part.min(self.whole);
+        self.clamped |= taken < part;
+        self.whole -= taken;
+        taken
+    }
+}
+
+/// Whether `"usage"` stands anywhere with something other than null behind it: servers asked for usage send
+/// `"usage":null` with every chunk but the last, and those need no parsing. Inside a JSON string the quotes
+/// would be escaped, so text that talks of usage does not match.
+fn names_usage(body: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"usage\"";
+    memmem::find_iter(body, NAME).any(|at| {
+        let rest = body.get(at + NAME.len()..).unwrap_or_default().trim_ascii_start();
+        let value = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start);
+        value.is_some_and(|value| !value.starts_with(b"null"))
+    })
+}
+
+/// The few fields of an answer in which usage can stand, unparsed.
+#[derive(Default)]
+struct Envelope<'a> {
+    usage: Option<&'a RawValue>,
+    response: Option<&'a RawValue>,
+    message: Option<&'a RawValue>,
+    duration: Option<&'a RawValue>,
+}
+
+impl Envelope<'_> {
+    fn usage(&self) -> Option<Usage> {
+        if let Some(usage) = self
+            .usage
+            .and_then(parse_small)
+            .as_ref()
+            .and_then(Usage::from_json)
+        {
+            return Some(usage);
+        }
+        [self.response, self.message]
+            .into_iter()
+            .flatten()
+            .find_map(|raw| {
+                let inner: Envelope<'_> = serde_json::from_str(raw.get()).ok()?;
+                Usage::from_json(&parse_small(inner.usage?)?)
+            })
+    }
+}
+
+fn parse_small(raw: &RawValue) -> Option<Value> {
+    if raw.get().len() > LONGEST_USAGE {
+        return None;
+    }
+    serde_json::from_str(raw.get()).ok()
+}
+
+// Written by hand because a derived struct refuses an object that names a field twice, and a bill must not be
+// dodged that way: the last one counts, as in every JSON parser the client may use.
+impl<'de> Deserialize<'de> for Envelope<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Envelope<'de>, D::Error> {
+        deserializer.deserialize_map(EnvelopeVisitor)
+    }
+}
+
+struct EnvelopeVisitor;
+
+impl<'de> Visitor<'de> for EnvelopeVisitor {
+    type Value = Envelope<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Envelope<'de>, A::Error> {
+        let mut envelope = Envelope::default();
+        while let Some(Name(slot)) = map.next_key()? {
+            match slot {
+                Slot::Usage => envelope.usage = Some(map.next_value()?),
+                Slot::Response => envelope.response = Some(map.next_value()?),
+                Slot::Message => envelope.message = Some(map.next_value()?),
+                Slot::Duration => envelope.duration = Some(map.next_value()?),
+                Slot::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(envelope)
+    }
+}
+
+enum Slot {
+    Usage,
+    Response,
+    Message,
+    Duration,
+    Other,
+}
+
+/// A key of the envelope, told apart without allocating.
+struct Name(Slot);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+        struct NameVisitor;
+        impl Visitor<'_> for NameVisitor {
+            type Value = Name;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a field name")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Name, E> {
+                Ok(Name(match name {
+                    "usage" => Slot::Usage,
+                    "response" => Slot::Response,
+                    "message" => Slot::Message,
+                    "duration" => Slot::Duration,
+                    _ => Slot::Other,
+                }))
+            }
+        }
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests;
