@@ -5,6 +5,7 @@
 
 mod json;
 pub mod multipart;
+mod parameters;
 pub mod peek;
 #[cfg(test)]
 mod properties;

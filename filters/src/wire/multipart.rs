@@ -4,6 +4,7 @@
 //! to disagree (bare LF, padding behind a boundary, a header or parameter given twice, a transfer
 //! encoding) the body is refused, so that what is checked here is what is used there.
 
+use super::parameters::{extended_value, is_token, parameters, unescape};
 use memchr::memmem::{self, Finder};
 use std::ops::Range;
 
@@ -75,7 +76,7 @@ pub fn boundary(content_type: &str) -> Result<String, MultipartError> {
     if !media.trim().eq_ignore_ascii_case("multipart/form-data") {
         return Err(MultipartError::NotMultipart);
     }
-    let parameters = self::parameters(parameters).ok_or(MultipartError::BadBoundary)?;
+    let parameters = super::parameters::parameters(parameters).ok_or(MultipartError::BadBoundary)?;
     let mut boundaries = parameters.into_iter().filter(|(name, _)| name == "boundary");
     let (_, boundary) = boundaries.next().ok_or(MultipartError::NoBoundary)?;
     if boundaries.next().is_some() || !is_boundary(&boundary) {
@@ -283,97 +284,6 @@ fn part(fields: Fields, head: Range<usize>, value: Range<usize>) -> Result<Part,
         head,
         value,
     })
-}
-
-/// The parameters of a header, `; a=b; c="d"`, names in lower case, quotes taken off. `None` when they
-/// are malformed.
-fn parameters(text: &str) -> Option<Vec<(String, String)>> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    loop {
-        rest = rest.trim_start_matches([' ', '\t', ';']);
-        if rest.is_empty() {
-            return Some(found);
-        }
-        let (name, after) = rest.split_once('=')?;
-        let name = name.trim_end_matches([' ', '\t']);
-        if !is_token(name) {
-            return None;
-        }
-        let after = after.trim_start_matches([' ', '\t']);
-        let (value, after) = match after.strip_prefix('"') {
-            Some(quoted) => unquote(quoted)?,
-            None => {
-                let (value, after) = after.split_at(after.find(';').unwrap_or(after.len()));
-                let value = value.trim_end_matches([' ', '\t']);
-                if value.contains([' ', '\t', '"', ',']) {
-                    return None;
-                }
-                (value.to_owned(), after)
-            }
-        };
-        found.push((name.to_ascii_lowercase(), value));
-        rest = after.trim_start_matches([' ', '\t']);
-        if !rest.is_empty() && !rest.starts_with(';') {
-            return None;
-        }
-    }
-}
-
-/// Reads a quoted text from behind its opening quote; also gives what follows the closing one.
-fn unquote(text: &str) -> Option<(String, &str)> {
-    let mut value = String::new();
-    let mut chars = text.char_indices().peekable();
-    while let Some((at, char)) = chars.next() {
-        match char {
-            '"' => return Some((value, text.get(at + 1..)?)),
-            // Only what must be escaped is: old browsers send `C:\path` as it is.
-            '\\' => match chars.next_if(|(_, next)| matches!(next, '"' | '\\')) {
-                Some((_, escaped)) => value.push(escaped),
-                None => value.push(char),
-            },
-            _ => value.push(char),
-        }
-    }
-    None
-}
-
-/// Takes back the three escapes of browsers (WHATWG, RFC 7578); other percent signs mean themselves.
-fn unescape(text: &str) -> String {
-    if !text.contains('%') {
-        return text.to_owned();
-    }
-    text.replace("%22", "\"")
-        .replace("%0D", "\r")
-        .replace("%0d", "\r")
-        .replace("%0A", "\n")
-        .replace("%0a", "\n")
-}
-
-/// The text of an RFC 5987 value, `UTF-8''na%C3%AFve`; `None` for other character sets.
-fn extended_value(text: &str) -> Option<String> {
-    let (charset, rest) = text.split_once('\'')?;
-    let (_, encoded) = rest.split_once('\'')?;
-    if !charset.eq_ignore_ascii_case("utf-8") {
-        return None;
-    }
-    let mut decoded = Vec::with_capacity(encoded.len());
-    let mut bytes = encoded.bytes();
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                u8::try_from(digit()? << 4 | digit()?).ok()?
-            }
-            _ => byte,
-        });
-    }
-    String::from_utf8(decoded).ok()
-}
-
-fn is_token(text: &str) -> bool {
-    let is = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(is)
 }
 
 fn is_boundary(text: &str) -> bool {

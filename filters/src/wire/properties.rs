@@ -164,6 +164,32 @@ fn edits() -> impl Strategy<Value = Vec<(&'static str, Bytes)>> {
     )
 }
 
+/// What [`splice::object_edits`] promises, done on a tree, where nothing can go wrong with commas.
+fn edit_tree(
+    tree: &mut Map<String, Value>,
+    replace: &[(&str, Bytes)],
+    remove: &[&str],
+    insert: &[(&str, Bytes)],
+) {
+    let value = |json: &Bytes| serde_json::from_slice::<Value>(json).unwrap();
+    for (name, json) in replace {
+        if let Some(old) = tree.get_mut(*name) {
+            *old = value(json);
+        }
+    }
+    for name in remove {
+        tree.shift_remove(*name);
+    }
+    let there: Vec<String> = tree.keys().cloned().collect();
+    for (at, (name, json)) in insert.iter().enumerate() {
+        // Of a new name given twice the last counts, and it goes where the last stands.
+        let again = insert.iter().skip(at + 1).any(|(later, _)| later == name);
+        if !again || there.iter().any(|key| key == name) {
+            tree.insert((*name).to_owned(), value(json));
+        }
+    }
+}
+
 /// The pieces that line ends and fields of an event stream are made of.
 fn stream() -> impl Strategy<Value = String> {
     let piece = select(vec![
@@ -264,11 +290,10 @@ proptest! {
     ) {
         let mut tree = Map::new();
         let mut texts = Vec::new();
-        for (key, json) in members {
-            if tree.insert(key.clone(), serde_json::from_str(json).unwrap()).is_none() {
+        for (key, json) in members.into_iter().filter(|(key, _)| !key.is_empty()) {
+            if !tree.contains_key(&key) {
                 texts.push((format!("\"{key}\""), json.to_owned()));
-            } else {
-                tree.insert(key.clone(), serde_json::from_str(&texts.iter().find(|(k, _)| k.trim_matches('"') == key).unwrap().1).unwrap());
+                tree.insert(key, serde_json::from_str::<Value>(json).unwrap());
             }
         }
         let body = Bytes::from(format!("{around}{}{around}", object(&texts, &space)));
@@ -276,27 +301,15 @@ proptest! {
         let edits = splice::object_edits(&body, &found, &replace, &remove, &insert);
         let touched: usize = edits.iter().map(|edit| edit.range.len()).sum();
         let rope = splice::apply(&body, edits).unwrap();
-
-        // The same on the tree, where nothing can go wrong with commas.
-        let value = |json: &Bytes| serde_json::from_slice::<Value>(json).unwrap();
-        for (name, json) in &replace {
-            if let Some(old) = tree.get_mut(*name) { *old = value(json); }
-        }
-        for name in &remove { tree.shift_remove(*name); }
-        for (at, (name, json)) in insert.iter().enumerate() {
-            // Of a name given twice the last counts, and it goes where the last stands.
-            let again = insert.iter().skip(at + 1).any(|(later, _)| later == name);
-            if !again || tree.contains_key(*name) && found.get(name).is_some() && !remove.contains(name) {
-                tree.insert((*name).to_owned(), value(json));
-            }
-        }
+        edit_tree(&mut tree, &replace, &remove, &insert);
         let whole = rope.to_bytes();
         let spliced: Value = serde_json::from_slice(&whole).unwrap();
         prop_assert_eq!(spliced.to_string(), Value::Object(tree).to_string(), "order included");
 
         // What no edit touched is not only equal, it is the very same memory.
         let own = body.as_ptr() as usize..body.as_ptr() as usize + body.len();
-        let kept: usize = rope.pieces().iter().filter(|piece| own.contains(&(piece.as_ptr() as usize))).map(Bytes::len).sum();
+        let kept = rope.pieces().iter().filter(|piece| own.contains(&(piece.as_ptr() as usize)));
+        let kept: usize = kept.map(Bytes::len).sum();
         prop_assert_eq!(kept, body.len() - touched);
         let again = peek::scan(&whole, WANTED, DEFAULT_DEPTH).unwrap();
         for field in &found.fields {
@@ -312,7 +325,11 @@ proptest! {
     }
 
     #[test]
-    fn streams_are_split_alike_however_they_are_cut(stream in stream(), cuts in vec(any::<Index>(), 0..10), limit in 1..40usize) {
+    fn streams_are_split_alike_however_they_are_cut(
+        stream in stream(),
+        cuts in vec(any::<Index>(), 0..10),
+        limit in 1..40usize,
+    ) {
         let text = stream.as_bytes();
         let whole = split(&mut sse::Splitter::default(), text, &[]);
         prop_assert_eq!(whole.concat(), text, "no byte is lost");
@@ -344,26 +361,32 @@ proptest! {
 
     #[test]
     fn forms_are_read_as_they_are_written(
-        parts in vec(("[a-z\"; =%]{0,8}", proptest::option::of("[a-zA-Z\"/: .]{0,8}"), content()), 0..6),
+        parts in vec(("[a-z\"; =]{0,8}", proptest::option::of("[a-zA-Z\"/: .]{0,8}"), content()), 0..6),
         preamble in content(),
     ) {
-        let quote = |text: &str| text.replace('%', "").replace('"', "%22");
+        let quote = |text: &str| text.replace('"', "%22");
         let mut form = if preamble.is_empty() { String::new() } else { preamble + "\r\n" };
         for (name, filename, content) in &parts {
-            let filename = filename.as_ref().map_or(String::new(), |name| format!("; filename=\"{}\"", quote(name)));
-            form += &format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{}\"{filename}\r\n\r\n", quote(name));
-            form += &format!("{content}\r\n");
+            form += &format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{}\"", quote(name));
+            if let Some(filename) = filename {
+                form += &format!("; filename=\"{}\"", quote(filename));
+            }
+            form += &format!("\r\n\r\n{content}\r\n");
         }
         form += &format!("--{BOUNDARY}--\r\n");
         let found = multipart::scan(form.as_bytes(), BOUNDARY, multipart::Limits::default()).unwrap();
-        let found: Vec<_> = found.into_iter().map(|part| (part.name, part.filename, form[part.value].to_owned())).collect();
-        let parts: Vec<_> = parts.into_iter().map(|(name, filename, content)| (name.replace('%', ""), filename, content)).collect();
-        prop_assert_eq!(found, parts);
+        let found = found.into_iter().map(|part| (part.name, part.filename, form[part.value].to_owned()));
+        prop_assert_eq!(found.collect::<Vec<_>>(), parts);
     }
 
     #[test]
     fn nothing_panics(
-        soup in prop_oneof![vec(any::<u8>(), 0..200), nearly_json(), stream().prop_map(String::into_bytes), content().prop_map(String::into_bytes)],
+        soup in prop_oneof![
+            vec(any::<u8>(), 0..200),
+            nearly_json(),
+            stream().prop_map(String::into_bytes),
+            content().prop_map(String::into_bytes),
+        ],
         (from, to) in (0..250usize, 0..250usize),
         depth in 0..200usize,
         text in any::<String>(),
