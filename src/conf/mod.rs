@@ -24,8 +24,9 @@ pub use load::{Env, Loaded, load};
 pub use own::{
     Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own, Timeouts,
 };
-pub use report::{Problem, Report, Severity};
+pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;
+pub use settings::weakness;
 pub use types::{
     Conf, Dialect, General, GroupAlias, LitellmParams, LitellmSettings, ModelEntry, ModelInfo, PassThrough,
     Provider, RouterSettings, Source, Span,

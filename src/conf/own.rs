@@ -184,15 +184,27 @@ pub struct Ledger {
 impl Default for Own {
     fn default() -> Self {
         Self {
-            listeners: vec![Listener { address: SocketAddr::from(([127, 0, 0, 1], 4000)), h2c: true }],
+            listeners: vec![Listener {
+                address: SocketAddr::from(([127, 0, 0, 1], 4000)),
+                h2c: true,
+            }],
             data_dir: PathBuf::from("/var/lib/tollkeeper"),
             internal_networks: internal_networks(),
             trusted_proxies: Vec::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
-            log: Log { level: log::LevelFilter::Info, format: LogFormat::Auto },
-            cors: Cors { allow_origins: vec!["*".into()] },
-            metrics: Metrics { enabled: true, path: "/metrics".into(), auth: LaneAuth::Internal },
+            log: Log {
+                level: log::LevelFilter::Info,
+                format: LogFormat::Auto,
+            },
+            cors: Cors {
+                allow_origins: vec!["*".into()],
+            },
+            metrics: Metrics {
+                enabled: true,
+                path: "/metrics".into(),
+                auth: LaneAuth::Internal,
+            },
             lanes: Vec::new(),
             ledger: Ledger {
                 fsync_every: Duration::from_millis(50),
@@ -229,8 +241,15 @@ impl Default for Timeouts {
 
 /// Loopback, RFC 1918 and unique-local: the peers that count as inside when the file is silent.
 fn internal_networks() -> Vec<IpNet> {
-    ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
-        .iter()
-        .filter_map(|net| net.parse().ok())
-        .collect()
+    [
+        "127.0.0.0/8",
+        "::1/128",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "fc00::/7",
+    ]
+    .iter()
+    .filter_map(|net| net.parse().ok())
+    .collect()
 }
