@@ -1,1 +1,4 @@
 //! The host.
+
+pub mod cli;
+pub mod conf;

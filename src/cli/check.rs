@@ -1,0 +1,89 @@
+//! `tollkeeper check`: says everything that is wrong with a config, and whether it would start.
+//!
+//! The report is what was asked for, so it goes to stdout in every format.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::conf::load::Env;
+use crate::conf::{Conf, EXIT_CONFIG, Report, Severity, load};
+
+/// How the report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// For people: each line with carets under what is wrong.
+    #[default]
+    Text,
+    /// One object for programs.
+    Json,
+    /// Annotations for GitHub's workflows.
+    Github,
+}
+
+impl std::str::FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            "github" => Ok(Self::Github),
+            _ => Err("the formats are text, json and github".into()),
+        }
+    }
+}
+
+/// Checks the config at `file`, or the first one found, and prints the report on stdout. With
+/// `strict` a warning counts as an error. Returns 0, 78 when the config cannot be used, or 1 when
+/// the report cannot be written.
+pub fn run(file: Option<PathBuf>, format: Format, strict: bool, env: &Env) -> i32 {
+    // `anstream` takes the colours out unless stdout is a terminal, and follows NO_COLOR.
+    let mut out = anstream::stdout().lock();
+    match report(file, format, strict, env, &mut out) {
+        Ok(code) => code,
+        Err(_) => 1,
+    }
+}
+
+/// The same into any writer, with ANSI colours in the text format.
+pub fn report(
+    file: Option<PathBuf>,
+    format: Format,
+    strict: bool,
+    env: &Env,
+    out: &mut impl Write,
+) -> std::io::Result<i32> {
+    let (conf, report) = match load(file.as_deref(), env) {
+        Ok(loaded) => (Some(loaded.conf), loaded.report),
+        Err(report) => (None, report),
+    };
+    let refused = report.has_errors() || strict && report.count(Severity::Warning) > 0;
+    match format {
+        Format::Text => text(conf.as_ref(), &report, refused, out)?,
+        Format::Json => writeln!(out, "{:#}", report.to_json())?,
+        Format::Github => write!(out, "{}", report.to_github())?,
+    }
+    out.flush()?;
+    Ok(if refused { EXIT_CONFIG } else { 0 })
+}
+
+fn text(conf: Option<&Conf>, report: &Report, refused: bool, out: &mut impl Write) -> std::io::Result<()> {
+    write!(out, "{}", report.render(true))?;
+    if let Some(conf) = conf {
+        let file = match &conf.source.path {
+            Some(path) => path.display().to_string(),
+            None => "no config file found: zero-config mode".into(),
+        };
+        let (models, paths) = (conf.models.len(), conf.general.pass_through_endpoints.len());
+        let skipped = match conf.skipped.len() {
+            0 => String::new(),
+            n => format!(" ({n} skipped)"),
+        };
+        writeln!(
+            out,
+            "{file}: {models} deployments{skipped}, {paths} pass-through paths"
+        )?;
+    }
+    let end = if refused { " · exit 78" } else { "" };
+    writeln!(out, "{}{end}", report.summary())
+}

@@ -1,0 +1,227 @@
+//! What only shows when the whole config is there: names that collide, aliases that lead nowhere,
+//! paths taken twice.
+
+use std::collections::HashMap;
+
+use super::litellm::capture;
+use super::report::Notes;
+use super::text::{nearest, shown};
+use super::types::{Conf, ModelEntry, PassThrough};
+
+/// Checks the config as a whole.
+pub(super) fn whole(conf: &Conf, notes: &Notes) {
+    ids(conf, notes);
+    groups(conf, notes);
+    aliases(conf, notes);
+    pass_through(&conf.general.pass_through_endpoints, notes);
+    lanes(conf, notes);
+}
+
+/// A deployment's id names it in headers and in the ledger: two of one name would be one there.
+fn ids(conf: &Conf, notes: &Notes) {
+    let mut seen: HashMap<&str, &ModelEntry> = HashMap::new();
+    for entry in conf.models.iter().chain(&conf.skipped) {
+        let Some(id) = &entry.info.id else { continue };
+        if let Some(first) = seen.insert(id, entry) {
+            let message = format!("model id \"{}\" is given twice", shown(id));
+            let draft = notes
+                .error("duplicate-id", message)
+                .at(entry.at)
+                .label("the second one");
+            drop(draft.help(format!(
+                "the first is at line {}; an id names one deployment",
+                first.at.line
+            )));
+        }
+    }
+}
+
+/// Several deployments under one name are balanced; worth saying, as it may be an accident.
+fn groups(conf: &Conf, notes: &Notes) {
+    let mut groups: Vec<(&str, Vec<&ModelEntry>)> = Vec::new();
+    let mut index: HashMap<&str, usize> = HashMap::new();
+    for entry in &conf.models {
+        let slot = *index.entry(&entry.model_name).or_insert_with(|| {
+            groups.push((&entry.model_name, Vec::new()));
+            groups.len() - 1
+        });
+        if let Some((_, members)) = groups.get_mut(slot) {
+            members.push(entry);
+        }
+    }
+    for (name, members) in groups.iter().filter(|(_, members)| members.len() > 1) {
+        let Some(last) = members.last() else { continue };
+        let lines: Vec<String> = members.iter().take(8).map(|m| m.at.line.to_string()).collect();
+        let more = if members.len() > 8 { ", …" } else { "" };
+        let share = match shares(members) {
+            Some(shares) => shares,
+            None => format!("{} % each", 100 / members.len()),
+        };
+        let message = format!(
+            "model \"{}\" has {} deployments (lines {}{more}): all are used, {share}",
+            shown(name),
+            members.len(),
+            lines.join(", "),
+        );
+        drop(notes.note("balanced", message).at(last.at));
+    }
+}
+
+/// `75 % and 25 %` when weights are given.
+fn shares(members: &[&ModelEntry]) -> Option<String> {
+    members.iter().find_map(|m| m.params.weight)?;
+    let weights: Vec<f64> = members.iter().map(|m| m.params.weight.unwrap_or(0.0)).collect();
+    let total: f64 = weights.iter().sum();
+    if total <= 0.0 || members.len() > 8 {
+        return Some("by weight".into());
+    }
+    let parts: Vec<String> = weights
+        .iter()
+        .map(|w| format!("{:.0} %", 100.0 * w / total))
+        .collect();
+    Some(format!("{} by weight", parts.join(", ")))
+}
+
+fn aliases(conf: &Conf, notes: &Notes) {
+    let all = || {
+        conf.models
+            .iter()
+            .chain(&conf.skipped)
+            .map(|m| m.model_name.as_str())
+    };
+    let known = |name: &str| all().any(|pattern| capture(pattern, name).is_some());
+    let group = conf
+        .router
+        .model_group_alias
+        .iter()
+        .map(|(name, alias)| ("model_group_alias", name, &alias.model));
+    let map = conf
+        .litellm
+        .model_alias_map
+        .iter()
+        .map(|(name, target)| ("model_alias_map", name, target));
+    for (field, name, target) in group.chain(map) {
+        let path = if field == "model_group_alias" {
+            "router_settings"
+        } else {
+            "litellm_settings"
+        };
+        let path = format!("{path} → {field}");
+        if !known(target) && !conf.router.model_group_alias.contains_key(target) {
+            let message = format!(
+                "alias \"{}\" leads to \"{}\", which is no model",
+                shown(name),
+                shown(target)
+            );
+            let draft = notes.warning("alias", message).path(&path);
+            match nearest(target, all()) {
+                Some(near) => drop(draft.help(format!("did you mean `{}`?", shown(near)))),
+                None => drop(draft.help("add it to model_list, or take the alias out")),
+            }
+        }
+        if conf.models.iter().any(|m| m.model_name == *name) && field == "model_group_alias" {
+            let message = format!("alias \"{}\" is never used: a model has that name", shown(name));
+            drop(notes.warning("shadowed", message).path(&path));
+        }
+    }
+}
+
+/// Paths that must stay the gateway's own: keys, money and health are managed there.
+const OWN_PATHS: [&str; 13] = [
+    "/key",
+    "/user",
+    "/team",
+    "/spend",
+    "/global",
+    "/budget",
+    "/customer",
+    "/organization",
+    "/model",
+    "/health",
+    "/ui",
+    "/metrics",
+    "/config",
+];
+/// Paths of models, which a pass-through takes away from keys' model lists and prices.
+const MODEL_PATHS: [&str; 10] = [
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/models",
+    "/responses",
+    "/moderations",
+    "/rerank",
+    "/audio/speech",
+    "/audio/transcriptions",
+    "/images/generations",
+];
+
+fn pass_through(endpoints: &[PassThrough], notes: &Notes) {
+    let mut seen: HashMap<&str, Vec<&PassThrough>> = HashMap::new();
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let path = format!("general_settings → pass_through_endpoints[{index}]");
+        let place = shown(&endpoint.path);
+        let before = seen.entry(&endpoint.path).or_default();
+        if let Some(first) = before.iter().find(|first| same_method(first, endpoint)) {
+            let message = format!("path {place} is taken by two pass-through endpoints");
+            let draft = notes
+                .error("path-collision", message)
+                .at(endpoint.at)
+                .label("this one is never reached");
+            drop(
+                draft
+                    .path(&path)
+                    .help(format!("the first is at line {}", first.at.line)),
+            );
+        }
+        before.push(endpoint);
+        let own = OWN_PATHS.iter().find(|own| {
+            endpoint.path == **own
+                || endpoint
+                    .path
+                    .strip_prefix(**own)
+                    .is_some_and(|rest| rest.starts_with('/'))
+        });
+        if let Some(own) = own {
+            let message =
+                format!("path {place} is the gateway's own: everything below {own} is managed here");
+            let draft = notes.error("path-collision", message).at(endpoint.at).path(&path);
+            drop(draft.help("choose another path, such as /upstream/…"));
+        } else if MODEL_PATHS.contains(&endpoint.path.strip_prefix("/v1").unwrap_or(&endpoint.path)) {
+            let message =
+                format!("path {place} is a model endpoint: calls to it pass no model list, price or budget");
+            let draft = notes
+                .warning("path-collision", message)
+                .at(endpoint.at)
+                .path(&path);
+            drop(draft.help("if that is not meant, add the upstream to model_list instead"));
+        }
+        if endpoint.path == "/" && endpoint.include_subpath {
+            let message = "this pass-through takes every path that is not the gateway's own";
+            drop(
+                notes
+                    .warning("path-collision", message)
+                    .at(endpoint.at)
+                    .path(&path),
+            );
+        }
+    }
+}
+
+fn same_method(a: &PassThrough, b: &PassThrough) -> bool {
+    a.methods.is_empty() || b.methods.is_empty() || a.methods.iter().any(|method| b.methods.contains(method))
+}
+
+fn lanes(conf: &Conf, notes: &Notes) {
+    let mut seen: HashMap<&str, u32> = HashMap::new();
+    for (index, lane) in conf.tollkeeper.lanes.iter().enumerate() {
+        if let Some(first) = seen.insert(&lane.name, lane.at.line) {
+            let message = format!("lane \"{}\" is given twice", shown(&lane.name));
+            let draft = notes
+                .error("duplicate-id", message)
+                .at(lane.at)
+                .path(&format!("tollkeeper → lanes[{index}]"));
+            drop(draft.help(format!("the first is at line {first}")));
+        }
+    }
+}

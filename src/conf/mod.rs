@@ -1,0 +1,36 @@
+//! The config: found, read, checked, typed.
+//!
+//! `load` finds the file, reads it with its includes and the environment into a tree that knows
+//! where everything stands (`node`), walks the tree into types (`models`, `settings`, `section`)
+//! and checks what only shows in the whole (`check`). Every problem of one run is collected and
+//! shown with the line it is about (`report`). Only `load.rs` reads the environment.
+
+mod check;
+mod fields;
+mod keys;
+pub mod litellm;
+pub mod load;
+mod models;
+mod node;
+mod own;
+mod report;
+mod secret;
+mod section;
+mod settings;
+mod text;
+mod types;
+
+pub use load::{Env, Loaded, load};
+pub use own::{
+    Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own, Timeouts,
+};
+pub use report::{EXIT_CONFIG, Problem, Report, Severity};
+pub use secret::Secret;
+pub use settings::weakness;
+pub use types::{
+    Conf, Dialect, General, GroupAlias, LitellmParams, LitellmSettings, ModelEntry, ModelInfo, PassThrough,
+    Provider, RouterSettings, Source, Span,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! Our own section of the config, the top-level key `tollkeeper:`.
+//!
+//! The comments on the fields are the user's manual. Everything has a default, and a key that is
+//! not listed here is an error.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::types::Span;
+
+/// The section `tollkeeper:`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Own {
+    /// Where clients connect. Default: one listener on `127.0.0.1:4000`, which only this machine
+    /// can reach; write `0.0.0.0:4000` to open it.
+    pub listeners: Vec<Listener>,
+    /// Where the embedded database, the ledger's spool and the generated master key live. Relative
+    /// paths start at the config file. Default: `$TOLLKEEPER_DATA_DIR`, else
+    /// `$XDG_DATA_HOME/tollkeeper`, else `~/.local/share/tollkeeper`, else `/var/lib/tollkeeper`.
+    pub data_dir: PathBuf,
+    /// Networks whose peers count as internal: lanes with `auth: internal` and `/metrics` let them
+    /// in without a key. Judged on the TCP peer, never on a header. Default: loopback, RFC 1918
+    /// and unique-local addresses.
+    pub internal_networks: Vec<IpNet>,
+    /// Proxies in front of us whose `X-Forwarded-*` headers are believed. Default: none.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How much of anything is accepted.
+    pub limits: Limits,
+    /// How long anything may take.
+    pub timeouts: Timeouts,
+    /// What is logged, and how it looks.
+    pub log: Log,
+    /// Which web pages may call from a browser.
+    pub cors: Cors,
+    /// The Prometheus endpoint.
+    pub metrics: Metrics,
+    /// Further lanes, or built-in ones under their own name to replace them.
+    pub lanes: Vec<Lane>,
+    /// The record of every call on its way to the database.
+    pub ledger: Ledger,
+}
+
+/// One address that clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// IP address and port, such as `0.0.0.0:4000` or `[::]:4000`.
+    pub address: SocketAddr,
+    /// Also speak HTTP/2 without TLS (prior knowledge). Default: true.
+    pub h2c: bool,
+}
+
+/// How much is accepted. Sizes are bytes and may be written `32MiB`, `64KiB`, `100MB`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest JSON body, in bytes. Default: 32MiB.
+    pub json_body: u64,
+    /// Largest multipart body (audio, images), in bytes. Default: 100MiB.
+    pub multipart_body: u64,
+    /// Time a client has for sending its whole body. Default: 60s.
+    pub body_timeout: Duration,
+    /// Largest request head, in bytes. Default: 64KiB.
+    pub header_bytes: u64,
+    /// Connections held at once; further ones wait. Default: 20000.
+    pub max_connections: u64,
+}
+
+/// How long things may take. Written `500ms`, `30s`, `10m`, `1h`; a bare number is seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Opening a connection to an upstream, TLS included. Default: 5s.
+    pub connect: Duration,
+    /// From the request sent to the upstream's first byte; a slow model thinks in here.
+    /// Default: 10m. A deployment's `timeout` is more specific and wins.
+    pub first_byte: Duration,
+    /// Silence allowed between two chunks of an answer. Default: 5m.
+    pub stream_idle: Duration,
+    /// The whole call, retries included. Default: 100m, as LiteLLM's 6000 seconds.
+    pub total: Duration,
+    /// After SIGTERM, how long calls in flight may go on. Default: 60s.
+    pub drain: Duration,
+}
+
+/// Logging goes to stderr.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace` or `off`. `RUST_LOG` wins. Default: info.
+    pub level: log::LevelFilter,
+    /// `text`, `json`, or `auto`: text on a terminal, JSON lines otherwise. Default: auto.
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+/// Cross-origin calls from browsers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cors {
+    /// Origins whose pages may call, such as `https://chat.example.com`; `"*"` allows every one,
+    /// without cookies. Default: `["*"]`, since a call needs a key anyway.
+    pub allow_origins: Vec<String>,
+}
+
+/// `/metrics`, in Prometheus' text format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Serve the endpoint at all. Default: true.
+    pub enabled: bool,
+    /// Where it is served. Default: `/metrics`.
+    pub path: String,
+    /// Who may read it. Default: internal.
+    pub auth: LaneAuth,
+}
+
+/// A lane binds hosts and paths to a driver and a chain of filters. The most specific path wins,
+/// whatever the order in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lane {
+    /// Its name in logs and metrics. A built-in lane's name replaces that lane.
+    pub name: String,
+    /// Hosts it answers for, such as `llm.example.com` or `*.example.com`. Default: every host.
+    pub hosts: Vec<String>,
+    /// Paths, each exact (`/health`) or with everything below it (`/tts/*`).
+    pub paths: Vec<String>,
+    /// `call`: the body is read and a model is chosen. `stream`: bytes pass untouched to `target`.
+    /// `admin`: our own API.
+    pub driver: Driver,
+    /// Where `stream` sends: `http://host:port` with an optional base path.
+    pub target: Option<String>,
+    /// The chain in order: a filter's name, or a name with settings. Default: the driver's own.
+    pub filters: Option<Vec<FilterUse>>,
+    /// Who may come in. Default: required.
+    pub auth: LaneAuth,
+    /// Where it stands in the file.
+    pub at: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    Call,
+    Stream,
+    Admin,
+}
+
+/// Who may use a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneAuth {
+    /// A key, always.
+    Required,
+    /// No key for peers inside `internal_networks`, a key for everyone else.
+    Internal,
+    /// Nobody needs a key.
+    Open,
+}
+
+/// One filter in a lane's chain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilterUse {
+    /// Its name in the registry.
+    pub name: String,
+    /// What the file says below the name, `null` when nothing. The filter itself judges it.
+    pub settings: serde_json::Value,
+    /// Where the name stands in the file.
+    pub at: Span,
+}
+
+/// How records travel: spool file first, then the database in batches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    /// Longest time between an append to the spool and its fsync. Default: 50ms.
+    pub fsync_every: Duration,
+    /// Rows written to the database at once. Default: 500.
+    pub batch: u64,
+    /// Longest time a record waits for its batch to fill. Default: 1s.
+    pub flush_every: Duration,
+}
+
+impl Default for Own {
+    fn default() -> Self {
+        Self {
+            listeners: vec![Listener {
+                address: SocketAddr::from(([127, 0, 0, 1], 4000)),
+                h2c: true,
+            }],
+            data_dir: PathBuf::from("/var/lib/tollkeeper"),
+            internal_networks: internal_networks(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            log: Log {
+                level: log::LevelFilter::Info,
+                format: LogFormat::Auto,
+            },
+            cors: Cors {
+                allow_origins: vec!["*".into()],
+            },
+            metrics: Metrics {
+                enabled: true,
+                path: "/metrics".into(),
+                auth: LaneAuth::Internal,
+            },
+            lanes: Vec::new(),
+            ledger: Ledger {
+                fsync_every: Duration::from_millis(50),
+                batch: 500,
+                flush_every: Duration::from_secs(1),
+            },
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            json_body: 32 << 20,
+            multipart_body: 100 << 20,
+            body_timeout: Duration::from_secs(60),
+            header_bytes: 64 << 10,
+            max_connections: 20_000,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(600),
+            stream_idle: Duration::from_secs(300),
+            total: Duration::from_secs(6000),
+            drain: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Loopback, RFC 1918 and unique-local: the peers that count as inside when the file is silent.
+fn internal_networks() -> Vec<IpNet> {
+    [
+        "127.0.0.0/8",
+        "::1/128",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "fc00::/7",
+    ]
+    .iter()
+    .filter_map(|net| net.parse().ok())
+    .collect()
+}

@@ -1,0 +1,288 @@
+//! Reads our own section, `tollkeeper:`. Unknown fields are errors here: a typing error must not
+//! leave a limit or a lane without effect.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::fields::Fields;
+use super::node::{Node, Value};
+use super::own::{Driver, FilterUse, Lane, LaneAuth, Listener, LogFormat, Own};
+use super::report::Notes;
+use super::settings::{route_path, top_section};
+use super::text::{base_url, shown};
+
+const AUTH: [(&str, LaneAuth); 3] = [
+    ("required", LaneAuth::Required),
+    ("internal", LaneAuth::Internal),
+    ("open", LaneAuth::Open),
+];
+
+/// Overwrites in `own` what the file says. Relative paths start at `dir`.
+pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
+    let Some(section) = top_section(root, "tollkeeper") else {
+        return;
+    };
+    let Some(fields) = Fields::open(&section.value, notes, "tollkeeper") else {
+        return;
+    };
+    if let Some(items) = fields.list("listeners") {
+        own.listeners = items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, item)| listener(item, i, &fields))
+            .collect();
+        if items.is_empty()
+            && let Some(entry) = fields.entry("listeners")
+        {
+            drop(
+                fields
+                    .error("missing", "without a listener nobody can connect", entry.key_at)
+                    .help("remove the key for the default, 127.0.0.1:4000"),
+            );
+        }
+    }
+    if let Some(data_dir) = fields.text("data_dir") {
+        own.data_dir = dir.join(data_dir);
+    }
+    set(
+        &mut own.internal_networks,
+        fields.parsed_list("internal_networks", "network", network),
+    );
+    set(
+        &mut own.trusted_proxies,
+        fields.parsed_list("trusted_proxies", "network", network),
+    );
+    if let Some(limits) = fields.child("limits") {
+        set(&mut own.limits.json_body, limits.bytes("json_body"));
+        set(&mut own.limits.multipart_body, limits.bytes("multipart_body"));
+        set(&mut own.limits.body_timeout, limits.some_time("body_timeout"));
+        set(&mut own.limits.header_bytes, limits.bytes("header_bytes"));
+        set(&mut own.limits.max_connections, limits.count("max_connections"));
+        if own.limits.max_connections == 0
+            && let Some(entry) = limits.entry("max_connections")
+        {
+            drop(limits.error("number", "with 0 connections nobody can connect", entry.value.at));
+        }
+        limits.refuse_rest();
+    }
+    if let Some(timeouts) = fields.child("timeouts") {
+        set(&mut own.timeouts.connect, timeouts.some_time("connect"));
+        set(&mut own.timeouts.first_byte, timeouts.some_time("first_byte"));
+        set(&mut own.timeouts.stream_idle, timeouts.some_time("stream_idle"));
+        set(&mut own.timeouts.total, timeouts.some_time("total"));
+        set(&mut own.timeouts.drain, timeouts.duration("drain"));
+        timeouts.refuse_rest();
+    }
+    if let Some(log) = fields.child("log") {
+        use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+        let levels = [
+            ("error", Error),
+            ("warn", Warn),
+            ("info", Info),
+            ("debug", Debug),
+            ("trace", Trace),
+            ("off", Off),
+        ];
+        set(&mut own.log.level, log.choice("level", &levels));
+        let formats = [
+            ("auto", LogFormat::Auto),
+            ("text", LogFormat::Text),
+            ("json", LogFormat::Json),
+        ];
+        set(&mut own.log.format, log.choice("format", &formats));
+        log.refuse_rest();
+    }
+    if let Some(cors) = fields.child("cors") {
+        set(
+            &mut own.cors.allow_origins,
+            cors.parsed_list("allow_origins", "url", origin),
+        );
+        cors.refuse_rest();
+    }
+    if let Some(metrics) = fields.child("metrics") {
+        set(&mut own.metrics.enabled, metrics.flag("enabled"));
+        set(&mut own.metrics.path, metrics.parsed("path", "path", route_path));
+        set(&mut own.metrics.auth, metrics.choice("auth", &AUTH));
+        metrics.refuse_rest();
+    }
+    if let Some(items) = fields.list("lanes") {
+        own.lanes = items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, item)| lane(item, i, &fields))
+            .collect();
+    }
+    if let Some(ledger) = fields.child("ledger") {
+        set(&mut own.ledger.fsync_every, ledger.some_time("fsync_every"));
+        set(&mut own.ledger.batch, ledger.count("batch"));
+        set(&mut own.ledger.flush_every, ledger.some_time("flush_every"));
+        if !(1..=10_000).contains(&own.ledger.batch)
+            && let Some(entry) = ledger.entry("batch")
+        {
+            drop(ledger.error("number", "`batch` must be from 1 to 10000 rows", entry.value.at));
+        }
+        ledger.refuse_rest();
+    }
+    fields.refuse_rest();
+}
+
+fn set<T>(slot: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *slot = value;
+    }
+}
+
+/// `10.0.0.0/8`, or a single address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let net = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+    let net =
+        net.map_err(|_| "a network is written 10.0.0.0/8 or fd00::/8, an address 10.1.2.3".to_owned())?;
+    Ok(net.trunc())
+}
+
+/// `https://chat.example.com`, or `*`.
+fn origin(text: &str) -> Result<String, String> {
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    let base = base_url(text)?;
+    match base.split_once("://") {
+        Some((_, rest)) if rest.contains(['/', '?', '#']) => {
+            Err("an origin is scheme, host and port, without a path".into())
+        }
+        _ => Ok(base.to_ascii_lowercase()),
+    }
+}
+
+fn listener(item: &Node, index: usize, above: &Fields<'_>) -> Option<Listener> {
+    let fields = Fields::open(item, above.notes, above.below(&format!("listeners[{index}]")))?;
+    let address = fields.parsed("address", "address", |text| {
+        text.parse::<SocketAddr>()
+            .map_err(|_| "an address is an IP and a port: 127.0.0.1:4000, 0.0.0.0:4000, [::]:4000".into())
+    });
+    if !fields.all().iter().any(|e| e.key == "address") {
+        drop(
+            fields
+                .error("missing", "`address` is missing", item.at)
+                .help("for example `address: 0.0.0.0:4000`"),
+        );
+    }
+    let h2c = fields.flag("h2c").unwrap_or(true);
+    fields.refuse_rest();
+    Some(Listener {
+        address: address?,
+        h2c,
+    })
+}
+
+fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {
+    let fields = Fields::open(item, above.notes, above.below(&format!("lanes[{index}]")))?;
+    let has = |key: &str| fields.all().iter().any(|e| e.key == key && !e.value.is_null());
+    for key in ["name", "paths", "driver"] {
+        if !has(key) {
+            drop(fields.error("missing", format!("`{key}` is missing in a lane"), item.at));
+        }
+    }
+    let drivers = [
+        ("call", Driver::Call),
+        ("stream", Driver::Stream),
+        ("admin", Driver::Admin),
+    ];
+    let name = fields.text("name");
+    let hosts = fields.parsed_list("hosts", "host", host).unwrap_or_default();
+    let paths = fields.parsed_list("paths", "path", lane_path);
+    let driver = fields.choice("driver", &drivers);
+    let target = fields.parsed("target", "url", |text| base_url(text).map_err(str::to_owned));
+    let auth = fields.choice("auth", &AUTH).unwrap_or(LaneAuth::Required);
+    let filters = fields
+        .list("filters")
+        .map(|items| items.iter().filter_map(|item| filter(item, &fields)).collect());
+    match (driver, fields.entry("target")) {
+        (Some(Driver::Stream), None) => {
+            drop(
+                fields
+                    .error("missing", "a stream lane needs a `target`", item.at)
+                    .help("for example `target: http://host:8000`"),
+            );
+        }
+        (Some(Driver::Call | Driver::Admin), Some(entry)) => {
+            drop(
+                fields
+                    .error("target", "only a stream lane has a `target`", entry.key_at)
+                    .help("a call lane finds its upstreams in model_list"),
+            );
+        }
+        _ => {}
+    }
+    fields.refuse_rest();
+    Some(Lane {
+        name: name?,
+        hosts,
+        paths: paths?,
+        driver: driver?,
+        target,
+        filters,
+        auth,
+        at: item.at,
+    })
+}
+
+/// `llm.example.com`, or `*.example.com`.
+fn host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix("*.").unwrap_or(text);
+    let good = !bare.is_empty()
+        && bare.len() <= 253
+        && bare.split('.').all(|part| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        });
+    if good {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a host is a name such as llm.example.com or *.example.com, without a port".into())
+    }
+}
+
+/// `/health`, or `/tts/*`.
+fn lane_path(text: &str) -> Result<String, String> {
+    match text.strip_suffix("/*") {
+        Some("") => Ok("/*".into()),
+        Some(start) if !start.contains('*') => route_path(start).map(|path| format!("{path}/*")),
+        None if !text.contains('*') => route_path(text),
+        _ => Err("a `*` stands only at the end, as `/*`".into()),
+    }
+}
+
+/// A name, or a name with settings below it.
+fn filter(item: &Node, above: &Fields<'_>) -> Option<FilterUse> {
+    match &item.value {
+        Value::Scalar(s) if !s.is_null() => Some(FilterUse {
+            name: s.text.clone(),
+            settings: serde_json::Value::Null,
+            at: item.at,
+        }),
+        Value::Map(entries) if entries.len() == 1 => entries.first().map(|entry| FilterUse {
+            name: entry.key.clone(),
+            settings: entry.value.to_json(),
+            at: entry.key_at,
+        }),
+        _ => {
+            let message = format!(
+                "a filter is a name, or one name with its settings below; this is {}",
+                shown(item.kind())
+            );
+            drop(
+                above
+                    .error("type", message, item.at)
+                    .help("write `- auth` or `- auth: {…}`"),
+            );
+            None
+        }
+    }
+}
