@@ -9,4 +9,5 @@ pub mod builtin;
 pub mod contract;
 pub mod dialects;
 pub mod model;
+pub mod testkit;
 pub mod wire;

@@ -85,7 +85,7 @@ pub trait Dialect: Send + Sync {
 }
 
 /// Turns one provider stream into canonical SSE, however the bytes are cut.
-pub trait StreamTranslator: Send {
+pub trait StreamTranslator: Send + Sync {
     /// Takes the next bytes of the upstream body and appends what follows from them to `out`.
     fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>);
 

@@ -1,5 +1,6 @@
 //! A deployment: one upstream that serves a model name.
 
+use super::price::Price;
 use super::secret::Secret;
 use std::time::Duration;
 
@@ -29,12 +30,14 @@ pub struct Deployment {
     pub additional_drop_params: Vec<String>,
     /// Call parameters of the deployment; the request's own win.
     pub defaults: serde_json::Map<String, serde_json::Value>,
+    /// None = not priced.
+    pub price: Option<Price>,
     pub max_output_tokens: Option<u64>,
     pub model_info: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Where a deployment is: the parts of `api_base`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Base {
     pub tls: bool,
     /// Host name or address, without brackets.

@@ -117,15 +117,14 @@ impl Record {
             &mut self.user_id,
             &mut self.team_id,
             &mut self.end_user,
-        ] {
-            if let Some(t) = text {
-                clean(t, 512);
-            }
+        ]
+        .into_iter()
+        .flatten()
+        {
+            clean(text, 512);
         }
-        for text in [&mut self.error, &mut self.user_agent] {
-            if let Some(t) = text {
-                clean(t, 2048);
-            }
+        for text in [&mut self.error, &mut self.user_agent].into_iter().flatten() {
+            clean(text, 2048);
         }
         self.tags.truncate(64);
         for t in &mut self.tags {

@@ -1,0 +1,266 @@
+//! Who is calling: the master key, a virtual key, or nobody where the lane allows it.
+//!
+//! Keys are hashed first and looked up by hash; what a caller wrote never reaches a query.
+
+use crate::contract::cx::{Auth as LaneAuth, Cx};
+use crate::contract::ports::{Clock, Keys, Ports};
+use crate::contract::{Fault, Filter, Needs, Refusal, Result, Verdict};
+use crate::model::key::{Caller, Key, KeyHash, MasterKey};
+use async_trait::async_trait;
+use http::{HeaderMap, request};
+use std::sync::Arc;
+
+/// Longer texts are no keys of anybody's.
+const MAX_KEY_BYTES: usize = 1024;
+
+/// Headers that may carry the key, besides `x-litellm-api-key`, which wins over all of them.
+const KEY_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
+
+pub struct Auth {
+    keys: Arc<dyn Keys>,
+    clock: Arc<dyn Clock>,
+    master: Option<MasterKey>,
+}
+
+impl Auth {
+    pub fn new(ports: &Ports) -> Self {
+        Self {
+            keys: Arc::clone(&ports.keys),
+            clock: Arc::clone(&ports.clock),
+            master: ports.master.clone(),
+        }
+    }
+
+    async fn caller(&self, presented: &str) -> Result<Caller> {
+        let hash = KeyHash::of(presented);
+        if self.master.as_ref().is_some_and(|m| m.is(&hash)) {
+            return Ok(Caller::Master { hash });
+        }
+        // Also what keeps a stored hash from being used as a key.
+        if !presented.starts_with("sk-") || presented.len() > MAX_KEY_BYTES {
+            return Err(Refusal::unauthorized(
+                "Authentication Error, a virtual key is expected: it starts with \"sk-\". \
+                 Ask an admin for one, or make one with POST /key/generate.",
+            )
+            .into());
+        }
+        let key = match self.keys.cached(&hash) {
+            Some(known) => known,
+            None => self.keys.find(&hash).await.map_err(|e| {
+                Fault::unavailable(
+                    "Keys cannot be looked up right now because the database is away. Try again in a few seconds.",
+                    e,
+                )
+            })?,
+        };
+        let Some(key) = key else {
+            return Err(Refusal::new(
+                401,
+                "token_not_found_in_db",
+                "Authentication Error, Invalid API key provided. It was never issued here, or it was deleted.",
+            )
+            .param("key")
+            .header("www-authenticate", "Bearer")
+            .into());
+        };
+        self.standing(&key)?;
+        Ok(Caller::Key(key))
+    }
+
+    fn standing(&self, key: &Key) -> Result<()> {
+        if key.blocked {
+            return Err(Refusal::unauthorized(
+                "Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.",
+            )
+            .into());
+        }
+        if key.expires_micros.is_some_and(|at| at <= self.clock.now_micros()) {
+            return Err(Refusal::new(
+                401,
+                "expired_key",
+                format!(
+                    "Authentication Error - Expired Key. {} has expired; ask for a new one.",
+                    key.key_name
+                ),
+            )
+            .param(key.key_name.clone())
+            .into());
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Filter for Auth {
+    fn needs(&self) -> Needs {
+        Needs {
+            request: true,
+            ..Needs::NONE
+        }
+    }
+
+    async fn request_filter(&self, cx: &mut Cx, head: &request::Parts) -> Result<Verdict> {
+        let keyless = match cx.auth {
+            LaneAuth::Open => true,
+            LaneAuth::Internal => cx.internal,
+            LaneAuth::Required => false,
+        };
+        // On a lane that wants no key, a key-like header is the upstream's business or a leftover;
+        // judging it would make a keyless call fail for what it need not have sent.
+        if !keyless {
+            cx.caller = self.caller(presented(&head.headers)?).await?;
+        }
+        Ok(Verdict::Continue)
+    }
+}
+
+/// The key that the head carries, without its scheme.
+fn presented(headers: &HeaderMap) -> Result<&str> {
+    if let Some(value) = headers.get("x-litellm-api-key") {
+        let text = text(value, "x-litellm-api-key")?;
+        return Ok(bearer(text).unwrap_or(text).trim());
+    }
+    let mut found: Option<(&'static str, &str)> = None;
+    for name in KEY_HEADERS {
+        for value in headers.get_all(name) {
+            let text = text(value, name)?;
+            let key = if name == "authorization" {
+                bearer(text).map(str::trim).filter(|k| !k.is_empty()).ok_or_else(|| {
+                    Refusal::unauthorized(
+                        "Authentication Error, Malformed API Key passed in. Ensure Key has `Bearer ` prefix.",
+                    )
+                })?
+            } else {
+                bearer(text).unwrap_or(text).trim()
+            };
+            match found {
+                Some((other, k)) if k != key => {
+                    return Err(Refusal::unauthorized(format!(
+                        "Authentication Error, the headers {other} and {name} carry two different keys. Send one."
+                    ))
+                    .into());
+                }
+                _ => found = Some((name, key)),
+            }
+        }
+    }
+    match found {
+        Some((_, key)) if !key.is_empty() => Ok(key),
+        _ => Err(Refusal::unauthorized(
+            "Authentication Error, No api key passed in. Send it as `Authorization: Bearer sk-...`.",
+        )
+        .into()),
+    }
+}
+
+fn bearer(text: &str) -> Option<&str> {
+    let (scheme, rest) = text.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("basic")).then_some(rest)
+}
+
+fn text<'a>(value: &'a http::HeaderValue, name: &str) -> Result<&'a str> {
+    value.to_str().map_err(|_| {
+        Refusal::unauthorized(format!(
+            "Authentication Error, the header {name} holds bytes that no key has. Check how the key was copied."
+        ))
+        .into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit;
+
+    fn check(headers: &[(&str, &str)], want: std::result::Result<&str, &str>) {
+        let mut map = HeaderMap::new();
+        for (n, v) in headers {
+            map.append(http::HeaderName::try_from(*n).unwrap(), v.parse().unwrap());
+        }
+        match (presented(&map), want) {
+            (Ok(got), Ok(want)) => assert_eq!(got, want, "{headers:?}"),
+            (Err(stop), Err(part)) => {
+                assert_eq!(stop.status(), 401);
+                assert!(
+                    stop.shown().contains(part),
+                    "{:?} should say {part}",
+                    stop.shown()
+                );
+            }
+            (got, want) => panic!("{headers:?}: got {got:?}, want {want:?}"),
+        }
+    }
+
+    #[test]
+    fn keys_are_found_where_clients_put_them() {
+        check(&[("authorization", "Bearer sk-a")], Ok("sk-a"));
+        check(&[("authorization", "bearer sk-a")], Ok("sk-a"));
+        check(&[("x-api-key", "sk-a")], Ok("sk-a"));
+        check(&[("api-key", "sk-a")], Ok("sk-a"));
+        check(
+            &[
+                ("x-litellm-api-key", "Bearer sk-a"),
+                ("authorization", "nonsense"),
+            ],
+            Ok("sk-a"),
+        );
+        check(
+            &[("authorization", "Bearer sk-a"), ("x-api-key", "sk-a")],
+            Ok("sk-a"),
+        );
+        check(
+            &[("authorization", "Bearer sk-a"), ("x-api-key", "sk-b")],
+            Err("authorization and x-api-key"),
+        );
+        check(&[("authorization", "sk-a")], Err("Malformed"));
+        check(&[("authorization", "Bearer ")], Err("Malformed"));
+        check(&[("x-api-key", "")], Err("No api key"));
+        check(&[], Err("No api key"));
+        check(&[("cookie", "sk-a")], Err("No api key"));
+    }
+
+    #[tokio::test]
+    async fn standing_decides() {
+        let kit = testkit::Kit::default();
+        let mut key = testkit::key("sk-good");
+        kit.keys.insert(key.clone());
+        key.hash = KeyHash::of("sk-blocked");
+        key.blocked = true;
+        kit.keys.insert(key.clone());
+        key.hash = KeyHash::of("sk-expired");
+        key.blocked = false;
+        key.expires_micros = Some(kit.clock.now_micros());
+        kit.keys.insert(key);
+        let auth = Auth::new(&kit.ports());
+        let status = |k: &'static str| {
+            let auth = &auth;
+            async move {
+                auth.caller(k)
+                    .await
+                    .map(|c| c.is_admin())
+                    .map_err(|s| (s.status(), s.kind()))
+            }
+        };
+        assert_eq!(status(testkit::MASTER).await, Ok(true));
+        assert_eq!(status("sk-good").await, Ok(false));
+        assert_eq!(status("sk-unknown").await, Err((401, "token_not_found_in_db")));
+        assert_eq!(status("sk-blocked").await, Err((401, "auth_error")));
+        assert_eq!(status("sk-expired").await, Err((401, "expired_key")));
+        let hash = KeyHash::of("sk-good").hex();
+        assert_eq!(
+            auth.caller(&hash).await.map(|_| ()).map_err(|s| s.status()),
+            Err(401),
+            "a stored hash is no key"
+        );
+        kit.keys.away();
+        assert_eq!(
+            status("sk-good").await,
+            Ok(false),
+            "a known key goes on while the store is away"
+        );
+        assert_eq!(
+            status("sk-unknown2").await,
+            Err((503, "service_unavailable_error"))
+        );
+    }
+}

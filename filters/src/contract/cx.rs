@@ -1,0 +1,99 @@
+//! The state of one request. Typed; each field has one writer, named here.
+
+use super::call::Call;
+use super::ports::{Catalog, Reservation};
+use crate::dialects::StreamTranslator;
+use crate::model::deployment::Deployment;
+use crate::model::key::Caller;
+use crate::model::record::Attempt;
+use crate::model::usage::Usage;
+use crate::wire::sse::Splitter;
+use bytes::Bytes;
+use http::Extensions;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One request, from its head to its last byte.
+pub struct Cx {
+    /// Our own id, unique whatever the client sends. Written by the driver.
+    pub request_id: String,
+    /// The lane's name. Written by the driver.
+    pub lane: Arc<str>,
+    /// Whether the lane wants a key: `required`, `internal` (none from internal networks), `open`.
+    pub auth: Auth,
+    pub started: Instant,
+    /// Microseconds since 1970. Written by the driver.
+    pub started_micros: i64,
+    /// Who the client is, by the one rule for that. Written by the driver.
+    pub client_ip: IpAddr,
+    /// Bounded. Written by the driver.
+    pub user_agent: Option<String>,
+    /// The client's address lies within the configured internal networks. Written by the driver.
+    pub internal: bool,
+    /// Written by `auth`.
+    pub caller: Caller,
+    /// Written by the driver once the body is read; `access` resolves its `model`.
+    pub call: Option<Call>,
+    /// The models of this request's snapshot. Written by the driver.
+    pub catalog: Arc<dyn Catalog>,
+    /// Written by `budget`; settled by it, or by its own drop.
+    pub reservation: Option<Reservation>,
+    /// The deployment of the current attempt. Written by the driver.
+    pub deployment: Option<Arc<Deployment>>,
+    /// The model name that the current attempt sent. Written by the driver.
+    pub upstream_model: String,
+    /// Attempts given up, and the one that answered. Written by the driver.
+    pub attempts: Vec<Attempt>,
+    /// First byte of the answer from upstream. Written by the driver.
+    pub first_byte: Option<Instant>,
+    /// The answer's status, once there is one. Written by the driver.
+    pub response_status: u16,
+    /// The answer is a stream of server-sent events. Written by the driver.
+    pub event_stream: bool,
+    /// Body bytes from and to the client. Written by the driver.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// What is known of the call's usage so far. Written by `usage`.
+    pub metered: Metered,
+    /// The stream translator of the answering dialect. Written by `translate`.
+    pub translator: Option<Box<dyn StreamTranslator>>,
+    /// A whole answer being collected for translation. Written by `translate`.
+    pub collected: Vec<u8>,
+    /// The ledger has this call. Written by `spend`.
+    pub recorded: bool,
+    /// What the call cost, nano-dollars; None = not priced or not known yet. Written by `spend`.
+    pub cost_nanos: Option<i64>,
+    /// State of filters that are not built in.
+    pub ext: Extensions,
+}
+
+/// Whether a lane wants a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    Required,
+    /// Clients in the internal networks need none; all others do.
+    Internal,
+    Open,
+}
+
+/// What `usage` gathers while the answer flows by.
+#[derive(Default)]
+pub struct Metered {
+    /// Splits a stream into events.
+    pub splitter: Splitter,
+    /// The pieces of a JSON answer that is not a stream; shared, not copied; bounded.
+    pub pieces: Vec<Bytes>,
+    pub pieces_len: usize,
+    /// From the upstream's own words, so far.
+    pub told: Option<Usage>,
+    /// Events that carried a piece of the answer, and bytes of text in them: for the estimate.
+    pub deltas: u64,
+    pub text_bytes: u64,
+    /// The stream said that it is complete.
+    pub done: bool,
+    /// The upstream put an error into its stream.
+    pub error: Option<String>,
+    /// What the call used, once that is settled: told, or estimated.
+    pub used: Option<Usage>,
+}

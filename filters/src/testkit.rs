@@ -1,0 +1,273 @@
+//! For testing filters, built-in ones and your own: fake ports, a request's state, a chain run.
+
+use crate::contract::cx::{Auth, Metered};
+use crate::contract::ports::{
+    Budgets, Catalog, Clock, Exceeded, Keys, Ledger, Metrics, Observation, Ports, Reservation, Unavailable,
+};
+use crate::contract::upstream::Edits;
+use crate::contract::{Call, Cx, Upstream};
+use crate::model::call::Endpoint;
+use crate::model::deployment::{Base, Deployment};
+use crate::model::key::{Caller, Key, KeyHash, MasterKey, key_name};
+use crate::model::record::Record;
+use crate::model::secret::Secret;
+use crate::model::usage::Usage;
+use crate::wire::splice::Rope;
+use async_trait::async_trait;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The master key of every kit.
+pub const MASTER: &str = "sk-master";
+
+/// Fake ports that remember what was done through them.
+#[derive(Default, Clone)]
+pub struct Kit {
+    pub keys: Arc<FakeKeys>,
+    pub ledger: Arc<FakeLedger>,
+    pub clock: Arc<FakeClock>,
+}
+
+impl Kit {
+    pub fn ports(&self) -> Ports {
+        Ports {
+            keys: self.keys.clone(),
+            budgets: self.keys.clone(),
+            ledger: self.ledger.clone(),
+            metrics: Arc::new(NoMetrics),
+            clock: self.clock.clone(),
+            master: Some(MasterKey::new(Secret::new(MASTER))),
+        }
+    }
+
+    /// A request from loopback on a lane that wants a key.
+    pub fn cx(&self) -> Cx {
+        Cx {
+            request_id: "req-1".into(),
+            lane: "test".into(),
+            auth: Auth::Required,
+            started: Instant::now(),
+            started_micros: self.clock.now_micros(),
+            client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            user_agent: None,
+            internal: true,
+            caller: Caller::Anonymous,
+            call: None,
+            catalog: catalog(&["gpt-4"]),
+            reservation: None,
+            deployment: None,
+            upstream_model: String::new(),
+            attempts: Vec::new(),
+            first_byte: None,
+            response_status: 0,
+            event_stream: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            metered: Metered::default(),
+            translator: None,
+            collected: Vec::new(),
+            recorded: false,
+            cost_nanos: None,
+            ext: http::Extensions::new(),
+        }
+    }
+}
+
+/// A key without limits.
+pub fn key(secret: &str) -> Key {
+    Key {
+        hash: KeyHash::of(secret),
+        key_name: key_name(secret),
+        key_alias: None,
+        user_id: None,
+        team_id: None,
+        models: Vec::new(),
+        aliases: Default::default(),
+        spend_nanos: 0,
+        max_budget_nanos: None,
+        expires_micros: None,
+        blocked: false,
+        metadata: Default::default(),
+        extra: Default::default(),
+        created_at_micros: 0,
+        created_by: None,
+        updated_at_micros: 0,
+    }
+}
+
+/// A JSON call. The body must be one that a client may send.
+pub fn call(endpoint: Endpoint, body: &str) -> Call {
+    match Call::parse(
+        endpoint,
+        body.to_string().into(),
+        "application/json".into(),
+        None,
+        None,
+    ) {
+        Ok(call) => call,
+        Err(r) => panic!("not a call: {}", r.message),
+    }
+}
+
+/// A deployment on loopback.
+pub fn deployment(dialect: &'static str) -> Deployment {
+    Deployment {
+        id: "d1".into(),
+        model_name: "gpt-4".into(),
+        provider: dialect.into(),
+        dialect,
+        upstream_model: "real".into(),
+        base: Base {
+            tls: false,
+            host: "127.0.0.1".into(),
+            port: 9,
+            path: String::new(),
+            h2: false,
+        },
+        api_key: Some(Secret::new("provider-key")),
+        headers: Vec::new(),
+        weight: 1,
+        timeout: Duration::from_secs(1),
+        stream_timeout: Duration::from_secs(1),
+        drop_params: false,
+        additional_drop_params: Vec::new(),
+        defaults: Default::default(),
+        price: None,
+        max_output_tokens: None,
+        model_info: Default::default(),
+    }
+}
+
+/// An attempt with nothing in it yet.
+pub fn upstream() -> Upstream {
+    Upstream {
+        deployment: None,
+        model: String::new(),
+        method: http::Method::POST,
+        path: "/".into(),
+        headers: http::HeaderMap::new(),
+        edits: Edits::default(),
+        body: Rope::default(),
+    }
+}
+
+/// A catalog of unpriced names; `prefix/*` matches as in a config.
+pub fn catalog(names: &[&str]) -> Arc<dyn Catalog> {
+    Arc::new(Names(names.iter().map(|n| n.to_string()).collect()))
+}
+
+struct Names(Vec<String>);
+
+impl Catalog for Names {
+    fn group_of(&self, model: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|n| *n == model || n.strip_suffix('*').is_some_and(|p| model.starts_with(p)))
+            .map(String::as_str)
+    }
+
+    fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    fn in_access_group(&self, _model: &str, _group: &str) -> bool {
+        false
+    }
+
+    fn worst_cost(&self, _model: &str, _endpoint: Endpoint, _usage: &Usage) -> Option<i64> {
+        None
+    }
+}
+
+/// Keys in memory, behind a store that can be away.
+#[derive(Default)]
+pub struct FakeKeys {
+    stored: Mutex<HashMap<KeyHash, Arc<Key>>>,
+    cached: Mutex<HashMap<KeyHash, Arc<Key>>>,
+    away: AtomicBool,
+}
+
+impl FakeKeys {
+    pub fn insert(&self, key: Key) {
+        lock(&self.stored).insert(key.hash, Arc::new(key));
+    }
+
+    /// From now on the store cannot be asked.
+    pub fn away(&self) {
+        self.away.store(true, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Keys for FakeKeys {
+    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+        lock(&self.cached).get(hash).cloned().map(Some)
+    }
+
+    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(Unavailable("the store is away".into()));
+        }
+        let found = lock(&self.stored).get(hash).cloned();
+        if let Some(key) = &found {
+            lock(&self.cached).insert(*hash, Arc::clone(key));
+        }
+        Ok(found)
+    }
+}
+
+impl Budgets for FakeKeys {
+    fn reserve(&self, key: &Key, _nanos: i64) -> Result<Reservation, Exceeded> {
+        match key.max_budget_nanos {
+            Some(budget) if key.spend_nanos >= budget => Err(Exceeded {
+                spent_nanos: key.spend_nanos,
+                budget_nanos: budget,
+            }),
+            _ => Ok(Reservation::new(|| {})),
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct FakeLedger(Mutex<Vec<Record>>);
+
+impl FakeLedger {
+    pub fn rows(&self) -> Vec<Record> {
+        lock(&self.0).clone()
+    }
+}
+
+impl Ledger for FakeLedger {
+    fn append(&self, record: Record) {
+        lock(&self.0).push(record);
+    }
+}
+
+struct NoMetrics;
+
+impl Metrics for NoMetrics {
+    fn observe(&self, _seen: &Observation<'_>) {}
+}
+
+/// A clock that stands still.
+#[derive(Default)]
+pub struct FakeClock(AtomicI64);
+
+impl FakeClock {
+    pub fn set(&self, micros: i64) {
+        self.0.store(micros, Ordering::SeqCst);
+    }
+}
+
+impl Clock for FakeClock {
+    fn now_micros(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
