@@ -7,12 +7,14 @@ use thiserror::Error;
 pub enum DialectError {
     /// The provider has nothing like these parameters, and `drop_params` is off.
     #[error(
-        "{provider} does not support parameters: {params:?}; leave them out, or let the gateway drop them \
-         with `drop_params: true`"
+        "{provider} does not support parameters: {params:?}{note}; leave them out, or let the gateway drop \
+         them with `drop_params: true`"
     )]
     UnsupportedParams {
         provider: &'static str,
         params: Vec<String>,
+        /// Why, where it is not that they are unknown: empty, or words in brackets after a blank.
+        note: String,
     },
 
     /// The request is not one that can be said in the provider's words.

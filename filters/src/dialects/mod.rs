@@ -87,7 +87,7 @@ pub trait Dialect: Send + Sync {
 /// Turns one provider stream into canonical SSE, however the bytes are cut.
 pub trait StreamTranslator: Send + Sync {
     /// Takes the next bytes of the upstream body and appends what follows from them to `out`.
-    fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>);
+    fn push(&mut self, chunk: Bytes, out: &mut Vec<u8>);
 
     /// The upstream body has ended. When it ended without its stop event, an SSE error event is
     /// written: never an invented stop, never a `[DONE]`. Calling it again does nothing.

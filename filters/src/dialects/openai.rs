@@ -76,8 +76,8 @@ fn envelope(class: ErrorClass, body: &[u8]) -> Bytes {
 struct Untouched;
 
 impl StreamTranslator for Untouched {
-    fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) {
-        out.extend_from_slice(chunk);
+    fn push(&mut self, chunk: Bytes, out: &mut Vec<u8>) {
+        out.extend_from_slice(&chunk);
     }
 
     fn finish(&mut self, _: &mut Vec<u8>) {}

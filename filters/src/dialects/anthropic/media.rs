@@ -7,8 +7,8 @@ use crate::dialects::DialectError;
 /// Blocks in Anthropic's own words, which pass as they are.
 const NATIVE: &[&str] = &["image", "document", "search_result", "container_upload"];
 
-/// One part of a message's content. `None` is a text with nothing in it: Anthropic refuses those,
-/// and leaving one out changes nothing. `at` says where the part stands, for refusals.
+/// One part of a message's content. `None` is a text of blanks only: Anthropic refuses
+/// those, and leaving one out changes nothing. `at` says where the part stands, for refusals.
 pub(super) fn block(part: &Value, at: &str) -> Result<Option<Value>, DialectError> {
     let fields = part
         .as_object()
@@ -18,7 +18,7 @@ pub(super) fn block(part: &Value, at: &str) -> Result<Option<Value>, DialectErro
         "text" | "input_text" | "output_text" => {
             let text = fields.get("text").and_then(Value::as_str);
             match text.ok_or_else(|| DialectError::invalid(at, "a text part needs a string in `text`"))? {
-                "" => return Ok(None),
+                blank if blank.trim().is_empty() => return Ok(None),
                 text => json!({"type": "text", "text": text}),
             }
         }

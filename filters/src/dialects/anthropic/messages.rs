@@ -159,7 +159,7 @@ fn assistant(
             let refusal = message
                 .get("refusal")
                 .and_then(Value::as_str)
-                .filter(|text| !text.is_empty());
+                .filter(|text| !text.trim().is_empty());
             blocks.extend(refusal.map(|text| json!({"type": "text", "text": text})));
         }
         Some(Value::Array(parts)) => {
@@ -171,7 +171,7 @@ fn assistant(
                     .filter(|_| is(part, &["refusal"]))
                 {
                     _ if own => blocks.push(part.clone()),
-                    Some("") => {}
+                    Some(blank) if blank.trim().is_empty() => {}
                     Some(text) => blocks.push(json!({"type": "text", "text": text})),
                     None => blocks.extend(media::block(part, &format!("{at}.content[{nth}]"))?),
                 }
@@ -262,7 +262,7 @@ fn call_id(id: Option<&Value>, at: &str) -> Result<String, DialectError> {
 /// A content that may hold anything a user may send.
 fn content(content: Option<&Value>, at: &str) -> Result<Vec<Value>, DialectError> {
     match content {
-        Some(Value::String(text)) if text.is_empty() => Ok(vec![]),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(vec![]),
         Some(Value::String(text)) => Ok(vec![json!({"type": "text", "text": text})]),
         Some(Value::Array(parts)) => blocks(parts, at),
         None | Some(Value::Null) => Ok(vec![]),

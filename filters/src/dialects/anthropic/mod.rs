@@ -5,7 +5,7 @@
 //! ([`JSON_TOOL`]) whose arguments come back as the content, whole and streamed alike.
 
 mod error;
-mod events;
+mod event;
 mod media;
 mod messages;
 mod request;

@@ -81,9 +81,11 @@ pub(super) fn dress(body: &[u8], p: &Params) -> Result<Dressed, DialectError> {
 
     refused.retain(|name| asked.is_callers(name));
     if !refused.is_empty() && !p.drop_params {
+        let note = note(&refused);
         return Err(DialectError::UnsupportedParams {
             provider: NAME,
             params: refused,
+            note,
         });
     }
 
@@ -157,6 +159,22 @@ fn names_a_file(content: &Value) -> bool {
             .and_then(|source| source.get("type")?.as_str());
         source == Some("file") || block.get("content").is_some_and(names_a_file)
     })
+}
+
+/// Why parameters are refused that Anthropic does know.
+fn note(refused: &[String]) -> String {
+    let any = |names: &[&str]| refused.iter().any(|name| names.contains(&name.as_str()));
+    let mut reasons = Vec::new();
+    if any(&["temperature", "top_p", "top_k"]) {
+        reasons.push("while thinking, temperature is 1, top_p at least 0.95, and top_k unset");
+    }
+    if any(&["stop"]) {
+        reasons.push("a stop must hold more than blanks");
+    }
+    match reasons.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", reasons.join("; ")),
+    }
 }
 
 fn some_of(values: Vec<Value>) -> Option<Value> {

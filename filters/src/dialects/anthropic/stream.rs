@@ -3,53 +3,20 @@
 //! The finish chunk is held until `message_stop`, so that a client sees either the whole ending
 //! (finish, usage, `[DONE]`) or an error event, and never both.
 
-use std::borrow::Cow;
-
-use serde::Deserialize;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::events::Events;
+use super::event::{Delta, Event};
 use super::response::{Usage, finish_reason, made_id};
 use super::{JSON_TOOL, error};
 use crate::dialects::{Params, StreamTranslator};
+use crate::wire::sse::{self, Splitter};
 
 /// Blocks that may be open at once. Anthropic closes one before it opens the next.
 const OPEN_BLOCKS: usize = 64;
 
-/// The parts of an event that matter here; all texts are borrowed from the event where they can be.
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(default)]
-    index: u64,
-    #[serde(default, borrow)]
-    delta: Option<Delta<'a>>,
-    #[serde(default)]
-    message: Option<Value>,
-    #[serde(default)]
-    content_block: Option<Value>,
-    #[serde(default)]
-    usage: Option<Value>,
-    #[serde(default)]
-    error: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Delta<'a> {
-    #[serde(default, rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(default, borrow)]
-    text: Cow<'a, str>,
-    #[serde(default, borrow)]
-    thinking: Cow<'a, str>,
-    #[serde(default, borrow)]
-    signature: Cow<'a, str>,
-    #[serde(default, borrow)]
-    partial_json: Cow<'a, str>,
-    #[serde(default)]
-    stop_reason: Option<String>,
-}
+/// Bytes that one event may hold. What Anthropic's own tools found comes in one piece.
+const EVENT_LIMIT: usize = 8 << 20;
 
 /// What an open block becomes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,7 +47,7 @@ enum Phase {
 
 /// One stream's state.
 pub(super) struct Translator {
-    events: Events,
+    splitter: Splitter,
     answer: Answer,
 }
 
@@ -116,30 +83,25 @@ impl Translator {
             prefix: Vec::new(),
         };
         Translator {
-            events: Events::default(),
+            splitter: Splitter::new(EVENT_LIMIT),
             answer,
         }
     }
 }
 
 impl StreamTranslator for Translator {
-    fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) {
+    fn push(&mut self, chunk: Bytes, out: &mut Vec<u8>) {
         let answer = &mut self.answer;
-        let fits = self.events.push(chunk, |event| answer.take(event, out));
-        if !fits {
-            self.answer
-                .fail(error::broken("the upstream sent an event that is too long"), out);
-        }
+        self.splitter.push_marked(chunk, |event, whole| match whole {
+            true => answer.take(&event, out),
+            false => answer.fail(error::broken("the upstream sent an event that is too long"), out),
+        });
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) {
         // A last event without its blank line counts if it is whole, which JSON tells by itself.
-        if let Some(event) = self
-            .events
-            .rest()
-            .filter(|event| serde_json::from_slice::<Event>(event).is_ok())
-        {
-            self.answer.take(&event, out);
+        if let Some(rest) = self.splitter.finish().filter(|rest| is_whole(rest)) {
+            self.answer.take(&rest, out);
         }
         self.answer.fail(
             error::broken("the upstream ended the stream before the answer was complete"),
@@ -156,12 +118,13 @@ impl StreamTranslator for Translator {
 }
 
 impl Answer {
-    /// One event's data. The reasons are shown to the client.
-    fn take(&mut self, data: &[u8], out: &mut Vec<u8>) {
-        if matches!(self.phase, Phase::Over(_)) {
+    /// One event. The reasons are shown to the client.
+    fn take(&mut self, event: &[u8], out: &mut Vec<u8>) {
+        let data = sse::data(event).filter(|data| !data.is_empty());
+        let (false, Some(data)) = (matches!(self.phase, Phase::Over(_)), data) else {
             return;
-        }
-        let said = match serde_json::from_slice::<Event>(data) {
+        };
+        let said = match serde_json::from_slice::<Event>(&data) {
             Ok(event) => self.event(event, out),
             Err(_) => Err("the upstream sent an event that cannot be read"),
         };
@@ -171,7 +134,7 @@ impl Answer {
     }
 
     fn event(&mut self, event: Event, out: &mut Vec<u8>) -> Result<(), &'static str> {
-        match event.kind.as_ref() {
+        match event.kind.0.as_ref() {
             "message_start" => self.begin(event.message.as_ref(), out),
             "error" => self.fail(error::object(event.error.as_ref().unwrap_or(&Value::Null)), out),
             "ping" => {}
@@ -180,13 +143,13 @@ impl Answer {
                 let block = event
                     .content_block
                     .ok_or("the upstream opened a block without saying which")?;
-                self.open_block(event.index, &block, out)?;
+                self.open_block(event.index.unwrap_or(0), &block, out)?;
             }
             "content_block_delta" => {
                 let delta = event.delta.ok_or("the upstream sent a delta without content")?;
-                self.delta(event.index, &delta, out)?;
+                self.delta(event.index.unwrap_or(0), &delta, out)?;
             }
-            "content_block_stop" => self.close_block(event.index, out),
+            "content_block_stop" => self.close_block(event.index.unwrap_or(0), out),
             "message_delta" => {
                 self.count(event.usage.as_ref());
                 self.stop = event
@@ -295,23 +258,23 @@ impl Answer {
             .iter_mut()
             .find(|(open, _)| *open == index)
             .map(|(_, block)| block);
-        match (delta.kind.as_ref(), open) {
+        match (delta.kind.0.as_ref(), open) {
             (_, Some(Block::Ignored)) => {}
-            ("text_delta", _) => self.text("content", &delta.text, out),
-            ("thinking_delta", _) => self.thought(&delta.thinking, out),
+            ("text_delta", _) => self.text("content", &delta.text.0, out),
+            ("thinking_delta", _) => self.thought(&delta.thinking.0, out),
             ("signature_delta", _) => {
-                let thought = json!({"type": "thinking", "thinking": "", "signature": delta.signature});
+                let thought = json!({"type": "thinking", "thinking": "", "signature": delta.signature.0});
                 self.chunk(&json!({"thinking_blocks": [thought]}), None, out);
             }
-            ("input_json_delta", _) if delta.partial_json.is_empty() => {}
+            ("input_json_delta", _) if delta.partial_json.0.is_empty() => {}
             ("input_json_delta", Some(Block::Structured { written })) => {
                 *written = true;
-                self.text("content", &delta.partial_json, out);
+                self.text("content", &delta.partial_json.0, out);
             }
             ("input_json_delta", Some(Block::Call { number, written })) => {
                 *written = true;
                 let number = *number;
-                self.arguments(number, &delta.partial_json, out);
+                self.arguments(number, &delta.partial_json.0, out);
             }
             ("input_json_delta", _) => return Err("the upstream sent arguments for no tool call"),
             _ => {}
@@ -351,7 +314,7 @@ impl Answer {
                 "choices": [],
                 "usage": self.usage.canonical(),
             });
-            event(&usage, out);
+            write(&usage, out);
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
         self.phase = Phase::Over(None);
@@ -360,7 +323,7 @@ impl Answer {
     /// Ends the stream with an error event, unless it has ended already.
     fn fail(&mut self, (status, object): (u16, Value), out: &mut Vec<u8>) {
         if !matches!(self.phase, Phase::Over(_)) {
-            event(&json!({ "error": object }), out);
+            write(&json!({ "error": object }), out);
             self.phase = Phase::Over(Some(status));
         }
     }
@@ -403,7 +366,11 @@ impl Answer {
     }
 }
 
-fn event(value: &Value, out: &mut Vec<u8>) {
+fn is_whole(event: &[u8]) -> bool {
+    sse::data(event).is_some_and(|data| serde_json::from_slice::<Event>(&data).is_ok())
+}
+
+fn write(value: &Value, out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: ");
     json_into(value, out);
     out.extend_from_slice(b"\n\n");
