@@ -39,10 +39,7 @@ impl std::str::FromStr for Format {
 pub fn run(file: Option<PathBuf>, format: Format, strict: bool, env: &Env) -> i32 {
     // `anstream` takes the colours out unless stdout is a terminal, and follows NO_COLOR.
     let mut out = anstream::stdout().lock();
-    match report(file, format, strict, env, &mut out) {
-        Ok(code) => code,
-        Err(_) => 1,
-    }
+    report(file, format, strict, env, &mut out).unwrap_or(1)
 }
 
 /// The same into any writer, with ANSI colours in the text format.
@@ -86,4 +83,54 @@ fn text(conf: Option<&Conf>, report: &Report, refused: bool, out: &mut impl Writ
     }
     let end = if refused { " · exit 78" } else { "" };
     writeln!(out, "{}{end}", report.summary())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(file: &str, format: Format, strict: bool) -> (i32, String) {
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
+        let mut out = Vec::new();
+        let code = report(Some(file), format, strict, &Env::default(), &mut out).unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_good_config_is_summed_up() {
+        let (code, out) = checked("conf/tollkeeper.yaml", Format::Text, true);
+        assert_eq!(code, 0, "{out}");
+        assert!(
+            out.ends_with("conf/tollkeeper.yaml: 0 deployments, 0 pass-through paths\nno problems\n"),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn a_bad_config_ends_with_78() {
+        let (code, out) = checked("tests/conf/broken/unknown_fields.yaml", Format::Text, false);
+        assert_eq!(code, EXIT_CONFIG);
+        assert!(out.ends_with("2 errors, 7 warnings · exit 78\n"), "{out}");
+        let (_, out) = checked("tests/conf/broken/unknown_fields.yaml", Format::Json, false);
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&json["errors"], &json["warnings"]), (&2.into(), &7.into()));
+        let (_, out) = checked("tests/conf/broken/unknown_fields.yaml", Format::Github, false);
+        assert_eq!(
+            out.lines().filter(|line| line.starts_with("::error ")).count(),
+            2,
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn strict_refuses_warnings() {
+        assert_eq!(
+            checked("tests/conf/broken/weak_master_key.yaml", Format::Text, false).0,
+            0
+        );
+        assert_eq!(
+            checked("tests/conf/broken/weak_master_key.yaml", Format::Text, true).0,
+            EXIT_CONFIG
+        );
+    }
 }

@@ -94,34 +94,36 @@ fn aliases(conf: &Conf, notes: &Notes) {
         .router
         .model_group_alias
         .iter()
-        .map(|(name, alias)| ("model_group_alias", name, &alias.model));
+        .map(|(name, alias)| ("model_group_alias", name, alias));
     let map = conf
         .litellm
         .model_alias_map
         .iter()
-        .map(|(name, target)| ("model_alias_map", name, target));
-    for (field, name, target) in group.chain(map) {
-        let path = if field == "model_group_alias" {
+        .map(|(name, alias)| ("model_alias_map", name, alias));
+    for (field, name, alias) in group.chain(map) {
+        let section = if field == "model_group_alias" {
             "router_settings"
         } else {
             "litellm_settings"
         };
-        let path = format!("{path} → {field}");
+        let path = format!("{section} → {field}");
+        let target = &alias.model;
         if !known(target) && !conf.router.model_group_alias.contains_key(target) {
             let message = format!(
                 "alias \"{}\" leads to \"{}\", which is no model",
                 shown(name),
                 shown(target)
             );
-            let draft = notes.warning("alias", message).path(&path);
+            let draft = notes.warning("alias", message).at(alias.at).path(&path);
             match nearest(target, all()) {
-                Some(near) => drop(draft.help(format!("did you mean `{}`?", shown(near)))),
+                Some(near) => drop(draft.label(format!("did you mean `{}`?", shown(near)))),
                 None => drop(draft.help("add it to model_list, or take the alias out")),
             }
         }
-        if conf.models.iter().any(|m| m.model_name == *name) && field == "model_group_alias" {
+        // A wildcard does not count: an exact alias is more specific than any pattern.
+        if field == "model_group_alias" && conf.models.iter().any(|m| m.model_name == *name) {
             let message = format!("alias \"{}\" is never used: a model has that name", shown(name));
-            drop(notes.warning("shadowed", message).path(&path));
+            notes.warning("shadowed", message).at(alias.at).path(&path);
         }
     }
 }

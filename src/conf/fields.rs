@@ -276,7 +276,10 @@ impl<'a> Fields<'a> {
             .map(|(word, _)| format!("`{word}`"))
             .collect::<Vec<_>>()
             .join(", ");
-        let message = format!("`{}` cannot be \"{}\"", shown(&entry.key), shown(&scalar.text));
+        let message = match scalar.origin {
+            Origin::File => format!("`{}` cannot be \"{}\"", shown(&entry.key), shown(&scalar.text)),
+            _ => format!("`{}` cannot be what the environment says", shown(&entry.key)),
+        };
         let mut draft = self
             .notes
             .error("choice", message)

@@ -11,7 +11,7 @@ pub(super) enum Fate {
 
 use Fate::{Missing, Needless};
 
-const NOT_YET: &str = "not supported yet: it has no effect";
+const NOT_YET: &str = "not supported yet";
 
 /// Top-level sections that are LiteLLM's.
 pub(super) const TOP: &[(&str, Fate)] = &[

@@ -9,18 +9,18 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::node::{Node, Origin, Scalar, Value};
+use super::node::{Node, Value};
 use super::own::Own;
 use super::report::{Notes, Report};
 use super::secret::Secret;
-use super::text::{is_secret_name, shown};
+use super::text::shown;
 use super::types::{Conf, Source, Span};
-use super::{check, models, node, section, settings};
+use super::{check, dotenv, fill, hide, models, node, section, settings};
 
 /// Largest config file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
 /// Largest `.env` and largest secret file, in bytes.
-const MAX_SMALL_FILE: u64 = 256 << 10;
+pub(super) const MAX_SMALL_FILE: u64 = 256 << 10;
 /// Most files, includes counted.
 const MAX_FILES: usize = 64;
 /// Deepest chain of includes.
@@ -46,7 +46,7 @@ impl Env {
         self.text(name).map(Secret::new)
     }
 
-    fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         if let Some(value) = self.0.get(name).filter(|value| !value.is_empty()) {
             return Some(value.clone());
         }
@@ -59,7 +59,7 @@ impl Env {
         Some(text.trim_end_matches(['\n', '\r']).to_owned()).filter(|text| !text.is_empty())
     }
 
-    fn fill_in(&mut self, name: String, value: String) {
+    pub(super) fn fill_in(&mut self, name: String, value: String) {
         let slot = self.0.entry(name).or_default();
         if slot.is_empty() {
             *slot = value;
@@ -108,7 +108,7 @@ pub fn load(explicit: Option<&Path>, env: &Env) -> Result<Loaded, Report> {
     if let Some(path) = found {
         let dotenv = path.with_file_name(".env");
         if dotenv.is_file() {
-            read_dotenv(&dotenv, &mut conf.env, &notes);
+            dotenv::read(&dotenv, &mut conf.env, &notes);
             conf.source.dotenv = Some(dotenv);
         }
         let mut reader = Reader {
@@ -210,9 +210,9 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
     } = conf;
     conf.tollkeeper.data_dir = data_dir(env);
     if let Some(mut root) = root {
-        hide_secrets(&root, "", false, notes);
-        environment_section(&mut root, env, notes);
-        fill_in(&mut root, env, notes, &mut Vec::new());
+        hide::secrets(&root, "", false, notes);
+        fill::environment_section(&mut root, env, notes);
+        fill::fill_in(&mut root, env, notes, &mut Vec::new());
         let dir = path
             .as_deref()
             .and_then(Path::parent)
@@ -371,7 +371,7 @@ fn merge(into: &mut Node, from: Node, notes: &Notes) {
 
 fn parse_text(name: &str, text: &str, notes: &Notes) -> Option<Node> {
     let file = notes.add_file(name, text);
-    hide_lookalikes(text, file, notes);
+    hide::lookalikes(text, file, notes);
     match node::parse(text, file, notes) {
         Ok(root) if matches!(root.value, Value::Map(_)) => Some(root),
         Ok(root) => {
@@ -385,13 +385,13 @@ fn parse_text(name: &str, text: &str, notes: &Notes) -> Option<Node> {
             None
         }
         Err(node::Unreadable) => {
-            hide_by_line(text, file, notes);
+            hide::by_line(text, file, notes);
             None
         }
     }
 }
 
-fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+pub(super) fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(plainly)?;
     if file.metadata().is_ok_and(|m| m.is_dir()) {
         return Err("it is a directory".into());
@@ -410,335 +410,5 @@ fn plainly(error: std::io::Error) -> String {
         std::io::ErrorKind::NotFound => "there is no such file".into(),
         std::io::ErrorKind::PermissionDenied => "permission denied".into(),
         _ => error.to_string(),
-    }
-}
-
-/// Reads `NAME=value` lines; what the real environment holds already stays.
-fn read_dotenv(path: &Path, env: &mut Env, notes: &Notes) {
-    let text = read_bounded(path, MAX_SMALL_FILE)
-        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".into()));
-    let text = match text {
-        Ok(text) => text,
-        Err(why) => {
-            drop(notes.error("env-file", format!("cannot read {}: {why}", path.display())));
-            return;
-        }
-    };
-    let mut lines = text.trim_start_matches('\u{feff}').lines().enumerate();
-    while let Some((number, line)) = lines.next() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        let named = line
-            .split_once('=')
-            .map(|(name, value)| (name.trim(), value.trim()));
-        let Some((name, value)) = named.filter(|(name, _)| is_name(name)) else {
-            // The line may hold a secret: its number is enough.
-            let message = format!("{}:{}: this line is not NAME=value", path.display(), number + 1);
-            drop(notes.warning("env-file", message).help("it is left out"));
-            continue;
-        };
-        let value = match value.chars().next() {
-            Some(quote @ ('"' | '\'')) => {
-                let mut body = value.get(1..).unwrap_or_default().to_owned();
-                // A quoted value goes on over lines until its quote: keys in PEM form do.
-                while closing(&body, quote).is_none() {
-                    let Some((_, more)) = lines.next() else { break };
-                    body.push('\n');
-                    body.push_str(more);
-                }
-                let end = closing(&body, quote).unwrap_or(body.len());
-                let inner = body.get(..end).unwrap_or_default();
-                if quote == '"' {
-                    unescape(inner)
-                } else {
-                    inner.to_owned()
-                }
-            }
-            _ => value.split(" #").next().unwrap_or_default().trim_end().to_owned(),
-        };
-        env.fill_in(name.to_owned(), value);
-    }
-}
-
-fn closing(body: &str, quote: char) -> Option<usize> {
-    let mut escaped = false;
-    for (i, c) in body.char_indices() {
-        match c {
-            '\\' if quote == '"' && !escaped => escaped = true,
-            c if c == quote && !escaped => return Some(i),
-            _ => escaped = false,
-        }
-    }
-    None
-}
-
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match (c, c == '\\') {
-            (_, true) => match chars.next() {
-                Some('n') => out.push('\n'),
-                Some('r') => out.push('\r'),
-                Some('t') => out.push('\t'),
-                Some(other @ ('"' | '\\' | '$')) => out.push(other),
-                Some(other) => out.extend(['\\', other]),
-                None => out.push('\\'),
-            },
-            (c, false) => out.push(c),
-        }
-    }
-    out
-}
-
-fn is_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// `environment_variables:` fills in what the environment does not hold.
-fn environment_section(root: &mut Node, env: &mut Env, notes: &Notes) {
-    let Value::Map(entries) = &mut root.value else {
-        return;
-    };
-    let Some(section) = entries.iter_mut().find(|e| e.key == "environment_variables") else {
-        return;
-    };
-    let Value::Map(variables) = &mut section.value.value else {
-        if !section.value.is_null() {
-            drop(
-                notes
-                    .error("type", "`environment_variables` must be a mapping")
-                    .at(section.key_at),
-            );
-        }
-        return;
-    };
-    for variable in variables {
-        let mut path = vec!["environment_variables".to_owned(), variable.key.clone()];
-        fill_in(&mut variable.value, env, notes, &mut path);
-        match variable.value.scalar() {
-            Some(scalar) if !scalar.is_null() => env.fill_in(variable.key.clone(), scalar.text.clone()),
-            Some(_) => {}
-            None => {
-                let message = format!(
-                    "`{}` must be text, not {}",
-                    shown(&variable.key),
-                    variable.value.kind()
-                );
-                drop(
-                    notes
-                        .error("type", message)
-                        .at(variable.value.at)
-                        .path("environment_variables"),
-                );
-            }
-        }
-    }
-}
-
-/// Replaces `os.environ/NAME` and `${NAME}` everywhere below.
-fn fill_in(node: &mut Node, env: &Env, notes: &Notes, path: &mut Vec<String>) {
-    match &mut node.value {
-        Value::Seq(items) => items.iter_mut().for_each(|item| fill_in(item, env, notes, path)),
-        Value::Map(entries) => {
-            for entry in entries {
-                if path.is_empty() && entry.key == "environment_variables" {
-                    continue; // done already, and a variable's own name must not be asked for again
-                }
-                path.push(entry.key.clone());
-                fill_in(&mut entry.value, env, notes, path);
-                path.pop();
-            }
-        }
-        Value::Scalar(scalar) => {
-            let Some(missing) = substitute(scalar, env) else {
-                return;
-            };
-            // Whoever reads these says how bad it is; for the rest the field just stays empty.
-            let path: Vec<&str> = path.iter().map(String::as_str).collect();
-            match path.as_slice() {
-                [
-                    "model_list",
-                    "litellm_params",
-                    "api_key" | "api_base" | "base_url",
-                ]
-                | ["general_settings", "master_key" | "database_url"]
-                | ["general_settings", "pass_through_endpoints", "target"] => {
-                    scalar.origin = Origin::Unset(missing);
-                    return;
-                }
-                _ => {}
-            }
-            let message = format!("environment variable {} is not set", shown(&missing));
-            let own = path.first() == Some(&"tollkeeper");
-            let draft = if own {
-                notes.error("env", message)
-            } else {
-                notes.warning("env", message)
-            };
-            let field = path.last().copied().unwrap_or_default();
-            let left = if own { "" } else { ": the field counts as empty" };
-            drop(
-                draft
-                    .at(node.at)
-                    .label(format!("needed by `{}`{left}", shown(field)))
-                    .path(&shown_path(&path)),
-            );
-            scalar.origin = Origin::Unset(missing);
-        }
-    }
-}
-
-fn shown_path(path: &[&str]) -> String {
-    let above = path.split_last().map(|(_, above)| above).unwrap_or_default();
-    above.iter().map(|key| shown(key)).collect::<Vec<_>>().join(" → ")
-}
-
-/// Puts the environment's values into one text. Returns the first variable that is missing.
-fn substitute(scalar: &mut Scalar, env: &Env) -> Option<String> {
-    if scalar.origin != Origin::File {
-        return None;
-    }
-    if let Some(name) = scalar.text.strip_prefix("os.environ/") {
-        return match env.text(name) {
-            Some(value) => {
-                *scalar = Scalar {
-                    text: value,
-                    plain: true,
-                    origin: Origin::Env,
-                };
-                None
-            }
-            None => Some(name.to_owned()),
-        };
-    }
-    if !scalar.text.contains("${") {
-        return None;
-    }
-    let mut out = String::new();
-    let mut rest = scalar.text.as_str();
-    let mut replaced = false;
-    while let Some((before, after)) = rest.split_once("${") {
-        if let Some(before) = before.strip_suffix('$') {
-            // `$${` is a literal `${`.
-            out.push_str(before);
-            out.push_str("${");
-            rest = after;
-            continue;
-        }
-        let inner = after.split_once('}');
-        let parts = inner.map(|(inner, tail)| {
-            let (name, default) = inner
-                .split_once(":-")
-                .map_or((inner, None), |(name, default)| (name, Some(default)));
-            (name, default, tail)
-        });
-        match parts.filter(|(name, _, _)| is_name(name)) {
-            Some((name, default, tail)) => {
-                let Some(value) = env.text(name).or_else(|| default.map(str::to_owned)) else {
-                    return Some(name.to_owned());
-                };
-                out.push_str(before);
-                out.push_str(&value);
-                replaced = true;
-                rest = tail;
-            }
-            // Not one of ours, such as a shell's `${x%y}` in a prompt: it stays as it is.
-            None => {
-                out.push_str(before);
-                out.push_str("${");
-                rest = after;
-            }
-        }
-    }
-    out.push_str(rest);
-    let origin = if replaced { Origin::Env } else { Origin::File };
-    *scalar = Scalar {
-        text: out,
-        plain: scalar.plain,
-        origin,
-    };
-    None
-}
-
-/// Stars out every secret that stands in the file itself, so that no snippet shows one.
-fn hide_secrets(node: &Node, key: &str, secret: bool, notes: &Notes) {
-    let secret = secret
-        || is_secret_name(key)
-        || matches!(
-            key,
-            "environment_variables" | "headers" | "extra_headers" | "vertex_credentials"
-        );
-    match &node.value {
-        Value::Seq(items) => items
-            .iter()
-            .for_each(|item| hide_secrets(item, key, secret, notes)),
-        Value::Map(entries) => entries
-            .iter()
-            .for_each(|e| hide_secrets(&e.value, &e.key, secret, notes)),
-        Value::Scalar(scalar) => {
-            let named = scalar.text.starts_with("os.environ/") || scalar.text.starts_with("${");
-            let with_user = scalar
-                .text
-                .split_once("://")
-                .is_some_and(|(_, rest)| rest.contains('@'));
-            if (secret && !named && scalar.as_bool().is_none()) || with_user {
-                notes.hide(node.at.file, node.at.start as usize..node.at.end as usize);
-            }
-        }
-    }
-}
-
-/// Stars out what looks like a key wherever it stands, in comments too.
-fn hide_lookalikes(text: &str, file: u32, notes: &Notes) {
-    for (start, _) in text.match_indices("sk-") {
-        let tail = text.get(start + 3..).unwrap_or_default();
-        let length = tail
-            .find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_')
-            .unwrap_or(tail.len());
-        if length >= 4 {
-            notes.hide(file, start..start + 3 + length);
-        }
-    }
-}
-
-/// Without a tree there is only the look of the lines: everything behind a secret's name goes.
-fn hide_by_line(text: &str, file: u32, notes: &Notes) {
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        let name_end = line.char_indices().find(|(i, c)| {
-            let before = line.get(..*i).unwrap_or_default();
-            let name = before
-                .rsplit(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
-                .next()
-                .unwrap_or_default();
-            matches!(c, ':' | '=') && is_secret_name(name)
-                || *c == ':' && before.trim_end_matches(['"', '\'']).len() < before.len() && {
-                    let bare = before.trim_end_matches(['"', '\'']);
-                    is_secret_name(bare.rsplit(['"', '\'', ' ', '{', ',']).next().unwrap_or_default())
-                }
-        });
-        let with_user = line
-            .find("://")
-            .filter(|at| line.get(*at..).is_some_and(|rest| rest.contains('@')));
-        let from = name_end
-            .map(|(i, _)| i + 1)
-            .into_iter()
-            .chain(with_user.map(|at| at + 3))
-            .min();
-        if let Some(from) = from
-            && !line
-                .get(from..)
-                .unwrap_or_default()
-                .trim_start()
-                .starts_with("os.environ/")
-        {
-            notes.hide(file, start + from..start + line.trim_end().len());
-        }
-        start += line.len();
     }
 }

@@ -6,21 +6,27 @@
 //! shown with the line it is about (`report`). Only `load.rs` reads the environment.
 
 mod check;
+mod dotenv;
 mod fields;
+mod fill;
+mod hide;
 mod keys;
 pub mod litellm;
 pub mod load;
 mod models;
 mod node;
 mod own;
+mod pass_through;
+mod reach;
 mod report;
+mod scalar;
 mod secret;
 mod section;
 mod settings;
 mod text;
 mod types;
 
-pub use load::{Env, Loaded, load};
+pub use load::{Env, Loaded, load, load_text};
 pub use own::{
     Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own, Timeouts,
 };

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use serde_saphyr::granit_parser::{self as granit, Event, Parser, ScalarStyle};
 
 use super::report::Notes;
+pub(super) use super::scalar::{Origin, Scalar};
 use super::text::shown;
 use super::types::Span;
 
@@ -39,85 +40,6 @@ pub(super) struct Entry {
     pub key: String,
     pub key_at: Span,
     pub value: Node,
-}
-
-/// A text that may mean a number, a boolean or nothing.
-#[derive(Debug, Clone)]
-pub(super) struct Scalar {
-    pub text: String,
-    /// Not quoted, so that it may mean something else than its text.
-    pub plain: bool,
-    /// The environment variable it was taken from.
-    pub origin: Origin,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Origin {
-    File,
-    /// Replaced by an environment variable.
-    Env,
-    /// Names an environment variable that is not set.
-    Unset(String),
-}
-
-impl Scalar {
-    pub fn is_null(&self) -> bool {
-        matches!(self.origin, Origin::Unset(_))
-            || self.plain && matches!(self.text.as_str(), "" | "~" | "null" | "Null" | "NULL")
-    }
-
-    /// YAML 1.1 spellings count, as they do for LiteLLM's reader.
-    pub fn as_bool(&self) -> Option<bool> {
-        if !self.plain {
-            return None;
-        }
-        match self.text.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" => Some(true),
-            "false" | "no" | "off" => Some(false),
-            _ => None,
-        }
-    }
-
-    pub fn as_int(&self) -> Option<i64> {
-        if !self.plain {
-            return None;
-        }
-        let text = self.text.replace('_', "");
-        let (negative, digits) = match text.strip_prefix('-') {
-            Some(rest) => (true, rest),
-            None => (false, text.strip_prefix('+').unwrap_or(&text)),
-        };
-        if !digits.starts_with(|c: char| c.is_ascii_digit()) {
-            return None;
-        }
-        let number = if let Some(hex) = digits.strip_prefix("0x") {
-            i64::from_str_radix(hex, 16)
-        } else if let Some(octal) = digits.strip_prefix("0o") {
-            i64::from_str_radix(octal, 8)
-        } else if let Some(binary) = digits.strip_prefix("0b") {
-            i64::from_str_radix(binary, 2)
-        } else {
-            digits.parse()
-        };
-        number.ok().map(|n| if negative { -n } else { n })
-    }
-
-    pub fn as_float(&self) -> Option<f64> {
-        if let Some(int) = self.as_int() {
-            return Some(int as f64);
-        }
-        let numeric = self
-            .text
-            .starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.'));
-        if !self.plain || !numeric {
-            return None;
-        }
-        self.text
-            .replace('_', "")
-            .parse()
-            .ok()
-            .filter(|f: &f64| f.is_finite())
-    }
 }
 
 impl Node {
@@ -186,6 +108,11 @@ pub(super) fn parse(text: &str, file: u32, notes: &Notes) -> Result<Node, Unread
             Err(error) => {
                 let mark = error.marker();
                 let at = place(file, &granit::Span::empty(*mark));
+                if matches!(error.kind(), granit::ErrorKind::RecursionLimitExceeded) {
+                    let message = format!("the config is nested too deeply: at most {MAX_DEPTH} levels");
+                    notes.error("too-large", message).at(at);
+                    return Err(Unreadable);
+                }
                 notes
                     .error("syntax", sentence(&error.info()))
                     .at(at)

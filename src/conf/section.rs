@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use super::fields::Fields;
 use super::node::{Node, Value};
 use super::own::{Driver, FilterUse, Lane, LaneAuth, Listener, LogFormat, Own};
+use super::pass_through::route_path;
 use super::report::Notes;
-use super::settings::{route_path, top_section};
+use super::settings::top_section;
 use super::text::{base_url, shown};
 
 const AUTH: [(&str, LaneAuth); 3] = [

@@ -8,10 +8,11 @@ use serde_json::{Map, Value as Json};
 use super::fields::{Fields, unset};
 use super::keys::{self, Fate};
 use super::node::{Entry, Node, Value};
+use super::pass_through;
 use super::report::Notes;
 use super::secret::Secret;
-use super::text::{base_url, is_secret_name, nearest, shown};
-use super::types::{General, GroupAlias, LitellmSettings, PassThrough, RouterSettings};
+use super::text::{is_secret_name, nearest, shown};
+use super::types::{General, GroupAlias, LitellmSettings, RouterSettings};
 
 const SECTIONS: [&str; 7] = [
     "model_list",
@@ -105,13 +106,14 @@ pub(super) fn say_fate(fields: &Fields<'_>, entry: &Entry, table: &[(&'static st
 }
 
 /// Judges the fields of a section that nobody has asked for.
-fn rest(fields: &Fields<'_>, used: &[&'static str], table: &[(&'static str, Fate)]) {
+pub(super) fn rest(fields: &Fields<'_>, used: &[&'static str], table: &[(&'static str, Fate)]) {
     for entry in fields.rest() {
         if table.iter().any(|(name, _)| *name == entry.key) {
             say_fate(fields, entry, table);
             continue;
         }
-        let message = format!("unknown field `{}` in {}", shown(&entry.key), fields.path);
+        let place = fields.path.rsplit(" → ").next().unwrap_or_default();
+        let message = format!("unknown field `{}` in {place}", shown(&entry.key));
         let draft = fields.warning("unknown-field", message, entry.key_at);
         match nearest(
             &entry.key,
@@ -145,45 +147,6 @@ fn open_json(key: &str, node: &Node) -> Option<Json> {
         Value::Seq(items) => Some(items.iter().filter_map(|item| open_json("", item)).collect()),
         Value::Scalar(_) => Some(node.to_json()),
     }
-}
-
-/// Headers below a key: names and secret values.
-pub(super) fn headers(fields: &Fields<'_>, key: &'static str) -> Vec<(String, Secret)> {
-    let Some(child) = fields.child(key) else {
-        return Vec::new();
-    };
-    let mut out: Vec<(String, Secret)> = Vec::new();
-    for entry in child.all() {
-        let name = http::HeaderName::from_bytes(entry.key.as_bytes());
-        let Ok(name) = name else {
-            let message = format!("\"{}\" is no header's name", shown(&entry.key));
-            drop(child.error("header", message, entry.key_at));
-            continue;
-        };
-        // A header whose variable is missing is left out; that was said already.
-        let Some(value) = entry.value.scalar().filter(|s| !s.is_null()) else {
-            if entry.value.scalar().is_none() {
-                let message = format!(
-                    "header \"{}\" must be text, not {}",
-                    shown(&entry.key),
-                    entry.value.kind()
-                );
-                drop(child.error("type", message, entry.value.at));
-            }
-            continue;
-        };
-        if http::HeaderValue::from_str(&value.text).is_err() {
-            let message = format!(
-                "header \"{}\" holds characters that no header may hold",
-                shown(&entry.key)
-            );
-            drop(child.error("header", message, entry.value.at));
-            continue;
-        }
-        out.retain(|(there, _)| there != name.as_str());
-        out.push((name.as_str().to_owned(), Secret::new(value.text.clone())));
-    }
-    out
 }
 
 /// A secret whose variable must be set.
@@ -254,7 +217,7 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
         .enumerate()
     {
         out.pass_through_endpoints
-            .extend(pass_through(item, index, &fields));
+            .extend(pass_through::read(item, index, &fields));
     }
     rest(&fields, &USED, keys::GENERAL);
     out
@@ -300,104 +263,6 @@ pub fn weakness(key: &Secret) -> Option<&'static str> {
     None
 }
 
-fn pass_through(item: &Node, index: usize, above: &Fields<'_>) -> Option<PassThrough> {
-    let fields = Fields::open(
-        item,
-        above.notes,
-        above.below(&format!("pass_through_endpoints[{index}]")),
-    )?;
-    let has = |key: &str| {
-        fields
-            .all()
-            .iter()
-            .any(|e| e.key == key && (!e.value.is_null() || unset(&e.value).is_some()))
-    };
-    for key in ["path", "target"] {
-        if !has(key) {
-            drop(fields.error("missing", format!("`{key}` is missing"), item.at));
-        }
-    }
-    let path = fields.parsed("path", "path", |text| route_path(text));
-    if let Some((entry, variable)) = fields
-        .entry_or_unset("target")
-        .and_then(|e| Some((e, unset(&e.value)?)))
-    {
-        let message = format!("environment variable {} is not set", shown(variable));
-        drop(
-            fields
-                .error("env", message, entry.value.at)
-                .label("needed by `target`"),
-        );
-    }
-    let target = fields.parsed("target", "url", |text| base_url(text).map_err(str::to_owned));
-    let methods = fields.parsed_list("methods", "choice", |text| {
-        let method = text.to_ascii_uppercase();
-        const KNOWN: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
-        if KNOWN.contains(&method.as_str()) {
-            Ok(method)
-        } else {
-            Err(format!("one of {}", KNOWN.join(", ")))
-        }
-    });
-    let out = PassThrough {
-        id: fields.text("id"),
-        path: path.clone().unwrap_or_default(),
-        target: target.clone().unwrap_or_default(),
-        headers: headers(&fields, "headers"),
-        include_subpath: fields.flag("include_subpath").unwrap_or(false),
-        auth: fields.flag("auth"),
-        forward_headers: fields.flag("forward_headers").unwrap_or(false),
-        merge_query_params: fields.flag("merge_query_params").unwrap_or(false),
-        methods: methods.unwrap_or_default(),
-        at: item.at,
-    };
-    const MORE: [(&str, Fate); 3] = [
-        (
-            "cost_per_request",
-            Fate::Missing("not supported yet: it has no effect"),
-        ),
-        ("guardrails", Fate::Missing("not supported yet: it has no effect")),
-        (
-            "default_query_params",
-            Fate::Missing("not supported yet: it has no effect"),
-        ),
-    ];
-    let used = [
-        "path",
-        "target",
-        "headers",
-        "include_subpath",
-        "auth",
-        "forward_headers",
-        "merge_query_params",
-        "methods",
-    ];
-    rest(&fields, &used, &MORE);
-    path.and(target).map(|_| out)
-}
-
-/// A path of ours: absolute, plain, without a slash at the end.
-pub(super) fn route_path(text: &str) -> Result<String, String> {
-    if !text.starts_with('/') {
-        return Err("a path starts with `/`".into());
-    }
-    if text.contains(['?', '#', '\\', '%', ';', ' '])
-        || text.contains("//")
-        || text.chars().any(char::is_control)
-    {
-        return Err("a path holds plain characters only, no `?`, `#`, `%`, `;`, `\\`, spaces or `//`".into());
-    }
-    if text.split('/').any(|part| part == "." || part == "..") {
-        return Err("a path holds no `.` or `..` parts".into());
-    }
-    let trimmed = text.trim_end_matches('/');
-    Ok(if trimmed.is_empty() {
-        "/".into()
-    } else {
-        trimmed.to_owned()
-    })
-}
-
 pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
     let Some(fields) = section(root, "litellm_settings", notes) else {
         return LitellmSettings::default();
@@ -425,14 +290,21 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
     out
 }
 
-fn alias_map(fields: &Fields<'_>) -> BTreeMap<String, String> {
+fn alias_map(fields: &Fields<'_>) -> BTreeMap<String, GroupAlias> {
     let Some(child) = fields.child("model_alias_map") else {
         return BTreeMap::new();
     };
     let mut out = BTreeMap::new();
     for entry in child.all() {
         match entry.value.scalar().filter(|s| !s.is_null()) {
-            Some(target) => drop(out.insert(entry.key.clone(), target.text.clone())),
+            Some(target) => {
+                let alias = GroupAlias {
+                    model: target.text.clone(),
+                    hidden: false,
+                    at: entry.key_at,
+                };
+                out.insert(entry.key.clone(), alias);
+            }
             None => {
                 let message = format!(
                     "alias \"{}\" must name a model, not {}",
@@ -497,6 +369,7 @@ fn group_aliases(fields: &Fields<'_>) -> BTreeMap<String, GroupAlias> {
             Value::Scalar(s) if !s.is_null() => Some(GroupAlias {
                 model: s.text.clone(),
                 hidden: false,
+                at: entry.key_at,
             }),
             Value::Map(_) => {
                 Fields::open(&entry.value, child.notes, child.below(&entry.key)).and_then(|alias| {
@@ -513,6 +386,7 @@ fn group_aliases(fields: &Fields<'_>) -> BTreeMap<String, GroupAlias> {
                     Some(GroupAlias {
                         model: model?,
                         hidden,
+                        at: entry.key_at,
                     })
                 })
             }

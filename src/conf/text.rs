@@ -139,7 +139,7 @@ pub(super) fn is_secret_name(name: &str) -> bool {
     WORDS.iter().any(|word| name.contains(word))
         || name == "key"
         || (name.ends_with("_key") && !name.ends_with("_group_key"))
-        || name.ends_with("_token")
+        || (name.ends_with("_token") && !name.ends_with("_per_token"))
         || name == "token"
 }
 

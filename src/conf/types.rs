@@ -205,7 +205,7 @@ pub struct LitellmSettings {
     pub success_callback: Vec<String>,
     pub failure_callback: Vec<String>,
     /// Another name for a model, by the name clients use.
-    pub model_alias_map: BTreeMap<String, String>,
+    pub model_alias_map: BTreeMap<String, GroupAlias>,
     /// Everything as written. Secrets are left out.
     pub all: Map<String, Value>,
 }
@@ -228,4 +228,6 @@ pub struct GroupAlias {
     pub model: String,
     /// Not shown in `/models`.
     pub hidden: bool,
+    /// Where the alias stands in the file.
+    pub at: Span,
 }
