@@ -94,8 +94,11 @@ impl Target {
         if config.get_application_name().is_none() {
             config.application_name("tollkeeper");
         }
+        // The spool is trimmed once a batch is committed, so a commit must survive a crash even where the
+        // server's own setting says it need not.
         let mut greeting = format!(
-            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = '15s'",
+            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = '15s'; \
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
             settings.statement_timeout.as_millis()
         );
         if let Some(schema) = schema.filter(|s| !s.is_empty()) {

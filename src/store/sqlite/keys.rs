@@ -3,7 +3,7 @@
 use super::{Cells, all, filtered, from_sqlite};
 use crate::store::filter::{self, Dialect};
 use crate::store::rows::{self, KEY_COLUMNS, USER_COLUMNS};
-use crate::store::{KeyFilter, KeyPage, Page, Result, User};
+use crate::store::{KeyFilter, KeyPage, Page, Result, StoreError, Taken, User};
 use filters::model::key::{Key, KeyHash};
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
@@ -34,6 +34,10 @@ pub fn by_hash(c: &Connection, hash: &KeyHash) -> Result<Option<Key>> {
 
 pub fn insert(c: &mut Connection, k: &Key) -> Result<()> {
     let t = begin(c)?;
+    // Where both are taken, SQLite would name the alias.
+    if by_hash(&t, &k.hash)?.is_some() {
+        return Err(StoreError::Conflict { what: Taken::Key });
+    }
     owners(&t, k)?;
     t.prepare_cached(INSERT_KEY)
         .and_then(|mut statement| {
