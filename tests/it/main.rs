@@ -1,1 +1,5 @@
 //! Integration tests.
+
+mod kit;
+mod ledger;
+mod store;

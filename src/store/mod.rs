@@ -1,0 +1,291 @@
+//! Where keys, users and the ledger live: Postgres, or an embedded SQLite file.
+//!
+//! The only floor that writes SQL. Both stores hold the same tables (`migrations/`) and pass the
+//! same suite of tests. No call here waits without a bound.
+
+pub mod error;
+mod filter;
+pub mod postgres;
+mod rows;
+pub mod sqlite;
+
+pub use error::{StoreError, Taken};
+
+use async_trait::async_trait;
+use filters::model::key::{Key, KeyHash};
+use filters::model::record::Record;
+use filters::model::secret::Secret;
+use jiff::civil::Date;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// The most rows one read returns, whatever was asked for.
+pub const MAX_ROWS: u32 = 10_000;
+
+/// A person or a service that keys belong to. Money is nano-dollars, times are microseconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct User {
+    pub user_id: String,
+    pub user_alias: Option<String>,
+    pub user_email: Option<String>,
+    pub user_role: Option<String>,
+    pub models: Vec<String>,
+    /// The sum of the user's ledger rows; only [`Store::append`] moves it.
+    pub spend_nanos: i64,
+    pub max_budget_nanos: Option<i64>,
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Fields kept for LiteLLM's scripts, under LiteLLM's names.
+    pub extra: serde_json::Map<String, serde_json::Value>,
+    pub created_at_micros: i64,
+    pub updated_at_micros: i64,
+}
+
+/// Which keys; an absent field does not narrow.
+#[derive(Clone, Debug, Default)]
+pub struct KeyFilter {
+    pub user_id: Option<String>,
+    pub team_id: Option<String>,
+    pub key_alias: Option<String>,
+}
+
+/// A slice of a list. `limit` is cut to [`MAX_ROWS`].
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    pub limit: u32,
+    pub offset: u64,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self {
+            limit: 100,
+            offset: 0,
+        }
+    }
+}
+
+/// Keys, newest first, and how many there are in all.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPage {
+    pub keys: Vec<Key>,
+    pub total: u64,
+}
+
+/// Which ledger rows; an absent field does not narrow. Newest (by start) first.
+#[derive(Clone, Debug, Default)]
+pub struct SpendFilter {
+    pub key_hash: Option<KeyHash>,
+    pub user_id: Option<String>,
+    pub team_id: Option<String>,
+    pub request_id: Option<String>,
+    /// Started at or after, microseconds since 1970.
+    pub start_micros: Option<i64>,
+    /// Started before, microseconds since 1970.
+    pub end_micros: Option<i64>,
+    /// Continue after this row: `(started_micros, request_id)` of the last one seen.
+    pub after: Option<(i64, String)>,
+    pub page: Page,
+}
+
+/// Which daily sums; an absent field does not narrow. Newest day first.
+#[derive(Clone, Debug, Default)]
+pub struct DailyFilter {
+    /// First day, UTC, inclusive.
+    pub start: Option<Date>,
+    /// Last day, UTC, inclusive.
+    pub end: Option<Date>,
+    pub key_hash: Option<KeyHash>,
+    pub user_id: Option<String>,
+    pub team_id: Option<String>,
+    pub page: Page,
+}
+
+/// What one key, user and team did with one model group of one provider on one day (UTC).
+#[derive(Clone, Debug, PartialEq)]
+pub struct DailyRow {
+    pub day: Date,
+    pub key_hash: Option<KeyHash>,
+    pub model_group: String,
+    /// Empty = nobody's.
+    pub user_id: String,
+    /// Empty = nobody's.
+    pub team_id: String,
+    pub provider: String,
+    pub requests: i64,
+    pub successes: i64,
+    /// Failed and broken off calls. Calls the client left count as requests only.
+    pub failures: i64,
+    pub prompt_tokens: i64,
+    pub completion_tokens: i64,
+    pub cached_tokens: i64,
+    pub spend_nanos: i64,
+}
+
+/// A row the ledger could not take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    pub request_id: String,
+    pub reason: String,
+    /// The record as JSON.
+    pub record: String,
+}
+
+/// Calls, tokens (prompt and completion) and nano-dollars, added up. A key or a user keeps only what it spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    pub requests: i64,
+    pub tokens: i64,
+    pub spend_nanos: i64,
+}
+
+/// A kept sum that does not agree with the ledger's rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// What was summed: `day 2026-11-20 key 88dc… model small …`, `key 88dc…`, `user alice`.
+    pub what: String,
+    pub kept: Sums,
+    /// The same, added up over the rows.
+    pub rows: Sums,
+}
+
+/// The database behind the gateway. Every call is bounded in time and answers
+/// [`StoreError::Unavailable`] rather than wait for a database that is gone.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// `postgres` or `sqlite`.
+    fn kind(&self) -> &'static str;
+
+    /// Whether the store answers now; at most one second.
+    async fn health(&self) -> Result<()>;
+
+    /// Returns once the store could be reached and its tables are there. Has no bound of its own.
+    async fn ready(&self);
+
+    async fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<Key>>;
+
+    /// Adds a key, and its user and team if they are new. [`StoreError::Conflict`] names what is taken.
+    async fn insert_key(&self, key: &Key) -> Result<()>;
+
+    /// Overwrites everything but `hash`, `spend_nanos` and the creation; false = there is no such key.
+    /// Spend moves with ledger rows only, so an old copy of a key cannot turn it back.
+    async fn update_key(&self, key: &Key) -> Result<bool>;
+
+    /// Deletes keys; returns those that were there. Their ledger rows stay.
+    async fn delete_keys(&self, hashes: &[KeyHash]) -> Result<Vec<KeyHash>>;
+
+    async fn keys_by_alias(&self, aliases: &[String]) -> Result<Vec<Key>>;
+
+    async fn list_keys(&self, filter: &KeyFilter, page: Page) -> Result<KeyPage>;
+
+    /// Nano-dollars the key has spent as far as rows have landed; `None` = no such key.
+    async fn spend_of_key(&self, hash: &KeyHash) -> Result<Option<i64>>;
+
+    async fn user(&self, user_id: &str) -> Result<Option<User>>;
+
+    /// Adds a user or overwrites everything but `spend_nanos` and the creation.
+    async fn upsert_user(&self, user: &User) -> Result<()>;
+
+    async fn keys_of_user(&self, user_id: &str) -> Result<Vec<Key>> {
+        let filter = KeyFilter {
+            user_id: Some(user_id.to_string()),
+            ..KeyFilter::default()
+        };
+        let page = Page {
+            limit: MAX_ROWS,
+            offset: 0,
+        };
+        Ok(self.list_keys(&filter, page).await?.keys)
+    }
+
+    /// Nano-dollars the team's rows sum up to; 0 for an unknown team.
+    async fn spend_of_team(&self, team_id: &str) -> Result<i64>;
+
+    /// Writes rows and everything that is summed from them, all or nothing. A row whose
+    /// `request_id` is there already changes nothing, so repeating a batch is harmless.
+    async fn append(&self, records: &[Record]) -> Result<()>;
+
+    /// Keeps a row that [`Store::append`] can never take.
+    async fn dead_letter(&self, record: &Record, reason: &str) -> Result<()>;
+
+    /// Newest first.
+    async fn dead_letters(&self, page: Page) -> Result<Vec<DeadLetter>>;
+
+    async fn spend_logs(&self, filter: &SpendFilter) -> Result<Vec<Record>>;
+
+    /// How many rows a filter matches, whatever its page.
+    async fn count_records(&self, filter: &SpendFilter) -> Result<u64>;
+
+    async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>>;
+
+    /// Compares every kept sum (days, keys, users) with the rows, in both directions, within one view of
+    /// the data. Reads the whole ledger: bounded by `limit`, at most `max` differences are returned.
+    async fn differences(&self, max: u32, limit: Duration) -> Result<Vec<Difference>>;
+}
+
+/// Where the store is.
+#[derive(Clone, Debug)]
+pub enum Address {
+    Postgres(Secret),
+    Sqlite(PathBuf),
+}
+
+impl Address {
+    /// `postgres://…` and `postgresql://…` are Postgres; `sqlite:path` and anything else is a file.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Address::Postgres(Secret::new(text)));
+        }
+        let path = text
+            .strip_prefix("sqlite://")
+            .or_else(|| text.strip_prefix("sqlite:"))
+            .unwrap_or(text);
+        if path.is_empty() || path.contains("://") {
+            // The text may hold a password, so it is not repeated.
+            return Err(StoreError::invalid(
+                "a store is a postgres:// address or the path of an SQLite file",
+            ));
+        }
+        Ok(Address::Sqlite(PathBuf::from(path)))
+    }
+}
+
+/// Opens a store. A Postgres that is down is no error: it is reached, and its tables are made, behind
+/// the scenes, and until then calls answer [`StoreError::Unavailable`]. Needs a Tokio runtime.
+pub async fn open(address: &Address, settings: &Settings) -> Result<Arc<dyn Store>> {
+    match address {
+        Address::Postgres(url) => Ok(postgres::PostgresStore::open(url, settings)?),
+        Address::Sqlite(path) => {
+            let path = path.clone();
+            let opened = tokio::task::spawn_blocking(move || sqlite::SqliteStore::open(&path));
+            let store = opened.await.map_err(StoreError::other)??;
+            Ok(store)
+        }
+    }
+}
+
+/// Bounds of a store. The defaults suit a gateway.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Most connections to Postgres, unless its address says `connection_limit`.
+    pub pool_size: usize,
+    /// For a TCP and TLS connection to stand.
+    pub connect_timeout: Duration,
+    /// For a free connection of the pool.
+    pub wait_timeout: Duration,
+    /// For one call, on the server and here.
+    pub statement_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pool_size: 10,
+            connect_timeout: Duration::from_secs(3),
+            wait_timeout: Duration::from_secs(3),
+            statement_timeout: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What both stores share: column lists and the ways between Rust values and stored ones.
+
+use super::{MAX_ROWS, Page, Result, StoreError};
+use filters::model::call::Endpoint;
+use filters::model::key::KeyHash;
+use filters::model::record::Status;
+use jiff::civil::Date;
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use serde::{Deserialize, Serialize};
+
+pub const KEY_COLUMNS: &str = "hash, key_name, key_alias, user_id, team_id, models, aliases, spend_nanos, \
+     max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by, updated_at";
+
+pub const USER_COLUMNS: &str = "user_id, user_alias, user_email, user_role, models, spend_nanos, \
+     max_budget_nanos, metadata, extra, created_at, updated_at";
+
+/// All but `day`, which follows from `started`.
+pub const LEDGER_COLUMNS: &str = "request_id, endpoint, key_hash, key_alias, user_id, team_id, end_user, \
+     requested_model, model_group, model, deployment_id, provider, stream, status, http_status, error, \
+     prompt_tokens, completion_tokens, cached_tokens, cache_creation_tokens, reasoning_tokens, characters, \
+     audio_millis, images, spend_nanos, priced, estimated, clamped, started, first_byte, ended, attempts, \
+     tags, metadata, client_ip, user_agent, bytes_in, bytes_out";
+
+/// More than any call has, little enough that no sum of a day overflows.
+const MAX_COUNT: u64 = 1_000_000_000_000;
+
+/// A count as the store keeps it.
+pub fn count(n: u64) -> i64 {
+    n.min(MAX_COUNT) as i64
+}
+
+/// A stored count; a negative one was not written by us and reads as 0.
+pub fn uncount(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+/// 9999-12-31, the last day that has a name in both databases and here.
+const LAST_DAY: i64 = 2_932_896;
+
+/// Days since 1970-01-01 (UTC) of a time in microseconds.
+pub fn day_of(micros: i64) -> i32 {
+    micros.div_euclid(MICROS_PER_DAY).clamp(0, LAST_DAY) as i32
+}
+
+pub fn date_of(day: i32) -> Date {
+    let days = jiff::Span::new().days(i64::from(day).clamp(0, LAST_DAY));
+    jiff::civil::date(1970, 1, 1).saturating_add(days)
+}
+
+/// Days since 1970-01-01.
+pub fn day_number(date: Date) -> i32 {
+    let epoch = jiff::civil::date(1970, 1, 1);
+    let seconds = date.duration_since(epoch).as_secs();
+    seconds.div_euclid(86_400).clamp(0, LAST_DAY) as i32
+}
+
+/// The name serde gives the endpoint.
+pub fn endpoint_name(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Chat => "chat",
+        Endpoint::Completions => "completions",
+        Endpoint::Embeddings => "embeddings",
+        Endpoint::Speech => "speech",
+        Endpoint::Transcriptions => "transcriptions",
+        Endpoint::Translations => "translations",
+        Endpoint::Images => "images",
+        Endpoint::Moderations => "moderations",
+        Endpoint::Rerank => "rerank",
+        Endpoint::Responses => "responses",
+    }
+}
+
+pub fn endpoint(name: &str) -> Result<Endpoint> {
+    named(name)
+}
+
+pub fn status(name: &str) -> Result<Status> {
+    named(name)
+}
+
+fn named<'a, T: Deserialize<'a>>(name: &'a str) -> Result<T> {
+    let text: StrDeserializer<'a, serde::de::value::Error> = name.into_deserializer();
+    T::deserialize(text).map_err(StoreError::other)
+}
+
+pub fn hash(bytes: &[u8]) -> Result<KeyHash> {
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| StoreError::other("a stored key hash is not 32 bytes"))?;
+    Ok(KeyHash(bytes))
+}
+
+/// A hash of the daily sums, where nobody's is empty.
+pub fn hash_or_nobody(bytes: &[u8]) -> Result<Option<KeyHash>> {
+    if bytes.is_empty() {
+        Ok(None)
+    } else {
+        hash(bytes).map(Some)
+    }
+}
+
+pub fn to_json<T: Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(StoreError::invalid)
+}
+
+pub fn from_json<T: DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(StoreError::other)
+}
+
+/// A list as JSON; most calls have none, and that costs nothing.
+pub fn list_json<T: Serialize>(list: &[T]) -> Result<std::borrow::Cow<'static, str>> {
+    if list.is_empty() {
+        Ok("[]".into())
+    } else {
+        to_json(&list).map(Into::into)
+    }
+}
+
+pub fn limit(page: Page) -> i64 {
+    i64::from(page.limit.min(MAX_ROWS))
+}
+
+pub fn offset(page: Page) -> i64 {
+    i64::try_from(page.offset).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_serdes() {
+        for e in Endpoint::ALL {
+            assert_eq!(endpoint(endpoint_name(e)).unwrap(), e);
+        }
+        for s in [Status::Success, Status::Failure, Status::Aborted, Status::Cut] {
+            assert_eq!(status(s.as_str()).unwrap(), s);
+        }
+        assert!(endpoint("nonsense").is_err());
+    }
+
+    #[test]
+    fn days_go_both_ways() {
+        for (micros, text) in [
+            (0, "1970-01-01"),
+            (86_399_999_999, "1970-01-01"),
+            (86_400_000_000, "1970-01-02"),
+            (1_795_132_800_000_000, "2026-11-20"),
+            (i64::MAX, "9999-12-31"),
+            (i64::MIN, "1970-01-01"),
+        ] {
+            let day = day_of(micros);
+            assert_eq!(date_of(day).to_string(), text);
+            assert_eq!(day_number(date_of(day)), day);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! What the tests stand on: real parts, started and ended here.
+
+pub mod postgres;
