@@ -229,6 +229,10 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
     let either = |first: &str, second: &str| env.get(first).or_else(|| env.get(second));
     if general.master_key.is_none() {
         general.master_key = either("TOLLKEEPER_MASTER_KEY", "LITELLM_MASTER_KEY");
+        if let Some(why) = general.master_key.as_ref().and_then(settings::weakness) {
+            let message = format!("the master key from the environment is weak: {why}");
+            notes.warning("weak-key", message).help(settings::MAKE_A_KEY);
+        }
     }
     if general.database_url.is_none() {
         general.database_url = env.get("DATABASE_URL");

@@ -6,6 +6,7 @@ use super::load::Env;
 use super::report::Severity;
 use super::secret::Secret;
 use super::text::shown;
+use super::types::Span;
 
 /// Who a model string names.
 pub(super) struct Found {
@@ -102,6 +103,12 @@ pub(super) fn address(
     if entry.is_some() && given.is_none() {
         return None; // not a good address, and said so
     }
+    if let (Some(entry), Some(true), false) = (entry, given.as_ref().map(|base| base.contains('?')), unspoken)
+    {
+        let draft = fields.error("url", format!("`{base_key}` ends in a query"), entry.value.at);
+        drop(draft.label("paths are appended to it: take the `?…` out"));
+        return None;
+    }
     let data = found?.data?;
     let address = data.address(given.as_deref(), env);
     if address.is_none() && !unspoken {
@@ -132,7 +139,8 @@ pub(super) fn key(
     let data = found.and_then(|f| f.data);
     if let Some(entry) = fields.entry_or_unset("api_key") {
         let Some(variable) = unset(&entry.value) else {
-            return fields.secret("api_key").filter(|key| !key.is_empty());
+            let key = fields.secret("api_key").filter(|key| !key.is_empty())?;
+            return sendable(fields, key, "`api_key`", entry.value.at);
         };
         if unspoken {
             return None;
@@ -175,7 +183,7 @@ pub(super) fn key(
         return None;
     };
     if address.is_some_and(|address| data.owns(address, env)) {
-        return Some(key);
+        return sendable(fields, key, variable, at);
     }
     // The provider's key is for the provider. Someone else's server gets one when the file says so.
     let message = format!(
@@ -184,5 +192,19 @@ pub(super) fn key(
     );
     let draft = fields.notes.note("key-kept", message).at(at).path(&fields.path);
     drop(draft.help(format!("to send it, add `api_key: os.environ/{variable}`")));
+    None
+}
+
+/// Refuses a key that no header can carry: a line break pasted along, most often.
+fn sendable(fields: &Fields<'_>, key: Secret, named: &str, at: Span) -> Option<Secret> {
+    if http::HeaderValue::from_str(key.expose()).is_ok() {
+        return Some(key);
+    }
+    let message = format!("{named} holds characters that no header may hold");
+    drop(
+        fields
+            .error("header", message, at)
+            .help("a line break or a space pasted along?"),
+    );
     None
 }

@@ -223,6 +223,9 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
     out
 }
 
+/// What to do about a weak key.
+pub(super) const MAKE_A_KEY: &str = "make one: openssl rand -hex 24 | sed 's/^/sk-/'";
+
 /// Shortest master key that is not warned about, in characters.
 const MIN_MASTER_KEY: usize = 16;
 
@@ -234,11 +237,7 @@ fn weak_key(fields: &Fields<'_>, key: &Secret, entry: &Entry) {
             "the master key is weak: whoever guesses it owns every key",
             entry.value.at,
         );
-        drop(
-            draft
-                .label(why)
-                .help("make one: openssl rand -hex 24 | sed 's/^/sk-/'"),
-        );
+        drop(draft.label(why).help(MAKE_A_KEY));
     }
 }
 

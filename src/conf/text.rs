@@ -59,6 +59,10 @@ pub(super) fn base_url(text: &str) -> Result<String, &'static str> {
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return Err("only http:// and https:// are spoken");
     }
+    // The parser would drop a fragment silently, and what was meant by it.
+    if text.contains('#') {
+        return Err("an address to call has no `#`");
+    }
     let Ok(uri) = text.parse::<http::Uri>() else {
         return Err("this is not a valid address");
     };
