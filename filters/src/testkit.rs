@@ -129,7 +129,6 @@ pub fn deployment(dialect: &'static str) -> Deployment {
         },
         api_key: Some(Secret::new("provider-key")),
         headers: Vec::new(),
-        weight: 1,
         timeout: Duration::from_secs(1),
         stream_timeout: Duration::from_secs(1),
         drop_params: false,

@@ -121,7 +121,7 @@ impl Filter for Translate {
         }
         if let Some(translator) = &mut cx.translator {
             let mut out = Vec::with_capacity(chunk.len());
-            translator.push(chunk, &mut out);
+            translator.push(chunk.clone(), &mut out);
             if end {
                 translator.finish(&mut out);
             }

@@ -31,20 +31,24 @@ impl Registry {
         self.factories.keys().map(String::as_str)
     }
 
-    /// Builds a chain. An unknown name or bad settings is an error that says so.
+    /// Builds one filter. An unknown name or bad settings is an error that says so.
+    pub fn filter(&self, name: &str, settings: &Value, ports: &Ports) -> Result<Arc<dyn Filter>, String> {
+        let make = self.factories.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.names().collect();
+            format!(
+                "there is no filter \"{name}\"; known filters: {}",
+                known.join(", ")
+            )
+        })?;
+        make(settings, ports).map_err(|e| format!("filter \"{name}\": {e}"))
+    }
+
+    /// Builds a chain, in this order.
     pub fn chain(&self, entries: &[(String, Value)], ports: &Ports) -> Result<Chain, String> {
-        let mut filters = Vec::with_capacity(entries.len());
-        for (name, settings) in entries {
-            let make = self.factories.get(name).ok_or_else(|| {
-                let known: Vec<_> = self.names().collect();
-                format!(
-                    "there is no filter \"{name}\"; known filters: {}",
-                    known.join(", ")
-                )
-            })?;
-            let filter = make(settings, ports).map_err(|e| format!("filter \"{name}\": {e}"))?;
-            filters.push((name.clone(), filter));
-        }
+        let filters = entries
+            .iter()
+            .map(|(name, settings)| Ok((name.clone(), self.filter(name, settings, ports)?)))
+            .collect::<Result<Vec<_>, String>>()?;
         Ok(Chain::new(filters))
     }
 }

@@ -21,7 +21,6 @@ pub struct Deployment {
     pub api_key: Option<Secret>,
     /// Further headers for the upstream, lowercase names.
     pub headers: Vec<(String, Secret)>,
-    pub weight: u32,
     /// To the first byte of the answer.
     pub timeout: Duration,
     /// The same for a stream, and the longest silence within one.

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// A secret string. `Debug` and `Display` print `***`; [`Secret::expose`] is the one way in, so that
 /// a search for `expose` lists every place where a secret is used.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(Box<str>);
 
 impl Secret {
@@ -20,6 +20,12 @@ impl Secret {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl<T: Into<String>> From<T> for Secret {
+    fn from(text: T) -> Self {
+        Self::new(text)
     }
 }
 
