@@ -50,7 +50,7 @@ def default_binary() -> Path:
     return max(built, key=lambda path: path.stat().st_mtime)
 
 
-def _dies_with_us() -> None:
+def dies_with_us() -> None:
     # If this process is killed outright, its children must not stay behind.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -83,7 +83,7 @@ def upstreams(scratch: Path) -> Iterator[dict[str, str]]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=(scratch / f"{name}.log").open("w"),
-                preexec_fn=_dies_with_us,
+                preexec_fn=dies_with_us,
             )
         urls = {}
         for name, process in running.items():
@@ -211,7 +211,7 @@ def _start_gateway(
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         env=environment,
-        preexec_fn=_dies_with_us,
+        preexec_fn=dies_with_us,
     )
     base = f"http://127.0.0.1:{port}"
     try:
@@ -286,16 +286,19 @@ def running(
             }
             for process, _ in gateways.values():
                 process.send_signal(signal.SIGTERM)
+            complaints = []
             for name, (process, _) in list(gateways.items()):
                 status = _wait(process)
                 del gateways[name]
                 if on_exit:
                     on_exit(name, status)
                 if status != 0:
-                    log = (scratch / f"{name}.log").read_text()
-                    raise StackError(
-                        f"tollkeeper ({name}) exited with {status} on SIGTERM:\n{log[-3000:]}"
+                    log = (scratch / f"{name}.log").read_text(errors="replace")
+                    complaints.append(
+                        f"tollkeeper ({name}, {store}) exited with {status} on SIGTERM:\n{log[-3000:]}"
                     )
+            if complaints:
+                raise StackError("\n".join(complaints))
     finally:
         for process, _ in gateways.values():
             process.kill()

@@ -181,17 +181,17 @@ def test_json_mode_answers_json(client, model):
     assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
-def test_completions_whole_and_streamed(client):
+def test_completions_whole_and_streamed(client, direct):
     call = {"model": "qwen3-30b-a3b", "prompt": "hello", **GREEDY}
     answer = client.completions.create(**call)
+    around = direct("llama").completions.create(**call)
     assert answer.object == "text_completion"
-    assert answer.choices[0].text
-    assert answer.usage.total_tokens > answer.usage.prompt_tokens
+    assert answer.choices[0].text == around.choices[0].text != ""
+    assert answer.usage.total_tokens == around.usage.total_tokens > answer.usage.prompt_tokens
     chunks = list(client.completions.create(stream=True, **call))
-    text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
-    assert text == answer.choices[0].text
-    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
-    assert reasons[-1] in ("stop", "length")
+    expected = list(direct("llama").completions.create(stream=True, **call))
+    assert [chunk.choices for chunk in chunks] == [chunk.choices for chunk in expected]
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
 
 
 def test_base_url_without_v1(facts, key):

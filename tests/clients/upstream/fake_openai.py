@@ -52,7 +52,7 @@ class Fake(Service):
         "/moderations": "moderations",
         "/images/generations": "images",
         "/rerank": "rerank",
-        "/responses": "responses",
+        "/responses": "respond",
     }
 
     def do_POST(self) -> None:
@@ -83,7 +83,7 @@ class Fake(Service):
             return None
         if model == "fake-flaky" and self.recorder.mark(f"flaky/{call.get('user')}") <= 2:
             # The header keeps the SDK's own retry quick.
-            self.reply_error(429, "slow down", "rate_limit_error", {"retry-after-ms": "5"})
+            self.reply_error(429, "slow down, please", "rate_limit_error", {"retry-after-ms": "5"})
             return None
         return call
 
@@ -256,7 +256,7 @@ class Fake(Service):
         scored.sort(key=lambda result: -result["relevance_score"])
         self.reply_json({"id": "rerank-fake", "results": scored[: call.get("top_n")]})
 
-    def responses(self) -> None:
+    def respond(self) -> None:
         call = self.call()
         if call is None:
             return

@@ -21,6 +21,9 @@ def parameters(model: Path, embedding: bool) -> xllamacpp.CommonParams:
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_ctx = tiny_gguf.CONTEXT
+    # Noise seldom ends by itself; a call that names no limit still ends soon,
+    # and its answer fits into the next turn of a conversation.
+    params.n_predict = 256
     params.warmup = False
     params.verbosity = -1
     params.endpoint_metrics = True

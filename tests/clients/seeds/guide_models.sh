@@ -1,0 +1,2 @@
+curl $BASE/models \
+  -H "Authorization: Bearer $MASTER_KEY"

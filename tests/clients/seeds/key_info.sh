@@ -1,0 +1,2 @@
+curl $BASE/key/info \
+  -H "Authorization: Bearer $API_KEY"

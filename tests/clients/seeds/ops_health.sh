@@ -1,0 +1,2 @@
+# Health check
+curl -s $BASE/health

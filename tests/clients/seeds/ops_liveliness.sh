@@ -1,0 +1,2 @@
+# Liveness probe
+curl -s $BASE/health/liveliness
