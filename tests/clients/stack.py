@@ -24,6 +24,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -260,8 +262,7 @@ def running(
                 data = scratch / f"data-{name}"
                 data.mkdir()
                 conf = scratch / f"{name}.yaml"
-                # JSON is YAML, and needs no package to write.
-                conf.write_text(json.dumps(config(urls, wildcard), indent=2))
+                conf.write_text(yaml.safe_dump(config(urls, wildcard), sort_keys=False))
                 environment = {
                     key: value
                     for key, value in os.environ.items()
@@ -309,7 +310,9 @@ def running(
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
-    arguments.add_argument("--bin", type=Path, help="default: $TOLLKEEPER_BIN, else the newer build")
+    arguments.add_argument(
+        "--bin", type=Path, help="default: $TOLLKEEPER_BIN, else the newer build"
+    )
     options = arguments.parse_args()
     sys.path.insert(0, str(HERE / "upstream"))
     from lifetime import announce, wait_for_end

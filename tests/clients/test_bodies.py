@@ -31,7 +31,9 @@ def test_30_mb_pass_byte_for_byte(http, key, unique, stats):
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     answer = http.post("/v1/chat/completions", content=body, headers=headers)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["choices"][0]["message"]["content"] == "You said: What is this? [image_url]"
+    assert (
+        answer.json()["choices"][0]["message"]["content"] == "You said: What is this? [image_url]"
+    )
     seen = stats()["last"][f"fake-chat/{unique}"]
     assert (seen["body_bytes"], seen["body_sha256"]) == (len(body), sha256(body))
 
@@ -48,7 +50,11 @@ def test_30_mb_pass_with_only_the_model_changed(http, key, unique, stats):
 
 def test_a_chunked_body(http, key, unique, stats):
     body = json.dumps(
-        {"model": "fake-chat", "messages": [{"role": "user", "content": "x" * 200_000}], "user": unique}
+        {
+            "model": "fake-chat",
+            "messages": [{"role": "user", "content": "x" * 200_000}],
+            "user": unique,
+        }
     ).encode()
     pieces = (body[start : start + 777] for start in range(0, len(body), 777))
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}

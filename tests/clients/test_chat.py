@@ -160,9 +160,7 @@ def test_streamed_tool_arguments_add_up(client):
         stream=True,
     )
     chunks = list(stream)
-    pieces = [
-        call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []
-    ]
+    pieces = [call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert pieces[0].name == "weather"
     arguments = "".join(piece.arguments or "" for piece in pieces)
     assert json.loads(arguments) == {"query": "Rain in Oslo?"}

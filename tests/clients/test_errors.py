@@ -181,7 +181,14 @@ def test_unknown_path_and_wrong_method(http, key):
 
 @pytest.mark.parametrize(
     "path",
-    ["//v1/models", "/v1//models", "/v1/%2e%2e/models", "/v1%2fmodels", "/v1/models;a=b", "/v1\\models"],
+    [
+        "//v1/models",
+        "/v1//models",
+        "/v1/%2e%2e/models",
+        "/v1%2fmodels",
+        "/v1/models;a=b",
+        "/v1\\models",
+    ],
 )
 def test_odd_spellings_of_a_path(facts, key, path):
     host = facts.base.removeprefix("http://")

@@ -19,6 +19,8 @@ import pytest
 
 SEEDS = Path(__file__).resolve().parent / "seeds"
 ROOT = SEEDS.parent.parent.parent
+# Its own Node is there only where the machine's is missing or too old.
+NODE = next(iter(ROOT.glob(".venv-node/bin/node")), None) or shutil.which("node") or "node"
 NODE_MODULES = SEEDS.parent / "node" / "node_modules"
 # The programs index into words and segments (`word["start"]`), as the early SDK allowed.
 EARLY_SDK = ROOT / ".venv-openai1" / "bin" / "python"
@@ -55,7 +57,7 @@ def run(facts, key, sound, tmp_path) -> Callable[[str], SimpleNamespace]:
         command = {
             "sh": ["bash", "-euo", "pipefail"],
             "py": [str(EARLY_SDK)],
-            "mjs": [shutil.which("node") or str(ROOT / ".venv-node" / "bin" / "node")],
+            "mjs": [str(NODE)],
         }[kind]
         before = set(tmp_path.iterdir())
         done = subprocess.run(

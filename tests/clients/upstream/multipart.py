@@ -1,4 +1,4 @@
-"""Takes a multipart/form-data body apart, strictly: what a browser or curl would not send is refused."""
+"""Takes a multipart/form-data body apart, strictly: what no browser or curl sends is refused."""
 
 from dataclasses import dataclass
 from email.message import Message

@@ -1,4 +1,4 @@
-"""Sound in and out of the stand-in: espeak-ng speaks, FFmpeg's libraries convert, PocketSphinx listens.
+"""Sound: espeak-ng speaks, the libraries of FFmpeg convert, PocketSphinx listens."""
 
 Everything here is a pure function of its input, so that an answer through the
 gateway can be compared with a direct one by its hash.
@@ -72,9 +72,7 @@ def encode(samples: bytes, kind: str) -> bytes:
             file.writeframes(samples)
         return sink.getvalue()
     # bitexact keeps the encoder's version and Ogg's random serial out of the bytes.
-    with av.open(
-        sink, "w", format=container, container_options={"fflags": "+bitexact"}
-    ) as output:
+    with av.open(sink, "w", format=container, container_options={"fflags": "+bitexact"}) as output:
         rate = 48000 if kind == "opus" else RATE_HZ
         stream = output.add_stream(codec, rate=rate, layout="mono")
         stream.codec_context.flags |= av.codec.context.Flags.bitexact

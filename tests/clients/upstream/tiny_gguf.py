@@ -15,9 +15,7 @@ import numpy as np
 
 EMBEDDING, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 64, 2, 4, 128, 4096
 WORDS = "▁the ▁a ▁of ▁to ▁and ▁hello ▁world . , ! ? ▁ e t a o i n s"
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-)
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
 def vocabulary() -> list[tuple[str, float, int]]:
