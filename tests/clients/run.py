@@ -120,7 +120,8 @@ def run(job: Job, facts: Path, scratch: Path) -> Job:
     seconds = time.monotonic() - started
     verdict = "ok" if not job.failed else "FAILED"
     print(
-        f"--- {job.name}: {verdict}, {job.passed} passed, {len(job.failed)} failed, {seconds:.0f} s",
+        f"--- {job.name}: {verdict}, {job.passed} passed, {len(job.failed)} failed, "
+        f"{seconds:.0f} s",
         flush=True,
     )
     if job.failed:

@@ -296,7 +296,7 @@ def running(
                 if status != 0:
                     log = (scratch / f"{name}.log").read_text(errors="replace")
                     complaints.append(
-                        f"tollkeeper ({name}, {store}) exited with {status} on SIGTERM:\n{log[-3000:]}"
+                        f"tollkeeper ({name}, {store}): {status} on SIGTERM:\n{log[-3000:]}"
                     )
             if complaints:
                 raise StackError("\n".join(complaints))

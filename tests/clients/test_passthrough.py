@@ -29,7 +29,10 @@ def test_recognition_without_a_key(http, sound):
 
 def test_the_body_is_not_touched(http, unique, stats):
     # Neither the model is renamed nor usage asked for, and the spacing survives.
-    body = f'{{"model":  "renamed", "stream": true, "messages": [{{"role":"user","content":"a b"}}], "user": "{unique}"}}'
+    body = (
+        '{"model":  "renamed", "stream": true, '
+        f'"messages": [{{"role":"user","content":"a b"}}], "user": "{unique}"}}'
+    )
     answer = http.post(
         "/raw/v1/chat/completions?trace=a%20b",
         content=body.encode(),

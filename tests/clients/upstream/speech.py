@@ -1,4 +1,4 @@
-"""Sound: espeak-ng speaks, the libraries of FFmpeg convert, PocketSphinx listens."""
+"""Sound: espeak-ng speaks, the libraries of FFmpeg convert, PocketSphinx listens.
 
 Everything here is a pure function of its input, so that an answer through the
 gateway can be compared with a direct one by its hash.
