@@ -28,7 +28,9 @@ def _as_somebody(command: list[object]) -> list[object]:
     """Postgres refuses to run as root."""
     if os.getuid() != 0:
         return command
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+    # A change of user clears the wish to die with the parent, so it is made again.
+    become = ["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=INT"]
+    return ["setpriv", *become, *command]
 
 
 @contextlib.contextmanager
