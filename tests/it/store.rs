@@ -149,9 +149,9 @@ async fn keys_are_kept_as_they_were_given() {
         let page = Page { limit: 1, offset: 1 };
         let second = s.list_keys(&KeyFilter::default(), page).await.unwrap();
         assert_eq!((second.keys, second.total), (vec![a.clone()], 2));
-        assert_eq!(s.keys_of_user("alice").await.unwrap(), [a.clone()]);
+        assert_eq!(s.keys_of_user("alice").await.unwrap(), vec![a.clone()]);
         let aliases = ["alias of sk-a".to_string(), "no such".to_string()];
-        assert_eq!(s.keys_by_alias(&aliases).await.unwrap(), [a.clone()]);
+        assert_eq!(s.keys_by_alias(&aliases).await.unwrap(), vec![a.clone()]);
 
         let gone = s.delete_keys(&[a.hash, KeyHash::of("sk-none")]).await.unwrap();
         assert_eq!(gone, [a.hash], "only what was there is reported");
@@ -467,8 +467,11 @@ async fn text_is_only_text() {
             };
             s.insert_key(&k).await.unwrap();
             assert_eq!(s.key_by_hash(&k.hash).await.unwrap(), Some(k.clone()));
-            assert_eq!(s.keys_by_alias(&[evil.to_string()]).await.unwrap(), [k.clone()]);
-            assert_eq!(s.keys_of_user(evil).await.unwrap(), [k.clone()]);
+            assert_eq!(
+                s.keys_by_alias(&[evil.to_string()]).await.unwrap(),
+                vec![k.clone()]
+            );
+            assert_eq!(s.keys_of_user(evil).await.unwrap(), vec![k.clone()]);
             let r = Record {
                 key_hash: Some(k.hash),
                 user_id: Some(evil.into()),
