@@ -732,18 +732,27 @@ async fn a_read_only_server_is_a_passing_state() {
         "postgres",
         &format!("ALTER DATABASE {name} SET default_transaction_read_only = on"),
     );
-    // Settings of a database reach new sessions only.
-    let fresh = open(&url).await;
-    assert!(!matches!(fresh.append(&[record("r1")]).await, Ok(())));
-    server.sql(name, "SET default_transaction_read_only = off; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()");
-    let e = s.append(&[record("r1")]).await;
-    let e = match e {
-        Err(StoreError::Unavailable(text)) if text.contains("closed") || text.contains("terminating") => {
-            s.append(&[record("r1")]).await
+    // Settings of a database reach new sessions only, so the old ones are ended.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    server.sql(name, end);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let e = s.append(&[record("r1")]).await.unwrap_err();
+        assert!(e.is_transient(), "{e}");
+        if e.to_string().contains("read-only") {
+            break;
         }
-        other => other,
-    };
-    assert!(e.as_ref().is_err_and(StoreError::is_transient), "{e:?}");
+        assert!(Instant::now() < deadline, "{e}");
+    }
+    server.sql(
+        "postgres",
+        &format!("ALTER DATABASE {name} RESET default_transaction_read_only"),
+    );
+    server.sql(name, &format!("SET default_transaction_read_only = off; {end}"));
+    while let Err(e) = s.append(&[record("r1")]).await {
+        assert!(e.is_transient() && Instant::now() < deadline, "{e}");
+    }
 }
 
 #[test]
