@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -32,6 +33,7 @@ impl Server {
         }
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let data = dir.path().join("data");
+        let watcher = watch(dir.path());
         let made = as_postgres("initdb")
             .args([
                 "--auth=trust",
@@ -50,7 +52,6 @@ impl Server {
             "initdb: {}",
             String::from_utf8_lossy(&made.stderr)
         );
-        let watcher = watch(dir.path());
         let mut server = Server {
             dir,
             port: free_port(),
@@ -225,6 +226,8 @@ fn watch(dir: &Path) -> Child {
     Command::new("sh")
         .args(["-c", script, "watcher"])
         .arg(dir)
+        // What kills the whole group of the tests must leave the one who cleans up.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

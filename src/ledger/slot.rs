@@ -1,0 +1,150 @@
+//! The directory of one process' spool: `<spool>/<n>/`, locked for as long as the process lives.
+//!
+//! Two processes overlap while one takes over from the other; each has a slot of its own, and what a
+//! dead one left is adopted by a living one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Far more processes than ever overlap.
+const SLOTS: u32 = 64;
+const SEGMENT: &str = "seg";
+const BAD: &str = "bad";
+
+/// How far the store has got: everything before `offset` of segment `seq`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub seq: u64,
+    /// Bytes.
+    pub offset: u64,
+}
+
+/// A directory with segments, a cursor and a lock.
+#[derive(Debug)]
+pub struct Slot {
+    pub dir: PathBuf,
+    /// Held, not used: closing it opens the slot to others.
+    _lock: File,
+}
+
+impl Slot {
+    /// The first slot nobody holds.
+    pub fn claim(spool: &Path) -> io::Result<Slot> {
+        DirBuilder::new().recursive(true).mode(0o700).create(spool)?;
+        for n in 0..SLOTS {
+            let dir = spool.join(n.to_string());
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            if let Some(slot) = Self::lock(dir)? {
+                return Ok(slot);
+            }
+        }
+        let text = format!("all {SLOTS} spool slots are held by other processes");
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+    }
+
+    /// Slots that hold segments and no process.
+    pub fn orphans(spool: &Path, mine: &Path) -> Vec<Slot> {
+        (0..SLOTS)
+            .map(|n| spool.join(n.to_string()))
+            .filter(|dir| dir != mine && dir.is_dir())
+            .filter_map(|dir| Self::lock(dir).ok().flatten())
+            .filter(|slot| slot.segments().is_ok_and(|s| !s.is_empty()))
+            .collect()
+    }
+
+    fn lock(dir: PathBuf) -> io::Result<Option<Slot>> {
+        let lock = private().truncate(false).open(dir.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Slot { dir, _lock: lock })),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    pub fn segment(&self, seq: u64) -> PathBuf {
+        segment(&self.dir, seq)
+    }
+
+    /// The numbers of its segments, ascending.
+    pub fn segments(&self) -> io::Result<Vec<u64>> {
+        segments(&self.dir)
+    }
+
+    /// Where the store has got to, within what is there.
+    pub fn cursor(&self) -> io::Result<Position> {
+        cursor(&self.dir)
+    }
+
+    /// Whole or not at all: written aside and renamed.
+    pub fn set_cursor(&self, at: Position) -> io::Result<()> {
+        let aside = self.dir.join("cursor.tmp");
+        let mut file = private().truncate(true).open(&aside)?;
+        writeln!(file, "{} {}", at.seq, at.offset)?;
+        fs::rename(aside, self.dir.join("cursor"))
+    }
+
+    /// Puts bytes that are no records aside, for a person to look at.
+    pub fn keep_bad(&self, at: Position, bytes: &[u8]) -> io::Result<PathBuf> {
+        let path = self.dir.join(format!("{:020}-{}.{BAD}", at.seq, at.offset));
+        private().truncate(true).open(&path)?.write_all(bytes)?;
+        Ok(path)
+    }
+}
+
+/// Options for a file that only its owner may read, made if it is not there.
+pub fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+pub fn segment(dir: &Path, seq: u64) -> PathBuf {
+    dir.join(format!("{seq:020}.{SEGMENT}"))
+}
+
+pub fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut found: Vec<u64> = with_extension(dir, SEGMENT)?
+        .iter()
+        .filter_map(|path| path.file_stem()?.to_str()?.parse().ok())
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Files with damaged pieces of segments.
+pub fn bad_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    with_extension(dir, BAD)
+}
+
+fn with_extension(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The directories of a spool, whoever holds them.
+pub fn slots(spool: &Path) -> Vec<PathBuf> {
+    let all = (0..SLOTS).map(|n| spool.join(n.to_string()));
+    all.filter(|dir| dir.is_dir()).collect()
+}
+
+pub fn cursor(dir: &Path) -> io::Result<Position> {
+    let text = match fs::read_to_string(dir.join("cursor")) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(e),
+    };
+    // A cursor that cannot be read means reading from the start: rows that are there already stay as they are.
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Ok(match (numbers.next(), numbers.next()) {
+        (Some(Ok(seq)), Some(Ok(offset))) => Position { seq, offset },
+        _ => Position::default(),
+    })
+}
