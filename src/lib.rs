@@ -1,7 +1,22 @@
-//! The host.
+//! Tollkeeper: the edge and the gate in front of every model.
+//!
+//! This crate is the host: it knows Pingora, databases, files and sockets. What a filter is, and the
+//! built-in ones, are in the crate `filters`, which knows none of those. See `src/README.md`.
 
 pub mod cli;
 pub mod conf;
+pub mod discover;
+pub mod health;
 pub mod ledger;
+pub mod proxy;
+pub mod server;
 pub mod shared;
+pub mod snapshot;
 pub mod store;
+pub mod telemetry;
+
+/// Runs Tollkeeper with these filters; the whole `main` of a binary of your own:
+/// `tollkeeper::run(filters::builtin::registry().with("pii", Pii::from_settings))`.
+pub fn run(registry: filters::contract::Registry) -> std::process::ExitCode {
+    std::process::ExitCode::from(u8::try_from(cli::run(registry)).unwrap_or(1))
+}

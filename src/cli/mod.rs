@@ -1,3 +1,123 @@
-//! The commands, each a plain function that is given all it needs and returns an exit code.
+//! The command line: `tollkeeper` alone serves, like `tollkeeper serve`.
+//!
+//! The commands are plain functions that are given all they need and return an exit code.
 
 pub mod check;
+pub mod ledger;
+
+use crate::conf::Env;
+use crate::server::{self, Serve};
+use clap::{Args, Parser, Subcommand};
+use filters::contract::Registry;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// The edge and the gate in front of every model.
+#[derive(Parser)]
+#[command(
+    name = "tollkeeper",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  tollkeeper                            find local model servers and serve them\n  tollkeeper -c config.yaml             serve a LiteLLM config\n  tollkeeper check -c config.yaml       say everything that is wrong with it"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway (what happens without a command).
+    Serve(ServeArgs),
+    /// Check a config and report every problem in one run. Exit code 78 when it cannot be used.
+    #[command(alias = "validate")]
+    Check {
+        /// The config; else the first one found, as `serve` looks for it.
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[arg(long, default_value = "text", value_name = "text|json|github")]
+        format: check::Format,
+        /// Count warnings as errors.
+        #[arg(long)]
+        strict: bool,
+    },
+    /// Look after the ledger.
+    Ledger {
+        #[command(subcommand)]
+        command: LedgerCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum LedgerCommand {
+    /// Compare every sum with the rows it was made of, and look through the spool.
+    Check {
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Args, Default)]
+struct ServeArgs {
+    /// The config; else the first of $CONFIG_FILE_PATH, ./config.yaml, /app/config.yaml, …
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the first listener.
+    #[arg(long)]
+    host: Option<IpAddr>,
+    /// Port of the first listener.
+    #[arg(long)]
+    port: Option<u16>,
+    /// Accepted for LiteLLM's sake: threads are automatic.
+    #[arg(long = "num_workers", hide = true)]
+    num_workers: Option<u32>,
+    /// Accepted for LiteLLM's sake: see RUST_LOG.
+    #[arg(long, hide = true)]
+    debug: bool,
+    /// Accepted for LiteLLM's sake: see RUST_LOG.
+    #[arg(long = "detailed_debug", hide = true)]
+    detailed_debug: bool,
+}
+
+/// Reads the command line, does what it says, returns the exit code.
+pub fn run(registry: Registry) -> i32 {
+    let cli = Cli::parse();
+    let env = Env::of_process();
+    match cli.command {
+        None => serve(cli.serve, registry, &env),
+        Some(Command::Serve(args)) => serve(args, registry, &env),
+        Some(Command::Check {
+            config,
+            format,
+            strict,
+        }) => check::run(config, format, strict, &env),
+        Some(Command::Ledger {
+            command: LedgerCommand::Check { config },
+        }) => ledger::check(config.as_deref(), &env),
+    }
+}
+
+fn serve(args: ServeArgs, registry: Registry, env: &Env) -> i32 {
+    let ignored = [
+        (
+            args.num_workers.is_some(),
+            "--num_workers (threads are automatic)",
+        ),
+        (args.debug, "--debug (use RUST_LOG=debug)"),
+        (args.detailed_debug, "--detailed_debug (use RUST_LOG=debug)"),
+    ];
+    for (_, what) in ignored.iter().filter(|(given, _)| *given) {
+        anstream::eprintln!("ignored: {what}");
+    }
+    server::serve(
+        &Serve {
+            config: args.config,
+            host: args.host,
+            port: args.port,
+        },
+        registry,
+        env,
+    )
+}

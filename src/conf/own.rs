@@ -14,8 +14,8 @@ use super::types::Span;
 /// The section `tollkeeper:`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
-    /// Where clients connect. Default: one listener on `127.0.0.1:4000`, which only this machine
-    /// can reach; write `0.0.0.0:4000` to open it.
+    /// Where clients connect. Default: `0.0.0.0:4000` with a config file, as LiteLLM does;
+    /// `127.0.0.1:4000`, which only this machine can reach, without one.
     pub listeners: Vec<Listener>,
     /// Where the embedded database, the ledger's spool and the generated master key live. Relative
     /// paths start at the config file. Default: `$TOLLKEEPER_DATA_DIR`, else
@@ -184,10 +184,7 @@ pub struct Ledger {
 impl Default for Own {
     fn default() -> Self {
         Self {
-            listeners: vec![Listener {
-                address: SocketAddr::from(([127, 0, 0, 1], 4000)),
-                h2c: true,
-            }],
+            listeners: Vec::new(),
             data_dir: PathBuf::from("/var/lib/tollkeeper"),
             internal_networks: internal_networks(),
             trusted_proxies: Vec::new(),

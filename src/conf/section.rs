@@ -40,7 +40,7 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
             drop(
                 fields
                     .error("missing", "without a listener nobody can connect", entry.key_at)
-                    .help("remove the key for the default, 127.0.0.1:4000"),
+                    .help("remove the key for the default, port 4000"),
             );
         }
     }

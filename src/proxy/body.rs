@@ -1,0 +1,103 @@
+//! Reads the whole body of a model call, once, within its limits.
+
+use bytes::{Bytes, BytesMut};
+use filters::contract::Refusal;
+use pingora_proxy::Session;
+use std::time::Duration;
+
+/// What became of reading.
+pub enum Read {
+    Whole(Bytes),
+    Refused(Refusal),
+    /// The client is gone or broke the framing: nothing can be answered.
+    Gone(Box<pingora_error::Error>),
+}
+
+/// Reads at most `limit` bytes within `deadline`.
+pub async fn read(session: &mut Session, limit: u64, deadline: Duration) -> Read {
+    let header = |name: &str| {
+        session
+            .get_header(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::trim)
+    };
+    // A compressed body would have to be unpacked to be judged, and a small one can unpack to a huge one.
+    if let Some(encoding) = header("content-encoding")
+        && !encoding.is_empty()
+        && !encoding.eq_ignore_ascii_case("identity")
+    {
+        return Read::Refused(Refusal::new(
+            415,
+            "invalid_request_error",
+            "Compressed request bodies are not taken. Send the body as it is, without content-encoding.",
+        ));
+    }
+    let announced = header("content-length").and_then(|v| v.parse::<u64>().ok());
+    if announced.is_some_and(|n| n > limit) {
+        return Read::Refused(too_large(limit));
+    }
+    if header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
+        if let Err(e) = session.write_continue_response().await {
+            return Read::Gone(e);
+        }
+        // From here on the body is on its way, whatever becomes of the request.
+        session.req_header_mut().remove_header("expect");
+    }
+    match tokio::time::timeout(deadline, collect(session, announced, limit)).await {
+        Ok(read) => read,
+        Err(_) => Read::Refused(
+            Refusal::new(
+                408,
+                "timeout_error",
+                format!(
+                    "The request body did not arrive within {} seconds.",
+                    deadline.as_secs()
+                ),
+            )
+            .header("connection", "close"),
+        ),
+    }
+}
+
+async fn collect(session: &mut Session, announced: Option<u64>, limit: u64) -> Read {
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    loop {
+        let chunk = match session.read_request_body().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(e) => return Read::Gone(e),
+        };
+        let so_far = first.as_ref().map_or(0, Bytes::len).max(rest.len());
+        if (so_far + chunk.len()) as u64 > limit {
+            return Read::Refused(too_large(limit));
+        }
+        // Most bodies come in one piece and are never copied.
+        match &first {
+            None => first = Some(chunk),
+            Some(begun) => {
+                if rest.is_empty() {
+                    rest.reserve(announced.unwrap_or(0).min(limit).max(begun.len() as u64 * 2) as usize);
+                    rest.extend_from_slice(begun);
+                }
+                rest.extend_from_slice(&chunk);
+            }
+        }
+    }
+    Read::Whole(if rest.is_empty() {
+        first.unwrap_or_default()
+    } else {
+        rest.freeze()
+    })
+}
+
+fn too_large(limit: u64) -> Refusal {
+    Refusal::new(
+        413,
+        "invalid_request_error",
+        format!(
+            "The request body is larger than the {} MiB taken here.",
+            limit >> 20
+        ),
+    )
+}

@@ -1,0 +1,303 @@
+//! The road: Pingora's hooks, and the two drivers behind them.
+//!
+//! `ProxyHttp` is implemented here and kept thin. A request is judged (`paths`), given a lane (`lanes`),
+//! and handed to the call driver (`call`), the stream driver (`stream`), or answered here.
+
+pub mod admin;
+pub mod balance;
+pub mod body;
+pub mod call;
+pub mod drain;
+pub mod head;
+pub mod lanes;
+pub mod models;
+pub mod paths;
+pub mod peer;
+pub mod respond;
+pub mod state;
+pub mod stream;
+
+use crate::health::Health;
+use crate::snapshot::Snapshot;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use drain::InFlight;
+use filters::contract::{Answer, Refusal, Stop, Verdict};
+use filters::model::record::Status;
+use http::Method;
+use lanes::Kind;
+use paths::Api;
+use pingora::connectors::http::Connector;
+use pingora::prelude::*;
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use state::State;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Seconds a connection may wait for its next request.
+const KEEPALIVE: u64 = 75;
+/// How long a client may leave us waiting for room to write.
+const WRITE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Renders `/metrics`.
+pub type Scrape = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What all requests go through. Knows the world by what it was given and nothing else.
+pub struct Gateway {
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub connector: Connector,
+    pub peers: peer::Peers,
+    pub admin: axum::Router,
+    pub health: Arc<Health>,
+    pub scrape: Scrape,
+    pub in_flight: Arc<InFlight>,
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    /// Empty until the request's head has been judged.
+    type CTX = Option<Box<State>>;
+
+    fn new_ctx(&self) -> Self::CTX {
+        None
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        // A request that arrives while another streams waits its turn and never cuts that stream.
+        session.set_pipelining_enabled(true);
+        session.set_keepalive(Some(KEEPALIVE));
+        session.set_write_timeout(Some(WRITE_PATIENCE));
+        *ctx = Some(Box::new(State::new(
+            self.snapshot.load_full(),
+            &self.in_flight,
+            session,
+        )));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        let state = ctx
+            .as_mut()
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request has no state"))?;
+        if let Some(refusal) = state.judged.take() {
+            self.refuse(session, state, &refusal.into()).await?;
+            return Ok(true);
+        }
+        let lane = Arc::clone(&state.lane);
+        match &lane.kind {
+            Kind::Call => self.api(session, state).await?,
+            Kind::Stream(_) => return self.enter_stream(session, state).await,
+            Kind::Admin => self.administer(session, state).await?,
+            Kind::Health => {
+                let answer = match session.req_header().uri.path() {
+                    "/health/readiness" => self.health.readiness().await,
+                    "/health" => self.health.status(),
+                    _ => self.health.liveness(),
+                };
+                self.guarded(session, state, |_| Ok(answer)).await?;
+            }
+            Kind::Nowhere => self.refuse(session, state, &not_here().into()).await?,
+            Kind::Metrics => {
+                self.guarded(session, state, |_| {
+                    Ok(Answer {
+                        status: 200,
+                        headers: vec![("content-type", "text/plain; version=0.0.4; charset=utf-8".into())],
+                        body: (self.scrape)().into(),
+                    })
+                })
+                .await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+        self.stream_peer(ctx).await
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        self.dress_stream(session, upstream, ctx).await
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        self.stream_head(response, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        self.stream_chunk(body, end, ctx)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Self::CTX) -> FailToProxy {
+        self.stream_failed(session, e, ctx).await
+    }
+
+    /// The default writes one line per failed request with the upstream's address; ours are written
+    /// where the failure is understood.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Self::CTX) {
+        if let Some(state) = ctx.as_mut() {
+            let written = session.response_written().map_or(0, |h| h.status.as_u16());
+            state.finish(written, e);
+        }
+    }
+}
+
+impl Gateway {
+    /// Model calls and the list of models.
+    async fn api(&self, session: &mut Session, state: &mut State) -> Result<()> {
+        let head = session.req_header();
+        let Some(api) = paths::api(head.uri.path()) else {
+            return self.guarded_preflight(session, state, not_here()).await;
+        };
+        let allowed = api.methods();
+        if !allowed.contains(&head.method.as_str()) {
+            let refusal = Refusal::new(
+                405,
+                "invalid_request_error",
+                format!(
+                    "{} is not offered here; use {}.",
+                    head.method,
+                    allowed.join(" or ")
+                ),
+            )
+            .header("allow", allowed.join(", "));
+            return self.guarded_preflight(session, state, refusal).await;
+        }
+        match api {
+            Api::Call(endpoint, model) => self.call(session, state, endpoint, model).await,
+            Api::Models => {
+                let anthropic = session.get_header("anthropic-version").is_some();
+                let query = session.req_header().uri.query().map(str::to_string);
+                self.guarded(session, state, |s| {
+                    Ok(models::list(
+                        &s.snapshot.models,
+                        &s.cx.caller,
+                        anthropic,
+                        query.as_deref(),
+                    ))
+                })
+                .await
+            }
+            Api::Model(id) => {
+                self.guarded(session, state, |s| {
+                    models::retrieve(&s.snapshot.models, &s.cx.caller, &id).map_err(Stop::from)
+                })
+                .await
+            }
+        }
+    }
+
+    /// Runs the head's chain and, if it lets the request in, answers.
+    async fn guarded(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        make: impl FnOnce(&State) -> Result<Answer, Stop>,
+    ) -> Result<()> {
+        let lane = Arc::clone(&state.lane);
+        let answer = match lane
+            .chain
+            .request_filter(&mut state.cx, session.req_header())
+            .await
+        {
+            Ok(Verdict::Answer(a)) => Ok(a),
+            Ok(Verdict::Continue) => make(state),
+            Err(stop) => Err(stop),
+        };
+        match answer {
+            Ok(answer) => self.send(session, state, answer).await,
+            Err(stop) => self.refuse(session, state, &stop).await,
+        }
+    }
+
+    /// A refusal that a browser's preflight must not run into: the chain may answer that first.
+    async fn guarded_preflight(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        refusal: Refusal,
+    ) -> Result<()> {
+        if session.req_header().method == Method::OPTIONS {
+            return self.guarded(session, state, |_| Err(refusal.into())).await;
+        }
+        self.refuse(session, state, &refusal.into()).await
+    }
+
+    /// Writes an answer of our own.
+    async fn send(&self, session: &mut Session, state: &mut State, answer: Answer) -> Result<()> {
+        let mut parts = http::Response::new(()).into_parts().0;
+        // Filters may add to the heads of all answers; they see ours as well.
+        let lane = Arc::clone(&state.lane);
+        let added = lane.chain.response_filter(&mut state.cx, &mut parts).is_ok();
+        let mut further: Vec<(&'static str, &str)> = vec![
+            ("x-request-id", &state.cx.request_id),
+            ("x-litellm-call-id", &state.cx.request_id),
+        ];
+        if added {
+            for name in [
+                "access-control-allow-origin",
+                "access-control-expose-headers",
+                "vary",
+            ] {
+                if let Some(value) = parts.headers.get(name).and_then(|v| v.to_str().ok()) {
+                    further.push((name, value));
+                }
+            }
+        }
+        let status = answer.status;
+        let sent = respond::answer(session, answer, &further).await;
+        let kind = (status >= 400).then_some("refused");
+        state.ended(
+            if status < 400 {
+                Status::Success
+            } else {
+                Status::Failure
+            },
+            status,
+            None,
+            kind,
+        );
+        sent
+    }
+
+    async fn refuse(&self, session: &mut Session, state: &mut State, stop: &Stop) -> Result<()> {
+        state.ended(
+            Status::Failure,
+            stop.status(),
+            Some(stop.shown()),
+            Some(stop.kind()),
+        );
+        let answer = respond::render(stop, &state.cx.request_id);
+        self.send(session, state, answer).await
+    }
+}
+
+fn not_here() -> Refusal {
+    Refusal::new(
+        404,
+        "invalid_request_error",
+        "There is nothing at this path. The API is at /v1: /v1/models, /v1/chat/completions, …",
+    )
+    .code("not_found")
+}

@@ -1,0 +1,211 @@
+//! The state of one request on the road, from its judged head to its one line in the log.
+
+use super::drain::{Flight, InFlight};
+use super::lanes::Lane;
+use super::paths;
+use crate::snapshot::Snapshot;
+use filters::contract::cx::Metered;
+use filters::contract::ports::Catalog;
+use filters::contract::{Cx, Outcome, Refusal};
+use filters::model::key::Caller;
+use filters::model::record::Status;
+use http::{Extensions, Version};
+use pingora_error::{Error, ErrorSource};
+use pingora_proxy::Session;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
+
+const MAX_USER_AGENT: usize = 256;
+
+/// Owned by Pingora's per-request context. Dropping it without [`State::finish`] (a panic) still runs
+/// the filters' `logging`, so that money set aside comes back and a call that was answered is written.
+pub struct State {
+    pub snapshot: Arc<Snapshot>,
+    pub lane: Arc<Lane>,
+    pub cx: Box<Cx>,
+    /// Why the head is refused, if it is.
+    pub judged: Option<Refusal>,
+    outcome: Option<Outcome>,
+    finished: bool,
+    _flight: Flight,
+}
+
+impl State {
+    /// Judges the head and finds its lane.
+    pub fn new(snapshot: Arc<Snapshot>, in_flight: &Arc<InFlight>, session: &Session) -> Self {
+        let head = session.req_header();
+        let path = head.uri.path();
+        let judged = judge(session, &snapshot);
+        let host = host(session);
+        let lane = match (&judged, snapshot.lanes.find(&host, path)) {
+            (None, Some(lane)) => Arc::clone(lane),
+            _ => snapshot.lanes.fallback(),
+        };
+        let client_ip = session
+            .client_addr()
+            .and_then(|a| a.as_inet())
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip().to_canonical());
+        let user_agent = head
+            .headers
+            .get("user-agent")
+            .and_then(|v| v.to_str().ok())
+            .map(|v| v.chars().take(MAX_USER_AGENT).collect());
+        let catalog: Arc<dyn Catalog> = Arc::clone(&snapshot.models) as Arc<dyn Catalog>;
+        let cx = Box::new(Cx {
+            request_id: Uuid::now_v7().to_string(),
+            lane: Arc::clone(&lane.name),
+            auth: lane.auth,
+            started: Instant::now(),
+            started_micros: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_micros() as i64),
+            client_ip,
+            user_agent,
+            internal: snapshot.is_internal(client_ip),
+            caller: Caller::Anonymous,
+            call: None,
+            catalog,
+            reservation: None,
+            deployment: None,
+            upstream_model: String::new(),
+            attempts: Vec::new(),
+            first_byte: None,
+            response_status: 0,
+            event_stream: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            metered: Metered::default(),
+            translator: None,
+            collected: Vec::new(),
+            recorded: false,
+            cost_nanos: None,
+            ext: Extensions::new(),
+        });
+        Self {
+            snapshot,
+            lane,
+            cx,
+            judged,
+            outcome: None,
+            finished: false,
+            _flight: in_flight.begin(),
+        }
+    }
+
+    /// Notes how the request ended. The first word counts.
+    pub fn ended(
+        &mut self,
+        status: Status,
+        http_status: u16,
+        error: Option<&str>,
+        kind: Option<&'static str>,
+    ) {
+        if self.outcome.is_none() {
+            self.outcome = Some(Outcome {
+                status,
+                http_status,
+                error: error.map(Into::into),
+                error_kind: kind,
+            });
+        }
+    }
+
+    /// What is left of the time a call may take.
+    pub fn time_left(&self) -> Duration {
+        self.snapshot
+            .timeouts
+            .total
+            .saturating_sub(self.cx.started.elapsed())
+    }
+
+    /// Runs the filters' `logging`, once, and writes the request's line.
+    pub fn finish(&mut self, written: u16, error: Option<&Error>) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let outcome = self.outcome.take().unwrap_or_else(|| match error {
+            Some(e) if *e.esource() == ErrorSource::Downstream => Outcome {
+                status: Status::Aborted,
+                http_status: if written == 0 { 499 } else { written },
+                error: Some("the client left".into()),
+                error_kind: Some("client_gone"),
+            },
+            Some(_) => Outcome {
+                status: Status::Failure,
+                http_status: if written == 0 { 500 } else { written },
+                error: Some("the request failed".into()),
+                error_kind: Some("internal_server_error"),
+            },
+            None => Outcome {
+                status: Status::Success,
+                http_status: written,
+                error: None,
+                error_kind: None,
+            },
+        });
+        let lane = Arc::clone(&self.lane);
+        lane.chain.logging(&mut self.cx, &outcome);
+        crate::telemetry::request_line(&self.cx, &outcome);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.ended(
+                Status::Failure,
+                500,
+                Some("the request was dropped"),
+                Some("internal_server_error"),
+            );
+            self.finish(0, None);
+        }
+    }
+}
+
+/// Limits and spelling of the head.
+fn judge(session: &Session, snapshot: &Snapshot) -> Option<Refusal> {
+    let head = session.req_header();
+    let size: usize = head
+        .headers
+        .iter()
+        .map(|(n, v)| n.as_str().len() + v.len() + 4)
+        .sum::<usize>()
+        + head.raw_path().len();
+    if size as u64 > snapshot.limits.header_bytes {
+        return Some(Refusal::new(
+            431,
+            "invalid_request_error",
+            format!(
+                "The request head is larger than the {} KiB taken here.",
+                snapshot.limits.header_bytes >> 10
+            ),
+        ));
+    }
+    if head.version == Version::HTTP_11 && !head.headers.contains_key("host") {
+        return Some(Refusal::bad_request("An HTTP/1.1 request names its Host."));
+    }
+    if !head.raw_path_is_utf8() {
+        return Some(Refusal::bad_request("The path holds bytes that are no UTF-8."));
+    }
+    paths::odd(head.uri.path())
+        .map(|why| Refusal::bad_request(format!("The path is not taken as it is written: {why}.")))
+}
+
+/// The host that is asked for, lowercase and without its port.
+fn host(session: &Session) -> String {
+    let head = session.req_header();
+    let authority = head
+        .uri
+        .authority()
+        .map(|a| a.as_str())
+        .or_else(|| head.headers.get("host").and_then(|v| v.to_str().ok()))
+        .unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host.to_ascii_lowercase()
+}

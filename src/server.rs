@@ -1,0 +1,579 @@
+//! Puts the process together and runs it: config, store, ledger, snapshot, listeners, and the way out.
+
+use crate::conf::{self, Conf, EXIT_CONFIG, Env, Listener, Report, Secret};
+use crate::discover;
+use crate::health::Health;
+use crate::ledger::{self, Ledger};
+use crate::proxy::drain::InFlight;
+use crate::proxy::{Gateway, peer::Peers};
+use crate::shared::budgets::Counters;
+use crate::shared::keys::KeyCache;
+use crate::snapshot::Snapshot;
+use crate::store::{self, Address, Store};
+use crate::telemetry::{self, Gauges, Telemetry};
+use anstream::eprintln;
+use arc_swap::ArcSwap;
+use base64::Engine;
+use filters::contract::Registry;
+use filters::contract::ports::{Clock, Ledger as LedgerPort, Ports};
+use filters::model::key::MasterKey;
+use filters::model::record::Record;
+use pingora::apps::HttpServerOptions;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ExecutionPhase, RunArgs, Server};
+use pingora::services::listening::Service;
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Exit codes, as sysexits has them.
+const EXIT_FAILED: i32 = 1;
+const EXIT_UNAVAILABLE: i32 = 69;
+
+/// Upstream connections kept open for reuse. Pingora's own 128 is for the whole process.
+const KEEPALIVE_POOL: usize = 1024;
+/// For the ledger to reach the store once the last request is over; the rest stays in the spool.
+const LAST_FLUSH: Duration = Duration::from_secs(5);
+
+/// What the command line says.
+#[derive(Debug, Default, Clone)]
+pub struct Serve {
+    pub config: Option<PathBuf>,
+    pub host: Option<IpAddr>,
+    pub port: Option<u16>,
+}
+
+/// Runs the gateway until it is told to stop. Returns the exit code.
+pub fn serve(options: &Serve, registry: Registry, env: &Env) -> i32 {
+    let begun = Instant::now();
+    // Before the first outgoing TLS: with two providers linked, rustls would not know which to take.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match start(options, registry, env, begun) {
+        Ok(running) => running.run(),
+        Err(Failed::Config(report)) => {
+            eprintln!("{}", report.render(true));
+            EXIT_CONFIG
+        }
+        Err(Failed::Unusable(what)) => {
+            eprintln!("error: {what}");
+            EXIT_CONFIG
+        }
+        Err(Failed::Other(code, what)) => {
+            eprintln!("error: {what}");
+            code
+        }
+    }
+}
+
+/// Why the process does not start.
+enum Failed {
+    Config(Report),
+    /// The config is well-formed and cannot be built.
+    Unusable(String),
+    Other(i32, String),
+}
+
+struct Running {
+    server: Server,
+    background: tokio::runtime::Runtime,
+    ledger: Arc<Ledger>,
+    health: Arc<Health>,
+    in_flight: Arc<InFlight>,
+    drain: Duration,
+    greeting: Greeting,
+}
+
+/// What is told once the door is open.
+struct Greeting {
+    begun: Instant,
+    addresses: Vec<SocketAddr>,
+    config: Option<PathBuf>,
+    found: Option<Vec<discover::Server>>,
+    key: Key,
+    data_dir: PathBuf,
+    store: &'static str,
+    models: Vec<String>,
+}
+
+/// The master key and how it came about.
+struct Key {
+    secret: Secret,
+    /// The file it was written to just now.
+    made: Option<PathBuf>,
+    /// The file it was read from.
+    read: Option<PathBuf>,
+}
+
+fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Result<Running, Failed> {
+    let loaded = conf::load(options.config.as_deref(), env).map_err(Failed::Config)?;
+    let mut conf = loaded.conf;
+    let rust_log = env.get("RUST_LOG");
+    telemetry::init(&conf.tollkeeper.log, rust_log.as_ref().map(|s| s.expose()));
+    if !loaded.report.problems.is_empty() {
+        eprintln!("{}", loaded.report.render(true));
+    }
+
+    let background = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("background")
+        .enable_all()
+        .build()
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the background threads cannot start: {e}")))?;
+
+    let found = if conf.source.path.is_none() {
+        let servers = background.block_on(discover::servers());
+        let text = discover::config(&servers, env.get("OPENAI_API_KEY").is_some());
+        let found = conf::load::load_text("discovered servers", &text, env)
+            .map_err(Failed::Config)?
+            .conf;
+        conf.models = found.models;
+        Some(servers)
+    } else {
+        None
+    };
+
+    let data_dir = conf.tollkeeper.data_dir.clone();
+    make_private_dir(&data_dir).map_err(|e| {
+        Failed::Other(
+            EXIT_FAILED,
+            format!(
+                "the data directory {} cannot be used: {e}. Set TOLLKEEPER_DATA_DIR.",
+                data_dir.display()
+            ),
+        )
+    })?;
+    let key = master_key(&conf, &data_dir)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the master key file cannot be used: {e}")))?;
+    let addresses = addresses(options, &conf);
+    for address in &addresses {
+        std::net::TcpListener::bind(address)
+            .map(drop)
+            .map_err(|e| cannot_listen(*address, &e))?;
+    }
+
+    let store = open_store(&background, &conf, &data_dir)?;
+    let ledger_settings = ledger::Settings {
+        batch_records: usize::try_from(conf.tollkeeper.ledger.batch).unwrap_or(500),
+        linger: conf.tollkeeper.ledger.flush_every,
+        ..ledger::Settings::default()
+    };
+    let ledger = Ledger::open(&data_dir, Arc::clone(&store), ledger_settings)
+        .map(Arc::new)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the ledger's spool cannot be used: {e}")))?;
+    let counters = Arc::new(Counters::default());
+    let unlanded = Arc::clone(&ledger);
+    let keys = Arc::new(KeyCache::new(
+        Arc::clone(&store),
+        Arc::clone(&counters),
+        Arc::new(move |hash| unlanded.unlanded_spend(hash)),
+    ));
+    let telemetry = Arc::new(
+        Telemetry::new()
+            .map_err(|e| Failed::Other(EXIT_FAILED, format!("the metrics cannot be set up: {e}")))?,
+    );
+    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let ports = Ports {
+        keys: Arc::clone(&keys) as _,
+        budgets: Arc::clone(&counters) as _,
+        ledger: Arc::new(Books {
+            ledger: Arc::clone(&ledger),
+            counters,
+        }),
+        metrics: Arc::clone(&telemetry) as _,
+        clock: Arc::clone(&clock),
+        master: Some(MasterKey::new(key.secret.expose().into())),
+    };
+    let snapshot = Snapshot::new(&conf, &registry, &ports).map_err(Failed::Unusable)?;
+    let models = snapshot
+        .models
+        .deployments()
+        .map(|d| d.model_name.clone())
+        .collect();
+    let drain = snapshot.timeouts.drain;
+    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+
+    let in_flight = Arc::new(InFlight::default());
+    let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
+    let scrape = {
+        let (telemetry, ledger, in_flight) = (telemetry, Arc::clone(&ledger), Arc::clone(&in_flight));
+        Arc::new(move || {
+            telemetry.render(&Gauges {
+                in_flight: in_flight.count(),
+                ledger: ledger.stats(),
+            })
+        })
+    };
+
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let server_conf = ServerConf {
+        threads,
+        upstream_keepalive_pool_size: KEEPALIVE_POOL,
+        grace_period_seconds: Some(drain.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upgrade_sock: data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
+        pid_file: data_dir.join("tollkeeper.pid").to_string_lossy().into_owned(),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, server_conf);
+    server.bootstrap();
+    let gateway = Gateway {
+        snapshot,
+        connector: Connector::new(Some(ConnectorOptions::from_server_conf(&server.configuration))),
+        peers: Peers::default(),
+        admin: axum::Router::new(),
+        health: Arc::clone(&health),
+        scrape,
+        in_flight: Arc::clone(&in_flight),
+    };
+    server.add_service(service(gateway, &server.configuration, &addresses, &conf));
+
+    Ok(Running {
+        server,
+        background,
+        ledger,
+        health,
+        in_flight,
+        drain,
+        greeting: Greeting {
+            begun,
+            addresses,
+            config: conf.source.path.clone(),
+            found,
+            key,
+            data_dir,
+            store: store.kind(),
+            models,
+        },
+    })
+}
+
+fn service(
+    gateway: Gateway,
+    server_conf: &Arc<ServerConf>,
+    addresses: &[SocketAddr],
+    conf: &Conf,
+) -> Service<pingora_proxy::HttpProxy<Gateway>> {
+    let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
+    let mut options = HttpServerOptions::default();
+    options.h2c = conf.tollkeeper.listeners.iter().all(|l| l.h2c);
+    options.h2_idle_timeout = Some(Duration::from_secs(120));
+    proxy.server_options = Some(options);
+    proxy.h2_options = Some(default_h2_options());
+    let mut service = Service::new("gateway".to_string(), proxy);
+    for address in addresses {
+        service.add_tcp(&address.to_string());
+    }
+    service
+}
+
+impl Running {
+    fn run(self) -> i32 {
+        let Running {
+            server,
+            background,
+            ledger,
+            health,
+            in_flight,
+            drain,
+            greeting,
+        } = self;
+        background.spawn(signals());
+        let mut phases = server.watch_execution_phase();
+        std::thread::spawn(move || greeting.tell());
+        // Pingora sleeps its whole grace period even when nothing is left to do. This thread leaves as
+        // soon as the last request is over and the ledger has had its chance.
+        std::thread::spawn(move || {
+            loop {
+                match phases.blocking_recv() {
+                    Ok(
+                        ExecutionPhase::GracefulTerminate | ExecutionPhase::GracefulUpgradeTransferringFds,
+                    ) => {
+                        health.leave();
+                        log::info!("leaving: requests in flight may go on for {} s", drain.as_secs());
+                    }
+                    Ok(ExecutionPhase::ShutdownGracePeriod | ExecutionPhase::ShutdownRuntimes) => break,
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+            let until = Instant::now() + drain;
+            while in_flight.count() > 0 && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let landed = background.block_on(ledger.drain(LAST_FLUSH));
+            log::info!(
+                "stopped: {} requests cut off, ledger {}",
+                in_flight.count(),
+                if landed {
+                    "all in the store"
+                } else {
+                    "kept in the spool"
+                }
+            );
+            log::logger().flush();
+            std::process::exit(0);
+        });
+        server.run(RunArgs::default());
+        // The thread above ends the process; this one may come here first.
+        std::thread::sleep(drain + LAST_FLUSH);
+        0
+    }
+}
+
+/// A second SIGTERM does not wait, and SIGHUP does not kill.
+async fn signals() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut hup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
+        log::error!("signals cannot be watched");
+        return;
+    };
+    let mut terms = 0;
+    loop {
+        tokio::select! {
+            _ = term.recv() => {
+                terms += 1;
+                if terms > 1 {
+                    log::warn!("a second SIGTERM: leaving at once");
+                    std::process::exit(EXIT_FAILED);
+                }
+            }
+            _ = hup.recv() => log::warn!("SIGHUP: a changed config is read at the next start"),
+        }
+    }
+}
+
+/// The ledger, and the counters that have to know of each row.
+struct Books {
+    ledger: Arc<Ledger>,
+    counters: Arc<Counters>,
+}
+
+impl LedgerPort for Books {
+    fn append(&self, record: Record) {
+        if let Some(hash) = &record.key_hash {
+            self.counters.add(hash, record.spend_nanos);
+        }
+        LedgerPort::append(&*self.ledger, record);
+    }
+}
+
+struct WallClock;
+
+impl Clock for WallClock {
+    fn now_micros(&self) -> i64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_micros() as i64)
+    }
+}
+
+fn open_store(
+    background: &tokio::runtime::Runtime,
+    conf: &Conf,
+    data_dir: &Path,
+) -> Result<Arc<dyn Store>, Failed> {
+    let address = match &conf.general.database_url {
+        Some(url) => {
+            Address::parse(url.expose()).map_err(|e| Failed::Unusable(format!("database_url: {e}")))?
+        }
+        None => Address::Sqlite(data_dir.join("tollkeeper.db")),
+    };
+    let mut settings = store::Settings::default();
+    if let Some(n) = conf.general.database_connection_pool_limit {
+        settings.pool_size = n as usize;
+    }
+    background
+        .block_on(store::open(&address, &settings))
+        .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("the database cannot be opened: {e}")))
+}
+
+/// The config's listeners; `--host` and `--port` change the first one.
+fn addresses(options: &Serve, conf: &Conf) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = conf
+        .tollkeeper
+        .listeners
+        .iter()
+        .map(|l: &Listener| l.address)
+        .collect();
+    if addresses.is_empty() {
+        let open = if conf.source.path.is_some() {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
+        addresses.push(SocketAddr::from((open, 4000)));
+    }
+    if let Some(first) = addresses.first_mut() {
+        if let Some(host) = options.host {
+            first.set_ip(host);
+        }
+        if let Some(port) = options.port {
+            first.set_port(port);
+        }
+    }
+    addresses
+}
+
+fn cannot_listen(address: SocketAddr, e: &std::io::Error) -> Failed {
+    let hint = match e.kind() {
+        std::io::ErrorKind::AddrInUse => "Something listens there already; choose another port with --port.",
+        std::io::ErrorKind::PermissionDenied => {
+            "Ports below 1024 need a right: setcap cap_net_bind_service=+ep, or AmbientCapabilities in the unit."
+        }
+        _ => "Choose an address of this machine with --host.",
+    };
+    Failed::Other(
+        EXIT_UNAVAILABLE,
+        format!("cannot listen on {address}: {e}. {hint}"),
+    )
+}
+
+fn make_private_dir(dir: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// The configured master key, else the one in the data directory, else a new one.
+fn master_key(conf: &Conf, data_dir: &Path) -> std::io::Result<Key> {
+    if let Some(secret) = &conf.general.master_key {
+        return Ok(Key {
+            secret: secret.clone(),
+            made: None,
+            read: None,
+        });
+    }
+    let path = data_dir.join("master.key");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().starts_with("sk-") => {
+            return Ok(Key {
+                secret: Secret::new(text.trim()),
+                made: None,
+                read: Some(path),
+            });
+        }
+        Ok(_) => {
+            return Err(std::io::Error::other(format!(
+                "{} does not hold a key that starts with sk-; remove it to get a new one",
+                path.display()
+            )));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let random: [u8; 24] = rand::random();
+    let key = format!(
+        "sk-tollkeeper-{}",
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random)
+    );
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
+    std::io::Write::write_all(&mut file, format!("{key}\n").as_bytes())?;
+    file.sync_all()?;
+    Ok(Key {
+        secret: Secret::new(key),
+        made: Some(path),
+        read: None,
+    })
+}
+
+impl Greeting {
+    /// Waits until the door is open and says so.
+    fn tell(self) {
+        let Some(first) = self.addresses.first().copied() else {
+            return;
+        };
+        let local = if first.ip().is_unspecified() {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, first.port()))
+        } else {
+            first
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect_timeout(&local, Duration::from_millis(200)).is_err() {
+            if Instant::now() > until {
+                log::error!("{local} does not answer after ten seconds");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let took = self.begun.elapsed().as_millis();
+        if std::io::stderr().is_terminal() {
+            self.banner(local);
+        } else if let Some(path) = &self.key.made {
+            log::info!("a master key was made: it is in {}", path.display());
+        }
+        log::info!(
+            "ready in {took} ms listen={} models={} db={}",
+            self.addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
+            self.models.len(),
+            self.store
+        );
+    }
+
+    fn banner(&self, local: SocketAddr) {
+        eprintln!("tollkeeper {}", env!("CARGO_PKG_VERSION"));
+        match (&self.config, &self.found) {
+            (Some(path), _) => eprintln!("\n  Config     {}", path.display()),
+            (None, Some(found)) => {
+                eprintln!("\n  No config file found: looked for model servers on this machine.");
+                for s in found {
+                    let some: Vec<&str> = s.models.iter().take(3).map(String::as_str).collect();
+                    let more = if s.models.len() > 3 { ", …" } else { "" };
+                    eprintln!(
+                        "    ✓ {:<12} http://127.0.0.1:{}  {} models ({}{more})",
+                        s.kind,
+                        s.port,
+                        s.models.len(),
+                        some.join(", ")
+                    );
+                }
+                if found.is_empty() {
+                    eprintln!(
+                        "    none found. Start Ollama, llama.cpp, vLLM or LM Studio, or write a config.yaml."
+                    );
+                }
+            }
+            (None, None) => {}
+        }
+        eprintln!("\n  API        http://{local}/v1");
+        let shown = match (&self.key.made, &self.key.read) {
+            (Some(path), _) => {
+                eprintln!(
+                    "  Master key {}   shown this once; saved in {}",
+                    self.key.secret.expose(),
+                    path.display()
+                );
+                self.key.secret.expose().to_string()
+            }
+            (None, Some(path)) => {
+                eprintln!("  Master key in {}", path.display());
+                format!("$(cat {})", path.display())
+            }
+            (None, None) => {
+                eprintln!("  Master key as configured");
+                "$LITELLM_MASTER_KEY".to_string()
+            }
+        };
+        eprintln!("  Data       {} ({})", self.data_dir.display(), self.store);
+        if let Some(model) = self.models.iter().find(|m| !m.contains('*')) {
+            let body = serde_json::json!({"model": model, "stream": true, "messages": [{"role": "user", "content": "Hello!"}]});
+            eprintln!("\n  Try it:");
+            eprintln!(
+                "    curl -N http://{local}/v1/chat/completions -H \"Authorization: Bearer {shown}\" \\"
+            );
+            eprintln!("      -H 'Content-Type: application/json' -d '{body}'");
+        }
+        eprintln!("\n  Press Ctrl-C to stop.");
+    }
+}

@@ -1,0 +1,297 @@
+//! What the process says of itself: its log, and the Prometheus metrics.
+
+use crate::conf::{Log, LogFormat};
+use filters::contract::ports::{Metrics, Observation};
+use filters::contract::{Cx, Outcome};
+use filters::model::record::Status;
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+use serde_json::{Map, Value};
+use std::io::{IsTerminal, Write};
+
+/// The target of the one line that each request leaves at `debug`.
+pub const REQUESTS: &str = "tollkeeper::request";
+
+/// Buckets that fit both a list of models and a stream of minutes, seconds.
+const BUCKETS: [f64; 16] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+
+/// Sets the log up: readable on a terminal, JSON lines otherwise. `RUST_LOG` wins over the config.
+pub fn init(log: &Log, rust_log: Option<&str>) {
+    let json = match log.format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    let mut builder = env_logger::Builder::new();
+    // Pingora tells each request's failure at warn and error with the upstream's address in it; ours
+    // are written where the failure is understood.
+    builder
+        .filter_level(log.level)
+        .filter_module("pingora", log::LevelFilter::Error.min(log.level));
+    for module in [
+        "pingora_core",
+        "pingora_proxy",
+        "pingora_pool",
+        "tokio_postgres",
+        "refinery_core",
+        "rustls",
+    ] {
+        builder.filter_module(module, log::LevelFilter::Warn.min(log.level));
+    }
+    if let Some(spec) = rust_log {
+        builder.parse_filters(spec);
+    }
+    builder.format(move |out, record| {
+        let now = jiff::Timestamp::now();
+        if json {
+            let mut line = Map::new();
+            line.insert("ts".into(), now.to_string().into());
+            line.insert(
+                "level".into(),
+                record.level().as_str().to_ascii_lowercase().into(),
+            );
+            line.insert("msg".into(), record.args().to_string().into());
+            let _ = record.key_values().visit(&mut Pairs(&mut line));
+            writeln!(out, "{}", Value::Object(line))
+        } else {
+            let mut line = Map::new();
+            let _ = record.key_values().visit(&mut Pairs(&mut line));
+            let pairs: String = line.iter().map(|(k, v)| format!(" {k}={v}")).collect();
+            // A control character in a caller's text must not start a line of its own.
+            let text: String = record.args().to_string().escape_debug_controls();
+            writeln!(
+                out,
+                "{} {:5} {text}{pairs}",
+                now.strftime("%H:%M:%S"),
+                record.level()
+            )
+        }
+    });
+    // A second logger in one process (tests) is no reason to fail.
+    let _ = builder.try_init();
+}
+
+trait EscapeControls {
+    fn escape_debug_controls(&self) -> String;
+}
+
+impl EscapeControls for String {
+    fn escape_debug_controls(&self) -> String {
+        self.chars()
+            .flat_map(|c| {
+                if c.is_control() {
+                    c.escape_default().collect()
+                } else {
+                    vec![c]
+                }
+            })
+            .collect()
+    }
+}
+
+struct Pairs<'a>(&'a mut Map<String, Value>);
+
+impl<'kvs> log::kv::VisitSource<'kvs> for Pairs<'_> {
+    fn visit_pair(
+        &mut self,
+        key: log::kv::Key<'kvs>,
+        value: log::kv::Value<'kvs>,
+    ) -> Result<(), log::kv::Error> {
+        let json = if let Some(n) = value.to_i64() {
+            n.into()
+        } else if let Some(b) = value.to_bool() {
+            b.into()
+        } else {
+            value.to_string().into()
+        };
+        self.0.insert(key.to_string(), json);
+        Ok(())
+    }
+}
+
+/// The line of a request that is over. No prompt, no key.
+pub fn request_line(cx: &Cx, outcome: &Outcome) {
+    let level = if outcome.http_status >= 500 || outcome.status == Status::Cut {
+        log::Level::Warn
+    } else {
+        log::Level::Debug
+    };
+    if !log::log_enabled!(target: REQUESTS, level) {
+        return;
+    }
+    let call = cx.call.as_ref();
+    let used = cx.metered.used.unwrap_or_default();
+    log::log!(
+        target: REQUESTS, level,
+        request_id = cx.request_id.as_str(),
+        lane = &*cx.lane,
+        key_alias = cx.caller.key().and_then(|k| k.key_alias.as_deref()).unwrap_or_default(),
+        model = call.map(|c| c.requested_model.as_str()).unwrap_or_default(),
+        deployment = cx.deployment.as_ref().map(|d| d.id.as_str()).unwrap_or_default(),
+        status = outcome.http_status,
+        outcome = outcome.status.as_str(),
+        error = outcome.error.as_deref().unwrap_or_default(),
+        duration_ms = cx.started.elapsed().as_millis() as u64,
+        ttft_ms = cx.first_byte.map_or(0, |t| t.duration_since(cx.started).as_millis() as u64),
+        tokens_in = used.prompt_tokens,
+        tokens_out = used.completion_tokens,
+        attempts = cx.attempts.len();
+        "request"
+    );
+}
+
+/// The process' metrics. Label values come from the config or from fixed lists, so their number is
+/// bounded whatever callers send.
+pub struct Telemetry {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    first_byte: HistogramVec,
+    tokens: IntCounterVec,
+    errors: IntCounterVec,
+    spend: IntCounterVec,
+    unpriced: IntCounterVec,
+    in_flight: IntGauge,
+    ledger_pending: IntGauge,
+    ledger_dead: IntGauge,
+    ledger_lost: IntGauge,
+    ledger_spool_errors: IntGauge,
+}
+
+/// What the gauges show, asked for at each scrape.
+pub struct Gauges {
+    pub in_flight: usize,
+    pub ledger: crate::ledger::LedgerStats,
+}
+
+impl Telemetry {
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let c = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(c.clone()))?;
+            Ok::<_, prometheus::Error>(c)
+        };
+        let histogram = |name: &str, help: &str| {
+            let h = HistogramVec::new(
+                HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()),
+                &["model"],
+            )?;
+            registry.register(Box::new(h.clone()))?;
+            Ok::<_, prometheus::Error>(h)
+        };
+        let gauge = |name: &str, help: &str| {
+            let g = IntGauge::new(name, help)?;
+            registry.register(Box::new(g.clone()))?;
+            Ok::<_, prometheus::Error>(g)
+        };
+        Ok(Self {
+            requests: counter(
+                "litellm_requests_total",
+                "Requests by model and status.",
+                &["model", "status"],
+            )?,
+            duration: histogram(
+                "litellm_request_duration_seconds",
+                "From the request's head to its last byte.",
+            )?,
+            first_byte: histogram(
+                "tollkeeper_time_to_first_byte_seconds",
+                "From the request's head to the upstream's first byte.",
+            )?,
+            tokens: counter(
+                "litellm_tokens_total",
+                "Tokens by model and type.",
+                &["model", "type"],
+            )?,
+            errors: counter(
+                "litellm_errors_total",
+                "Failed requests by model and code.",
+                &["model", "code"],
+            )?,
+            spend: counter(
+                "tollkeeper_spend_nanodollars_total",
+                "What calls cost, nano-dollars.",
+                &["model"],
+            )?,
+            unpriced: counter(
+                "tollkeeper_unpriced_calls_total",
+                "Answered calls of models without a known price.",
+                &["model"],
+            )?,
+            in_flight: gauge(
+                "tollkeeper_requests_in_flight",
+                "Requests between head and last byte.",
+            )?,
+            ledger_pending: gauge(
+                "tollkeeper_ledger_pending_records",
+                "Records on their way to the store.",
+            )?,
+            ledger_dead: gauge(
+                "tollkeeper_ledger_dead_records",
+                "Records that the store can never take.",
+            )?,
+            ledger_lost: gauge(
+                "tollkeeper_ledger_lost_records",
+                "Records that neither disk nor memory took.",
+            )?,
+            ledger_spool_errors: gauge(
+                "tollkeeper_ledger_spool_errors",
+                "Times the disk refused a record.",
+            )?,
+            registry,
+        })
+    }
+
+    /// The text of `/metrics`.
+    pub fn render(&self, gauges: &Gauges) -> String {
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.in_flight.set(int(gauges.in_flight as u64));
+        self.ledger_pending.set(int(gauges.ledger.pending_records));
+        self.ledger_dead.set(int(gauges.ledger.dead));
+        self.ledger_lost.set(int(gauges.ledger.lost));
+        self.ledger_spool_errors.set(int(gauges.ledger.spool_errors));
+        let mut out = Vec::new();
+        if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            log::error!("the metrics cannot be rendered: {e}");
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+}
+
+impl Metrics for Telemetry {
+    fn observe(&self, seen: &Observation<'_>) {
+        let model = seen.model.unwrap_or("other");
+        let status = seen.status.clamp(0, 599).to_string();
+        self.requests.with_label_values(&[model, &status]).inc();
+        self.duration.with_label_values(&[model]).observe(seen.seconds);
+        if let Some(seconds) = seen.first_byte_seconds {
+            self.first_byte.with_label_values(&[model]).observe(seconds);
+        }
+        for (kind, n) in [
+            ("prompt", seen.prompt_tokens),
+            ("completion", seen.completion_tokens),
+        ] {
+            if n > 0 {
+                self.tokens.with_label_values(&[model, kind]).inc_by(n);
+            }
+        }
+        if seen.status >= 400 || seen.error.is_some() {
+            self.errors
+                .with_label_values(&[model, seen.error.unwrap_or("error")])
+                .inc();
+        } else if seen.first_byte_seconds.is_some() && seen.model.is_some() {
+            match seen.cost_nanos {
+                Some(nanos) => {
+                    self.spend
+                        .with_label_values(&[model])
+                        .inc_by(u64::try_from(nanos).unwrap_or(0));
+                }
+                None => self.unpriced.with_label_values(&[model]).inc(),
+            }
+        }
+    }
+}
