@@ -1,0 +1,36 @@
+# The two that matter: `make run` and `make test`. Both install what is missing, by themselves.
+
+CONFIG ?=
+ARGS ?=
+
+.PHONY: run build test check unit clients bench clean
+
+run: build
+	@exec target/release/tollkeeper $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+build:
+	@scripts/setup.sh build
+	@cargo build --release --locked
+
+# Everything: formatting, lints, unit and integration tests, real SDKs against a real gateway.
+test:
+	@scripts/test.sh
+
+# The quick part of it, for while you write.
+check:
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	@cargo test --workspace --lib --locked
+
+clients: 
+	@scripts/setup.sh test
+	@cargo build --locked
+	@tests/clients/run.sh
+
+# Tollkeeper beside a bare Pingora proxy, in one run.
+bench:
+	@scripts/setup.sh build
+	@scripts/bench.sh
+
+clean:
+	cargo clean
