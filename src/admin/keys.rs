@@ -30,6 +30,17 @@ const OWN_KEY_CHARS: std::ops::RangeInclusive<usize> = 16..=1024;
 /// Most keys and aliases that one call deletes.
 const MOST_DELETED: usize = 1000;
 
+/// Runs a change to its end even when the client leaves meanwhile: a write that was begun is done by
+/// the store in any case, and then the key must be forgotten too.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(change).await {
+        Ok(done) => done,
+        Err(e) => Err(Fault::internal(e).into()),
+    }
+}
+
 impl Desk {
     /// Every instance of a key that others remember is old now. Called whatever the store answered:
     /// a write that was given up may still be done.
@@ -112,12 +123,15 @@ pub async fn generate(
     if let Some(text) = fields.text("duration")? {
         key.expires_micros = Some(expiry(now, text)?);
     }
-    let inserted = desk.store.insert_key(&key).await;
-    // Also when it is new: that nobody has this key may be remembered.
-    desk.changed(&hash);
-    inserted.map_err(|e| refused(e, &key))?;
-    log::info!("event=key_made key={} hash={}", key.key_name, key.hash);
-    Ok(Json(shapes::generated(&key, &secret)))
+    to_the_end(async move {
+        let inserted = desk.store.insert_key(&key).await;
+        // Also when it is new: that nobody has this key may be remembered.
+        desk.changed(&hash);
+        inserted.map_err(|e| refused(e, &key))?;
+        log::info!("event=key_made key={} hash={}", key.key_name, key.hash);
+        Ok(Json(shapes::generated(&key, &secret)))
+    })
+    .await
 }
 
 fn own_key(text: &str) -> Result<&str> {
@@ -190,45 +204,60 @@ pub async fn update(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Res
             "Spend is the sum of the ledger and cannot be set. Raise 'max_budget', or make a new key.";
         return Err(wrong_value("spend", message).into());
     }
-    let _changing = desk.changing.lock().await;
-    let mut key = desk.store.key_by_hash(&hash).await?.ok_or_else(no_such_key)?;
-    let now = desk.clock.now_micros();
-    apply(&fields, &mut key)?;
-    match fields.text("duration")? {
-        None => {}
-        Some("-1") => key.expires_micros = None,
-        Some(text) => key.expires_micros = Some(expiry(now, text)?),
-    }
-    key.updated_at_micros = now;
-    desk.save(&key).await?;
-    log::info!("event=key_changed key={} hash={}", key.key_name, key.hash);
-    Ok(Json(row_of_change(&key)))
+    change(desk, hash, move |key, now| {
+        apply(&fields, key)?;
+        match fields.text("duration")? {
+            None => {}
+            Some("-1") => key.expires_micros = None,
+            Some(text) => key.expires_micros = Some(expiry(now, text)?),
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// `POST /key/block`: refused from now on, and kept.
 pub async fn block(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
-    set_blocked(&desk, body, true).await
+    set_blocked(desk, body, true).await
 }
 
 /// `POST /key/unblock`.
 pub async fn unblock(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
-    set_blocked(&desk, body, false).await
+    set_blocked(desk, body, false).await
 }
 
-async fn set_blocked(desk: &Desk, body: Body, blocked: bool) -> Result<Json<Value>> {
+async fn set_blocked(desk: Arc<Desk>, body: Body, blocked: bool) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let hash = hash_of(fields.required("key")?).ok_or_else(no_such_key)?;
-    let _changing = desk.changing.lock().await;
-    let mut key = desk.store.key_by_hash(&hash).await?.ok_or_else(no_such_key)?;
-    key.blocked = blocked;
-    key.updated_at_micros = desk.clock.now_micros();
-    desk.save(&key).await?;
-    log::info!(
-        "event=key_changed key={} hash={} blocked={blocked}",
-        key.key_name,
-        key.hash
-    );
-    Ok(Json(row_of_change(&key)))
+    change(desk, hash, move |key, _| {
+        key.blocked = blocked;
+        Ok(())
+    })
+    .await
+}
+
+/// Reads a key, changes it and writes it back, one change at a time.
+async fn change(
+    desk: Arc<Desk>,
+    hash: KeyHash,
+    apply: impl FnOnce(&mut Key, i64) -> Result<()> + Send + 'static,
+) -> Result<Json<Value>> {
+    to_the_end(async move {
+        let _changing = desk.changing.lock().await;
+        let mut key = desk.store.key_by_hash(&hash).await?.ok_or_else(no_such_key)?;
+        let now = desk.clock.now_micros();
+        apply(&mut key, now)?;
+        key.updated_at_micros = now;
+        desk.save(&key).await?;
+        log::info!(
+            "event=key_changed key={} hash={} blocked={}",
+            key.key_name,
+            key.hash,
+            key.blocked
+        );
+        Ok(Json(row_of_change(&key)))
+    })
+    .await
 }
 
 fn row_of_change(key: &Key) -> Value {
@@ -251,6 +280,10 @@ pub async fn delete(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Res
         let message = format!("At most {MOST_DELETED} keys are deleted in one call.");
         return Err(wrong_value("keys", message).into());
     }
+    to_the_end(async move { delete_named(&desk, keys, aliases).await.map(Json) }).await
+}
+
+async fn delete_named(desk: &Desk, keys: Vec<String>, aliases: Vec<String>) -> Result<Value> {
     let _changing = desk.changing.lock().await;
     let by_alias = if aliases.is_empty() {
         Vec::new()
@@ -296,7 +329,7 @@ pub async fn delete(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Res
     {
         body.insert("not_found".into(), json!(given(not_there)));
     }
-    Ok(Json(body))
+    Ok(body)
 }
 
 /// `GET /key/info`: the caller's own key, or `?key=` as `sk-…` or hash.

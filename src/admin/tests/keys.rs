@@ -171,6 +171,30 @@ async fn what_changed_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_leaves_no_deleted_key_behind() {
+    let bench = Bench::new().await;
+    let (secret, _) = bench.holder(json!({})).await;
+    let hash = KeyHash::of(&secret);
+    assert!(bench.keys.find(&hash).await.unwrap().is_some());
+    {
+        let body = json!({"keys": [secret]}).to_string();
+        let master = master();
+        let mut call = Box::pin(bench.call(&master, "POST /key/delete", body));
+        assert!(futures::poll!(&mut call).is_pending());
+    }
+    let gone = async {
+        while bench.row(&secret).await.is_some() || bench.keys.cached(&hash).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let limit = std::time::Duration::from_secs(5);
+    assert!(
+        tokio::time::timeout(limit, gone).await.is_ok(),
+        "it is deleted and forgotten"
+    );
+}
+
+#[tokio::test]
 async fn keys_are_deleted_by_every_name() {
     let bench = Bench::new().await;
     let (a, _) = bench.holder(json!({})).await;
