@@ -15,6 +15,7 @@ mod error;
 mod fields;
 mod keys;
 mod limits;
+mod lookup;
 mod shapes;
 mod spend;
 #[cfg(test)]
@@ -69,8 +70,8 @@ pub fn router(admin: Admin) -> Router {
         .route("/key/delete", post(keys::delete).fallback(error::only_post))
         .route("/key/block", post(keys::block).fallback(error::only_post))
         .route("/key/unblock", post(keys::unblock).fallback(error::only_post))
-        .route("/key/info", get(keys::info).fallback(error::only_get))
-        .route("/key/list", get(keys::list).fallback(error::only_get))
+        .route("/key/info", get(lookup::info).fallback(error::only_get))
+        .route("/key/list", get(lookup::list).fallback(error::only_get))
         .route("/spend/logs", get(spend::logs).fallback(error::only_get))
         .route("/user/info", get(users::info).fallback(error::only_get))
         .fallback(error::unknown_route)
