@@ -3,6 +3,7 @@
 //! This crate is the host: it knows Pingora, databases, files and sockets. What a filter is, and the
 //! built-in ones, are in the crate `filters`, which knows none of those. See `src/README.md`.
 
+pub mod admin;
 pub mod cli;
 pub mod conf;
 pub mod discover;

@@ -1,0 +1,119 @@
+//! How keys, users and times look in answers.
+
+use super::limits;
+use crate::store::User;
+use filters::model::key::Key;
+use filters::model::money::Nanos;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+/// The user id of whoever holds the master key, as LiteLLM names it.
+pub const DEFAULT_USER: &str = "default_user_id";
+
+/// `2026-11-20T12:00:00.000000Z`.
+pub fn iso(micros: i64) -> String {
+    let time = Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    });
+    format!("{time:.6}")
+}
+
+/// A key's row, without its token.
+pub fn key_row(key: &Key) -> Map<String, Value> {
+    let mut row = limits::shown(key);
+    let fields = json!({
+        "key_name": key.key_name,
+        "key_alias": key.key_alias,
+        "spend": Nanos(key.spend_nanos),
+        "max_budget": key.max_budget_nanos.map(Nanos),
+        "expires": key.expires_micros.map(iso),
+        "models": key.models,
+        "aliases": key.aliases,
+        "user_id": key.user_id,
+        "team_id": key.team_id,
+        "metadata": key.metadata,
+        "blocked": key.blocked,
+        "created_at": iso(key.created_at_micros),
+        "created_by": key.created_by,
+        "updated_at": iso(key.updated_at_micros),
+        "updated_by": key.created_by,
+        // Columns of LiteLLM's that nothing here fills.
+        "soft_budget_cooldown": false,
+        "model_spend": {},
+        "budget_reset_at": null,
+        "litellm_budget_table": null,
+        "object_permission_id": null,
+        "rotation_count": 0,
+        "last_rotation_at": null,
+        "key_rotation_at": null,
+    });
+    if let Value::Object(fields) = fields {
+        row.extend(fields);
+    }
+    row
+}
+
+/// A key's row with its hash as `token`, as lists show it.
+pub fn key_with_token(key: &Key) -> Value {
+    let mut row = key_row(key);
+    row.insert("token".into(), json!(key.hash));
+    Value::Object(row)
+}
+
+/// `{key, info: {…}}` for LiteLLM's clients, and the same fields flat beside it.
+pub fn key_info(key: &Key) -> Value {
+    let row = key_row(key);
+    let mut body = row.clone();
+    body.insert("info".into(), Value::Object(row));
+    body.insert("key".into(), json!(key.hash));
+    Value::Object(body)
+}
+
+/// The answer to `POST /key/generate`: the only one that holds the key itself.
+pub fn generated(key: &Key, secret: &str) -> Value {
+    let mut body = key_row(key);
+    body.insert("key".into(), json!(secret));
+    body.insert("token".into(), json!(key.hash));
+    body.insert("token_id".into(), json!(key.hash));
+    // LiteLLM leaves it empty whatever was asked: `expires` says it.
+    body.insert("duration".into(), Value::Null);
+    Value::Object(body)
+}
+
+/// Fields of [`User::extra`] that an answer may show. What else an import left there stays inside: it
+/// may be the hash of a password.
+const USER_EXTRA: [&str; 9] = [
+    "allowed_cache_controls",
+    "budget_duration",
+    "budget_reset_at",
+    "max_parallel_requests",
+    "model_max_budget",
+    "organization_id",
+    "rpm_limit",
+    "sso_user_id",
+    "tpm_limit",
+];
+
+pub fn user_row(user: &User) -> Value {
+    let mut row = json!({
+        "user_id": user.user_id,
+        "user_alias": user.user_alias,
+        "user_email": user.user_email,
+        "user_role": user.user_role,
+        "models": user.models,
+        "spend": Nanos(user.spend_nanos),
+        "max_budget": user.max_budget_nanos.map(Nanos),
+        "metadata": user.metadata,
+        "teams": [],
+        "created_at": iso(user.created_at_micros),
+        "updated_at": iso(user.updated_at_micros),
+    });
+    if let Value::Object(row) = &mut row {
+        for name in USER_EXTRA {
+            row.insert(name.into(), user.extra.get(name).cloned().unwrap_or_default());
+        }
+    }
+    row
+}

@@ -1,0 +1,111 @@
+//! Who a key belongs to, and what that user spent.
+
+use super::Desk;
+use super::ask::{Asking, Params, Slice};
+use super::error::{Result, forbidden, not_found};
+use super::shapes::{self, DEFAULT_USER};
+use crate::store::{KeyFilter, Page};
+use axum::Json;
+use axum::extract::State;
+use filters::model::key::{Caller, Key};
+use filters::model::money::Nanos;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Keys of one answer, unless `size` says otherwise.
+const KEYS: u64 = 100;
+const MOST_KEYS: u64 = 500;
+
+/// `GET /user/info`: the caller's own user, or `?user_id=`. The master key without a `user_id` gets
+/// everybody's keys, page by page, and no `user_info`.
+pub async fn info(
+    Asking(caller): Asking,
+    State(desk): State<Arc<Desk>>,
+    params: Params,
+) -> Result<Json<Value>> {
+    let asked = params.text("user_id")?;
+    let slice = params.page(&["size", "page_size"], KEYS, MOST_KEYS)?;
+    let body = match (&caller, asked) {
+        (Caller::Master { .. }, None) => everybody(&desk, slice).await?,
+        (Caller::Master { .. }, Some(id)) => user(&desk, id, slice).await?,
+        (Caller::Key(key), asked) => match (key.user_id.as_deref(), asked) {
+            (Some(own), None) => user(&desk, own, slice).await?,
+            (Some(own), Some(id)) if own == id => user(&desk, own, slice).await?,
+            (None, None) => nobody(key),
+            _ => return Err(others()),
+        },
+        (Caller::Anonymous, _) => return Err(others()),
+    };
+    Ok(Json(body))
+}
+
+fn others() -> super::Stopped {
+    forbidden(
+        "You are not allowed to access this user's info. Ask for your own, without 'user_id', or use the master key.",
+    )
+    .into()
+}
+
+async fn user(desk: &Desk, id: &str, slice: Slice) -> Result<Value> {
+    let found = desk.store.user(id).await?;
+    let user = found.ok_or_else(|| {
+        let id: String = id.chars().take(200).collect();
+        not_found("user_id", format!("User {id} not found"))
+    })?;
+    let (keys, total) = keys(desk, Some(id), slice).await?;
+    Ok(json!({
+        "user_id": user.user_id,
+        "user_info": shapes::user_row(&user),
+        "keys": keys,
+        "teams": [],
+        "total_count": total,
+        "spend": Nanos(user.spend_nanos),
+        "max_budget": user.max_budget_nanos.map(Nanos),
+        "models": user.models,
+    }))
+}
+
+async fn everybody(desk: &Desk, slice: Slice) -> Result<Value> {
+    let own = desk.store.user(DEFAULT_USER).await?;
+    let (keys, total) = keys(desk, None, slice).await?;
+    Ok(json!({
+        "user_id": DEFAULT_USER,
+        "user_info": null,
+        "keys": keys,
+        "teams": [],
+        "total_count": total,
+        "spend": Nanos(own.map_or(0, |u| u.spend_nanos)),
+        "max_budget": null,
+        "models": (desk.catalog)().names(),
+    }))
+}
+
+/// A key without a user stands for itself.
+fn nobody(key: &Key) -> Value {
+    json!({
+        "user_id": null,
+        "user_info": null,
+        "keys": [shapes::key_with_token(key)],
+        "teams": [],
+        "total_count": 1,
+        "spend": Nanos(key.spend_nanos),
+        "max_budget": key.max_budget_nanos.map(Nanos),
+        "models": key.models,
+    })
+}
+
+async fn keys(desk: &Desk, user_id: Option<&str>, slice: Slice) -> Result<(Vec<Value>, u64)> {
+    let filter = KeyFilter {
+        user_id: user_id.map(str::to_string),
+        ..KeyFilter::default()
+    };
+    let page = Page {
+        limit: slice.size as u32,
+        offset: slice.offset,
+    };
+    let found = desk.store.list_keys(&filter, page).await?;
+    Ok((
+        found.keys.iter().map(shapes::key_with_token).collect(),
+        found.total,
+    ))
+}
