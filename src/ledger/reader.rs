@@ -9,10 +9,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Read at once, bytes. More than one frame of any size.
-const WINDOW: usize = 2 * (HEADER + MAX_PAYLOAD);
-/// A buffer that grew beyond this is given back when its batch is done.
-const KEEP: usize = 256 << 10;
+/// Read at once, bytes: about one batch, so that little is read twice.
+const WINDOW: usize = 512 << 10;
+/// Read at once when a frame does not fit into that. More than one frame of any size.
+const WIDE: usize = 2 * (HEADER + MAX_PAYLOAD);
 
 /// Records read, and what to tell the spool once they have landed.
 #[derive(Default)]
@@ -87,6 +87,7 @@ impl Reader {
 
     fn read_disk(&mut self, spool: &Spool, max: usize, batch: &mut Batch) -> io::Result<()> {
         let mut at = self.at;
+        let mut size = WINDOW;
         while batch.records.len() < max {
             let committed = spool.committed(at.seq);
             if self.file.as_ref().is_none_or(|(seq, _)| *seq != at.seq) {
@@ -117,20 +118,21 @@ impl Reader {
                 batch.moved = true;
                 continue;
             }
-            let whole = fill(&mut self.window, file, at.offset, end)?;
+            let whole = fill(&mut self.window, file, at.offset, end, size)?;
             if self.window.is_empty() {
                 // Shorter than it was a moment ago. Nothing there to wait for.
                 at.offset = end;
                 batch.moved = true;
                 continue;
             }
-            at.offset += consume(&self.window, whole, max, at, spool, batch);
+            let used = consume(&self.window, whole, max, at, spool, batch);
+            size = if used == 0 { WIDE } else { WINDOW };
+            at.offset += used;
         }
         batch.end = at;
         batch.moved |= at != self.at;
-        if self.window.capacity() > KEEP {
-            self.window = Vec::new();
-        }
+        self.window.truncate(WINDOW);
+        self.window.shrink_to(WINDOW);
         Ok(())
     }
 }
@@ -142,11 +144,10 @@ fn next(at: Position) -> Position {
     }
 }
 
-/// Reads up to `WINDOW` bytes; true = up to `end`.
-fn fill(window: &mut Vec<u8>, file: &File, offset: u64, end: u64) -> io::Result<bool> {
+/// Reads up to `size` bytes; true = up to `end`.
+fn fill(window: &mut Vec<u8>, file: &File, offset: u64, end: u64, size: usize) -> io::Result<bool> {
     let left = end.saturating_sub(offset);
-    let size = left.min(WINDOW as u64) as usize;
-    window.clear();
+    let size = left.min(size as u64) as usize;
     window.resize(size, 0);
     let mut have = 0;
     while have < size {
@@ -235,7 +236,7 @@ pub fn survey(path: &Path, offset: u64, seen: &mut dyn FnMut(&[u8])) -> io::Resu
     let mut out = Survey::default();
     let mut at = offset;
     while at < end {
-        let whole = fill(&mut window, &file, at, end)?;
+        let whole = fill(&mut window, &file, at, end, WIDE)?;
         if window.is_empty() {
             break;
         }
