@@ -1,7 +1,6 @@
 //! Puts the process together and runs it: config, store, ledger, snapshot, listeners, and the way out.
 
 use crate::conf::{self, Conf, EXIT_CONFIG, Env, Listener, Report, Secret};
-use crate::discover;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::proxy::drain::InFlight;
@@ -11,6 +10,7 @@ use crate::shared::keys::KeyCache;
 use crate::snapshot::Snapshot;
 use crate::store::{self, Address, Store};
 use crate::telemetry::{self, Gauges, Telemetry};
+use crate::{admin, discover};
 use anstream::eprintln;
 use arc_swap::ArcSwap;
 use base64::Engine;
@@ -200,6 +200,13 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
 
     let in_flight = Arc::new(InFlight::default());
     let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
+    let catalog = Arc::clone(&snapshot);
+    let admin = admin::router(admin::Admin {
+        store: Arc::clone(&store),
+        keys,
+        catalog: Arc::new(move || Arc::clone(&catalog.load().models) as _),
+        clock,
+    });
     let scrape = {
         let (telemetry, ledger, in_flight) = (telemetry, Arc::clone(&ledger), Arc::clone(&in_flight));
         Arc::new(move || {
@@ -226,7 +233,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         snapshot,
         connector: Connector::new(Some(ConnectorOptions::from_server_conf(&server.configuration))),
         peers: Peers::default(),
-        admin: axum::Router::new(),
+        admin,
         health: Arc::clone(&health),
         scrape,
         in_flight: Arc::clone(&in_flight),

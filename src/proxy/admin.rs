@@ -55,14 +55,13 @@ impl Gateway {
             Ok(collected) => collected.to_bytes(),
             Err(e) => return self.refuse(session, state, &Fault::internal(e).into()).await,
         };
-        let kind = parts
-            .headers
-            .get("content-type")
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or("application/json");
+        let headers = ["content-type", "x-next-page"]
+            .into_iter()
+            .filter_map(|n| Some((n, parts.headers.get(n)?.to_str().ok()?.to_string())))
+            .collect();
         let answer = Answer {
             status: parts.status.as_u16(),
-            headers: vec![("content-type", kind.to_string())],
+            headers,
             body,
         };
         self.send(session, state, answer).await

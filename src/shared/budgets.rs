@@ -34,11 +34,6 @@ impl Counters {
         }
     }
 
-    /// The key is gone.
-    pub fn forget(&self, hash: &KeyHash) {
-        self.by_key.remove(hash);
-    }
-
     fn counter(&self, hash: KeyHash) -> Arc<Counter> {
         Arc::clone(&self.by_key.entry(hash).or_default())
     }

@@ -8,6 +8,7 @@ use filters::contract::ports::{Keys, Unavailable};
 use filters::model::key::{Key, KeyHash};
 use moka::sync::Cache;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a key is believed without asking again.
@@ -26,6 +27,8 @@ pub struct KeyCache {
     counters: Arc<Counters>,
     unlanded: Unlanded,
     known: Cache<KeyHash, Entry>,
+    /// Counts what was forgotten, so that a key read before a change is not believed after it.
+    changes: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -47,13 +50,15 @@ impl KeyCache {
             counters,
             unlanded,
             known: Cache::new(MOST),
+            changes: AtomicU64::new(0),
         }
     }
 
-    /// A key changed or is gone: ask the store next time.
+    /// A key changed or is gone: ask the store next time. Money that its calls have set aside stays
+    /// set aside.
     pub fn forget(&self, hash: &KeyHash) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.known.invalidate(hash);
-        self.counters.forget(hash);
     }
 }
 
@@ -66,6 +71,7 @@ impl Keys for KeyCache {
     async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
         // Asked before the store: a row that lands in between counts twice for a while, never not at all.
         let on_the_way = (self.unlanded)(hash);
+        let changes = self.changes.load(Ordering::SeqCst);
         match self.store.key_by_hash(hash).await {
             Ok(found) => {
                 let key = found.map(Arc::new);
@@ -73,13 +79,15 @@ impl Keys for KeyCache {
                     self.counters
                         .known(*hash, k.spend_nanos.saturating_add(on_the_way));
                 }
-                self.known.insert(
-                    *hash,
-                    Entry {
-                        key: key.clone(),
-                        at: Instant::now(),
-                    },
-                );
+                if self.changes.load(Ordering::SeqCst) == changes {
+                    self.known.insert(
+                        *hash,
+                        Entry {
+                            key: key.clone(),
+                            at: Instant::now(),
+                        },
+                    );
+                }
                 Ok(key)
             }
             Err(e) => match self.known.get(hash).and_then(|e| e.key) {
