@@ -107,7 +107,9 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens the spool below `data_dir` and begins to empty it into the store, on a thread of its own.
-    pub fn open(data_dir: &Path, store: Arc<dyn Store>, settings: Settings) -> io::Result<Ledger> {
+    pub fn open(data_dir: &Path, store: Arc<dyn Store>, mut settings: Settings) -> io::Result<Ledger> {
+        // None would never land, and a batch must stay within one statement's time limit.
+        settings.batch_records = settings.batch_records.clamp(1, 5_000);
         let accounts = Accounts::default();
         let root = data_dir.join("spool");
         let spool = Spool::open(&root, settings.spool.clone(), &mut |p| accounts.add_payload(p))?;

@@ -40,6 +40,7 @@ impl Target {
     /// Takes what libpq and Prisma (LiteLLM's client) understand, so that a `DATABASE_URL` can stay as it is.
     pub fn parse(url: &Secret, settings: &Settings) -> Result<Self> {
         let mut settings = settings.clone();
+        settings.pool_size = settings.pool_size.clamp(1, 1000);
         let (base, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
         let mut kept = Vec::new();
         let mut sslmode = None;
