@@ -365,14 +365,14 @@ impl Gateway {
     ) -> Result<(), End> {
         let cx = &mut state.cx;
         cx.response_status = head.status.as_u16();
-        let d_id = cx.deployment.as_ref().map(|d| d.id.clone()).unwrap_or_default();
+        let name = cx.deployment.as_ref().map(|d| d.label()).unwrap_or_default();
         let status = head.status.as_u16();
         if matches!(status, 401 | 403 | 407) {
             // It speaks of the gateway's credentials, and may quote them.
             return Err(Stop::from(Fault {
                 status: if status == 407 { 502 } else { status },
                 kind: "authentication_error",
-                shown: format!("The upstream of deployment {d_id} did not accept the gateway's credentials. An admin has to look at its api_key."),
+                shown: format!("The upstream of deployment {name} did not accept the gateway's credentials. An admin has to look at its api_key."),
                 cause: format!("upstream answered {status}"),
                 headers: Vec::new(),
             })
@@ -380,7 +380,7 @@ impl Gateway {
         }
         if (300..400).contains(&status) || status < 200 {
             return Err(Stop::from(Fault::upstream(
-                format!("The upstream of deployment {d_id} answered with a redirect, which is not followed."),
+                format!("The upstream of deployment {name} answered with a redirect, which is not followed."),
                 status,
             ))
             .into());
@@ -391,7 +391,7 @@ impl Gateway {
         if !is_json_object(&body) {
             // A page of a proxy in between, or nothing at all: no client can read that.
             let mut fault = Fault::upstream(
-                format!("The upstream of deployment {d_id} answered {status} without saying why."),
+                format!("The upstream of deployment {name} answered {status} without saying why."),
                 format!("body of {} bytes", body.len()),
             );
             fault.status = status;
@@ -446,23 +446,24 @@ impl Gateway {
             client.set_read_timeout(Some(d.stream_timeout.min(state.snapshot.timeouts.stream_idle)));
         }
 
+        let mut reading = Reading { client, failed: None };
         if !is_event_stream && is_json {
-            match hold(session, &mut client).await {
+            match hold(session, &mut reading).await {
                 Held::Whole(body) => {
                     let sent = self.send_whole(session, state, lane, head, body).await;
-                    self.release(client, peer).await;
+                    self.release(reading.client, peer).await;
                     return sent;
                 }
                 Held::TooLong(begun) => {
                     return self
-                        .stream(session, state, lane, client, peer, d, head, begun)
+                        .stream(session, state, lane, reading, peer, d, head, begun)
                         .await;
                 }
                 Held::Broke(e) => return Attempted::Failed(no_answer(d, &e)),
                 Held::ClientGone(e) => return Attempted::ClientGone(e),
             }
         }
-        self.stream(session, state, lane, client, peer, d, head, Vec::new())
+        self.stream(session, state, lane, reading, peer, d, head, Vec::new())
             .await
     }
 
@@ -507,7 +508,7 @@ impl Gateway {
         session: &mut Session,
         state: &mut State,
         lane: &Lane,
-        mut client: HttpSession,
+        mut reading: Reading,
         peer: &Arc<HttpPeer>,
         d: &Deployment,
         mut head: response::Parts,
@@ -535,7 +536,7 @@ impl Gateway {
         loop {
             let (mut chunk, end) = match begun.next() {
                 Some(chunk) => (chunk, false),
-                None => match watch(session, next(&mut client)).await {
+                None => match watch(session, reading.next()).await {
                     Watched::Upstream(Ok(got)) => got,
                     Watched::Upstream(Err(e)) => return self.cut(session, state, lane, d, &e).await,
                     Watched::ClientGone(e) => return Attempted::ClientGone(e),
@@ -567,7 +568,7 @@ impl Gateway {
                     error.as_deref(),
                     error.as_ref().map(|_| "upstream_error"),
                 );
-                self.release(client, peer).await;
+                self.release(reading.client, peer).await;
                 return Attempted::Answered;
             }
             if state.time_left().is_zero() {
@@ -593,7 +594,10 @@ impl Gateway {
             d.id,
             cause.to_string()
         );
-        let shown = format!("The deployment {} broke off in the middle of its answer.", d.id);
+        let shown = format!(
+            "The deployment {} broke off in the middle of its answer.",
+            d.label()
+        );
         state.cx.metered.error = Some(shown.clone());
         state.ended(
             Status::Cut,
@@ -732,27 +736,43 @@ async fn send(client: &mut HttpSession, head: Box<pingora_http::RequestHeader>, 
     }
 }
 
-/// The next part of the answer, with everything that is readable already, and whether it is the last.
-async fn next(client: &mut HttpSession) -> Result<(Bytes, bool)> {
-    let Some(first) = client.read_response_body().await? else {
-        return Ok((Bytes::new(), true));
-    };
-    let mut gathered: Option<BytesMut> = None;
-    let mut end = client.response_done();
-    while !end && gathered.as_ref().map_or(first.len(), BytesMut::len) < MAX_GATHERED {
-        match client.read_response_body().now_or_never() {
-            Some(Ok(Some(more))) => {
-                gathered
-                    .get_or_insert_with(|| BytesMut::from(&first[..]))
-                    .extend_from_slice(&more);
-                end = client.response_done();
-            }
-            Some(Ok(None)) => end = true,
-            // The error comes again at the next read; what is here goes out first.
-            Some(Err(_)) | None => break,
+/// Reads an answer's body. An error that shows up behind good bytes waits until these are handed on:
+/// Pingora tells it once.
+struct Reading {
+    client: HttpSession,
+    failed: Option<Box<Error>>,
+}
+
+impl Reading {
+    /// The next part of the answer, with everything that is readable already, and whether it is the last.
+    async fn next(&mut self) -> Result<(Bytes, bool)> {
+        if let Some(e) = self.failed.take() {
+            return Err(e);
         }
+        let client = &mut self.client;
+        let Some(first) = client.read_response_body().await? else {
+            return Ok((Bytes::new(), true));
+        };
+        let mut gathered: Option<BytesMut> = None;
+        let mut end = client.response_done();
+        while !end && gathered.as_ref().map_or(first.len(), BytesMut::len) < MAX_GATHERED {
+            match client.read_response_body().now_or_never() {
+                Some(Ok(Some(more))) => {
+                    gathered
+                        .get_or_insert_with(|| BytesMut::from(&first[..]))
+                        .extend_from_slice(&more);
+                    end = client.response_done();
+                }
+                Some(Ok(None)) => end = true,
+                Some(Err(e)) => {
+                    self.failed = Some(e);
+                    break;
+                }
+                None => break,
+            }
+        }
+        Ok((gathered.map_or(first, BytesMut::freeze), end))
     }
-    Ok((gathered.map_or(first, BytesMut::freeze), end))
 }
 
 /// An answer that is read before its head goes out.
@@ -764,11 +784,11 @@ enum Held {
     ClientGone(Box<Error>),
 }
 
-async fn hold(session: &mut Session, client: &mut HttpSession) -> Held {
+async fn hold(session: &mut Session, reading: &mut Reading) -> Held {
     let mut pieces: Vec<Bytes> = Vec::new();
     let mut len = 0;
     loop {
-        let (chunk, end) = match watch(session, next(client)).await {
+        let (chunk, end) = match watch(session, reading.next()).await {
             Watched::Upstream(Ok(got)) => got,
             Watched::Upstream(Err(e)) => return Held::Broke(e),
             Watched::ClientGone(e) => return Held::ClientGone(e),
@@ -847,7 +867,7 @@ fn is_json_object(body: &[u8]) -> bool {
 fn unreachable(d: &Deployment, cause: String) -> Failure {
     Failure {
         shown: Shown::Ours(Fault::unavailable(
-            format!("The upstream of deployment {} cannot be reached.", d.id),
+            format!("The upstream of deployment {} cannot be reached.", d.label()),
             cause.clone(),
         )),
         cause,
@@ -858,9 +878,12 @@ fn no_answer(d: &Deployment, e: &Error) -> Failure {
     let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
     let mut fault = Fault::upstream(
         if timed_out {
-            format!("The upstream of deployment {} did not answer in time.", d.id)
+            format!("The upstream of deployment {} did not answer in time.", d.label())
         } else {
-            format!("The upstream of deployment {} broke off without an answer.", d.id)
+            format!(
+                "The upstream of deployment {} broke off without an answer.",
+                d.label()
+            )
         },
         e,
     );

@@ -175,26 +175,29 @@ fn note(endpoint: Endpoint, metered: &mut Metered, event: &[u8]) -> bool {
             Some(b"response.completed" | b"response.incomplete" | b"response.failed") => metered.done = true,
             Some(n) if n.ends_with(b".delta") => {
                 metered.deltas += 1;
-                metered.text_bytes += text_after(&data, b"\"delta\":\"") as u64;
+                metered.text_bytes += text_of(&data, b"\"delta\"") as u64;
             }
             _ => {}
         }
     } else {
         let text = [
-            &b"\"content\":\""[..],
-            b"\"text\":\"",
-            b"\"arguments\":\"",
-            b"\"reasoning_content\":\"",
+            &b"\"content\""[..],
+            b"\"text\"",
+            b"\"arguments\"",
+            b"\"reasoning_content\"",
         ]
         .into_iter()
-        .map(|mark| text_after(&data, mark))
+        .map(|name| text_of(&data, name))
         .sum::<usize>();
         if text > 0 {
             metered.deltas += 1;
             metered.text_bytes += text as u64;
         }
     }
-    if data.starts_with(b"{\"error\"") {
+    if data
+        .strip_prefix(b"{")
+        .is_some_and(|d| d.trim_ascii_start().starts_with(b"\"error\""))
+    {
         metered.error = Some("the upstream reported an error within its stream".into());
     }
     let Some(told) = Usage::find_in(&data) else {
@@ -208,12 +211,17 @@ fn note(endpoint: Endpoint, metered: &mut Metered, event: &[u8]) -> bool {
         && serde_json::from_slice::<Said>(&data).is_ok_and(|s| s.choices.is_some_and(|c| c.is_empty()))
 }
 
-/// The length of the JSON string behind `mark`, bytes; 0 when there is none.
-fn text_after(data: &[u8], mark: &[u8]) -> usize {
-    let Some(at) = memmem::find(data, mark) else {
+/// The length of the string value of the first field of this name, bytes; 0 when there is none. `name`
+/// stands in its quotes.
+fn text_of(data: &[u8], name: &[u8]) -> usize {
+    let Some(at) = memmem::find(data, name) else {
         return 0;
     };
-    let text = data.get(at + mark.len()..).unwrap_or_default();
+    let rest = data.get(at + name.len()..).unwrap_or_default().trim_ascii_start();
+    let rest = rest.strip_prefix(b":").unwrap_or_default().trim_ascii_start();
+    let Some(text) = rest.strip_prefix(b"\"") else {
+        return 0;
+    };
     let mut from = 0;
     while let Some(i) = memchr::memchr2(b'"', b'\\', text.get(from..).unwrap_or_default()) {
         if text.get(from + i) == Some(&b'"') {

@@ -35,6 +35,13 @@ pub struct Deployment {
     pub model_info: serde_json::Map<String, serde_json::Value>,
 }
 
+impl Deployment {
+    /// What it is called in messages: its name, and enough of its id to tell it from others of the name.
+    pub fn label(&self) -> String {
+        format!("{} ({})", self.model_name, self.id.get(..8).unwrap_or(&self.id))
+    }
+}
+
 /// Where a deployment is: the parts of `api_base`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Base {
