@@ -137,13 +137,12 @@ impl Gateway {
         };
         state.cx.bytes_in = body.len() as u64;
         let content_type = content_type(session, endpoint)?;
-        let call = Call::parse(
-            endpoint,
-            body,
-            content_type,
-            path_model,
-            state.snapshot.models.default_model(),
-        )?;
+        // Only where any model will do: a speech cannot be made by whatever stands first.
+        let default = match endpoint {
+            Endpoint::Chat | Endpoint::Completions => state.snapshot.models.default_model(),
+            _ => None,
+        };
+        let call = Call::parse(endpoint, body, content_type, path_model, default)?;
         state.cx.call = Some(with_header_tags(call, session));
         if let Verdict::Answer(a) = lane
             .chain

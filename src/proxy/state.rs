@@ -112,6 +112,11 @@ impl State {
         }
     }
 
+    /// Whether the end has been noted already.
+    pub fn is_over(&self) -> bool {
+        self.outcome.is_some()
+    }
+
     /// What is left of the time a call may take.
     pub fn time_left(&self) -> Duration {
         self.snapshot

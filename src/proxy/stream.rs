@@ -154,7 +154,8 @@ impl Gateway {
                 can_reuse_downstream: false,
             };
         };
-        if *e.esource() == ErrorSource::Downstream || session.response_written().is_some() {
+        if state.is_over() || *e.esource() == ErrorSource::Downstream || session.response_written().is_some()
+        {
             return gone;
         }
         let lane = state.lane.name.clone();
