@@ -1,12 +1,11 @@
 //! One generation of the config, built: what a request sees from its first byte to its last.
 
 use crate::conf::{Conf, Limits, Timeouts};
+use crate::proxy::client::Networks;
 use crate::proxy::lanes::Lanes;
 use crate::proxy::models::Models;
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
-use ipnet::IpNet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Never changes. A new config makes a new one; the old goes with its last request.
@@ -15,7 +14,7 @@ pub struct Snapshot {
     pub lanes: Lanes,
     pub limits: Limits,
     pub timeouts: Timeouts,
-    internal: Vec<IpNet>,
+    pub networks: Networks,
 }
 
 impl Snapshot {
@@ -26,13 +25,10 @@ impl Snapshot {
             lanes: Lanes::new(conf, registry, ports)?,
             limits: conf.tollkeeper.limits.clone(),
             timeouts: conf.tollkeeper.timeouts.clone(),
-            internal: conf.tollkeeper.internal_networks.clone(),
+            networks: Networks {
+                internal: conf.tollkeeper.internal_networks.clone(),
+                proxies: conf.tollkeeper.trusted_proxies.clone(),
+            },
         })
-    }
-
-    /// Whether a TCP peer lies within the internal networks. No header can change that.
-    pub fn is_internal(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        self.internal.iter().any(|net| net.contains(&peer))
     }
 }

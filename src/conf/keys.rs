@@ -152,10 +152,7 @@ pub(super) const GENERAL: &[(&str, Fate)] = &[
     ("health_check_details", Missing(NOT_YET)),
     ("use_shared_health_check", Missing(NOT_YET)),
     ("max_parallel_requests", Missing(NOT_YET)),
-    (
-        "global_max_parallel_requests",
-        Missing("use `tollkeeper.limits.max_connections`"),
-    ),
+    ("global_max_parallel_requests", Missing(NOT_YET)),
     (
         "max_request_size_mb",
         Missing("use `tollkeeper.limits.json_body`"),

@@ -63,8 +63,6 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Largest request head, in bytes. Default: 64KiB.
     pub header_bytes: u64,
-    /// Connections held at once; further ones wait. Default: 20000.
-    pub max_connections: u64,
 }
 
 /// How long things may take. Written `500ms`, `30s`, `10m`, `1h`; a bare number is seconds.
@@ -173,8 +171,6 @@ pub struct FilterUse {
 /// How records travel: spool file first, then the database in batches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
-    /// Longest time between an append to the spool and its fsync. Default: 50ms.
-    pub fsync_every: Duration,
     /// Rows written to the database at once. Default: 500.
     pub batch: u64,
     /// Longest time a record waits for its batch to fill. Default: 1s.
@@ -204,7 +200,6 @@ impl Default for Own {
             },
             lanes: Vec::new(),
             ledger: Ledger {
-                fsync_every: Duration::from_millis(50),
                 batch: 500,
                 flush_every: Duration::from_secs(1),
             },
@@ -219,7 +214,6 @@ impl Default for Limits {
             multipart_body: 100 << 20,
             body_timeout: Duration::from_secs(60),
             header_bytes: 64 << 10,
-            max_connections: 20_000,
         }
     }
 }

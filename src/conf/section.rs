@@ -60,12 +60,6 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
         set(&mut own.limits.multipart_body, limits.bytes("multipart_body"));
         set(&mut own.limits.body_timeout, limits.some_time("body_timeout"));
         set(&mut own.limits.header_bytes, limits.bytes("header_bytes"));
-        set(&mut own.limits.max_connections, limits.count("max_connections"));
-        if own.limits.max_connections == 0
-            && let Some(entry) = limits.entry("max_connections")
-        {
-            drop(limits.error("number", "with 0 connections nobody can connect", entry.value.at));
-        }
         limits.refuse_rest();
     }
     if let Some(timeouts) = fields.child("timeouts") {
@@ -116,7 +110,6 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
             .collect();
     }
     if let Some(ledger) = fields.child("ledger") {
-        set(&mut own.ledger.fsync_every, ledger.some_time("fsync_every"));
         set(&mut own.ledger.batch, ledger.count("batch"));
         set(&mut own.ledger.flush_every, ledger.some_time("flush_every"));
         if !(1..=10_000).contains(&own.ledger.batch)

@@ -172,8 +172,23 @@ impl Gateway {
             return Err(Stop::from(Fault::internal("the model was resolved and is gone")).into());
         };
         let mut tried = Vec::new();
+        let mut round = 0;
         let mut last: Option<Failure> = None;
-        while let Some((at, deployment)) = found.group.next(&tried) {
+        loop {
+            let Some((at, deployment)) = found.group.next(&tried) else {
+                // All have failed. Another round may find them recovered.
+                let pause = found
+                    .group
+                    .pause(round)
+                    .filter(|p| !tried.is_empty() && *p < state.time_left());
+                let Some(pause) = pause else { break };
+                if let Watched::ClientGone(e) = watch(session, tokio::time::sleep(pause)).await {
+                    return Err(End::Gone(e));
+                }
+                tried.clear();
+                round += 1;
+                continue;
+            };
             tried.push(at);
             let begun = Instant::now();
             let (failure, is_final) = match self
@@ -191,7 +206,7 @@ impl Gateway {
                 "request_id={} deployment={} attempt={} cause={:?}",
                 state.cx.request_id,
                 deployment.id,
-                tried.len(),
+                state.cx.attempts.len() + 1,
                 failure.cause
             );
             let (status, error) = match &failure.shown {

@@ -109,7 +109,13 @@ impl Lanes {
         let mut builder = Builder {
             registry,
             ports,
-            cors: json!({"allow_origins": conf.tollkeeper.cors.allow_origins}),
+            known: [
+                (
+                    "cors",
+                    json!({"allow_origins": conf.tollkeeper.cors.allow_origins}),
+                ),
+                ("auth", json!({"header": conf.general.litellm_key_header_name})),
+            ],
             lanes: Vec::new(),
         };
         let named = |names: &[&str]| {
@@ -222,7 +228,8 @@ impl Lanes {
 struct Builder<'a> {
     registry: &'a Registry,
     ports: &'a Ports,
-    cors: Value,
+    /// Settings of the filters that the config knows more of than a lane says.
+    known: [(&'static str, Value); 2],
     lanes: Vec<(Lane, Vec<Pattern>)>,
 }
 
@@ -236,10 +243,8 @@ impl Builder<'_> {
         auth: Auth,
         kind: Kind,
     ) -> Result<(), String> {
-        for (filter, settings) in &mut filters {
-            if filter == "cors" && settings.is_null() {
-                settings.clone_from(&self.cors);
-            }
+        for (filter, settings) in filters.iter_mut().filter(|(_, settings)| settings.is_null()) {
+            *settings = self.known(filter);
         }
         let chain = self
             .registry
@@ -254,6 +259,13 @@ impl Builder<'_> {
             kind,
         );
         Ok(())
+    }
+
+    fn known(&self, filter: &str) -> Value {
+        self.known
+            .iter()
+            .find(|(name, _)| *name == filter)
+            .map_or(Value::Null, |(_, v)| v.clone())
     }
 
     fn push(
@@ -297,26 +309,13 @@ impl Builder<'_> {
             methods: p.methods.clone(),
             headers,
         };
-        let entries: Vec<(String, Value)> = ["cors", "auth", "metrics"]
-            .map(|n| {
-                (
-                    n.to_string(),
-                    if n == "cors" {
-                        self.cors.clone()
-                    } else {
-                        Value::Null
-                    },
-                )
-            })
-            .into();
         let mut filters = Vec::new();
-        for entry in entries {
-            filters.push((
-                entry.0.clone(),
-                self.registry
-                    .filter(&entry.0, &entry.1, self.ports)
-                    .map_err(|e| bad(&e))?,
-            ));
+        for name in ["cors", "auth", "metrics"] {
+            let filter = self
+                .registry
+                .filter(name, &self.known(name), self.ports)
+                .map_err(|e| bad(&e))?;
+            filters.push((name.to_string(), filter));
         }
         filters.push(("passthrough".into(), Arc::new(Passthrough::new(settings))));
         let pattern = if p.include_subpath {

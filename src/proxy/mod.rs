@@ -7,6 +7,7 @@ pub mod admin;
 pub mod balance;
 pub mod body;
 pub mod call;
+pub mod client;
 pub mod drain;
 pub mod head;
 pub mod lanes;

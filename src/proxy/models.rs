@@ -1,6 +1,6 @@
 //! The models of one snapshot: which name leads to which deployments, and what `/models` shows.
 
-use super::balance::Group;
+use super::balance::{Group, Place};
 use crate::conf::litellm::{capture, fill, resolve_name};
 use crate::conf::{Conf, Dialect, Env, ModelEntry};
 use filters::builtin::access;
@@ -19,9 +19,6 @@ use std::time::Duration;
 
 /// LiteLLM's constant for every model's `created`.
 const CREATED: i64 = 1_677_610_602;
-
-/// How long an upstream may think when nothing else is configured, as in LiteLLM.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(6000);
 
 /// Names and what they lead to. Never changes.
 pub struct Models {
@@ -51,26 +48,20 @@ impl Models {
             .litellm
             .request_timeout
             .or(conf.router.timeout)
-            .unwrap_or(DEFAULT_TIMEOUT);
+            .unwrap_or(conf.tollkeeper.timeouts.first_byte);
         let drop_params = conf.litellm.drop_params;
         let mut order: Vec<String> = Vec::new();
-        let mut by_name: HashMap<String, Vec<(Arc<Deployment>, f64)>> = HashMap::new();
+        let mut by_name: HashMap<String, Vec<(Arc<Deployment>, Place)>> = HashMap::new();
         for entry in &conf.models {
             if !by_name.contains_key(&entry.model_name) {
                 order.push(entry.model_name.clone());
             }
             let deployment =
                 deployment(entry, conf, timeout).map_err(|e| format!("{}: {e}", entry.model_name))?;
-            let weight = entry
-                .params
-                .weight
-                .or(entry.params.rpm.map(|r| r as f64))
-                .or(entry.params.tpm.map(|t| t as f64))
-                .unwrap_or(1.0);
             by_name
                 .entry(entry.model_name.clone())
                 .or_default()
-                .push((Arc::new(deployment), weight));
+                .push((Arc::new(deployment), place(entry, conf)));
         }
         let mut groups = Vec::with_capacity(order.len());
         let mut exact = HashMap::new();
@@ -312,6 +303,26 @@ fn deployment(entry: &ModelEntry, conf: &Conf, default_timeout: Duration) -> Res
             .or(listing.and_then(|l| l.max_output_tokens)),
         model_info: entry.info.all.clone(),
     })
+}
+
+/// Weight as in LiteLLM: `weight`, else `rpm`, else `tpm`, else all alike.
+fn place(entry: &ModelEntry, conf: &Conf) -> Place {
+    let p = &entry.params;
+    let weight = p
+        .weight
+        .or(p.rpm.map(|r| r as f64))
+        .or(p.tpm.map(|t| t as f64))
+        .unwrap_or(1.0);
+    let retries = p
+        .max_retries
+        .or(conf.litellm.num_retries)
+        .or(conf.router.num_retries)
+        .unwrap_or(0);
+    Place {
+        weight,
+        order: p.order.unwrap_or(i64::MAX),
+        retries,
+    }
 }
 
 /// Whether an OpenAI-compatible server other than the provider's own is meant: `openai/llama` with an

@@ -43,10 +43,11 @@ impl State {
             (None, Some(lane)) => Arc::clone(lane),
             _ => snapshot.lanes.fallback(),
         };
-        let client_ip = session
+        let peer = session
             .client_addr()
             .and_then(|a| a.as_inet())
-            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip().to_canonical());
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
+        let client = snapshot.networks.client(peer, &head.headers);
         let user_agent = head
             .headers
             .get("user-agent")
@@ -61,9 +62,9 @@ impl State {
             started_micros: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_micros() as i64),
-            client_ip,
+            client_ip: client.ip,
             user_agent,
-            internal: snapshot.is_internal(client_ip),
+            internal: client.internal,
             caller: Caller::Anonymous,
             call: None,
             catalog,

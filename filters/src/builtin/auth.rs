@@ -7,7 +7,8 @@ use crate::contract::ports::{Clock, Keys, Ports};
 use crate::contract::{Fault, Filter, Needs, Refusal, Result, Verdict};
 use crate::model::key::{Caller, Key, KeyHash, MasterKey};
 use async_trait::async_trait;
-use http::{HeaderMap, request};
+use http::{HeaderMap, HeaderName, request};
+use serde::Deserialize;
 use std::sync::Arc;
 
 /// Longer texts are no keys of anybody's.
@@ -16,18 +17,48 @@ const MAX_KEY_BYTES: usize = 1024;
 /// Headers that may carry the key, besides `x-litellm-api-key`, which wins over all of them.
 const KEY_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
 
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// A header that carries the key in place of all the usual ones (LiteLLM's
+    /// `litellm_key_header_name`).
+    pub header: Option<String>,
+}
+
 pub struct Auth {
+    header: Option<HeaderName>,
     keys: Arc<dyn Keys>,
     clock: Arc<dyn Clock>,
     master: Option<MasterKey>,
 }
 
 impl Auth {
-    pub fn new(ports: &Ports) -> Self {
-        Self {
+    /// `Err` when the configured header has a name that no header can have.
+    pub fn new(settings: Settings, ports: &Ports) -> Result<Self, String> {
+        let header = settings
+            .header
+            .map(|h| HeaderName::try_from(h.as_str()).map_err(|e| format!("header {h}: {e}")));
+        Ok(Self {
+            header: header.transpose()?,
             keys: Arc::clone(&ports.keys),
             clock: Arc::clone(&ports.clock),
             master: ports.master.clone(),
+        })
+    }
+
+    /// The key that the head carries, without its scheme.
+    fn presented<'h>(&self, headers: &'h HeaderMap) -> Result<&'h str> {
+        match &self.header {
+            None => presented(headers),
+            Some(name) => {
+                let value = headers.get(name).ok_or_else(|| {
+                    Refusal::unauthorized(format!(
+                        "Authentication Error, No api key passed in. Send it in {name}."
+                    ))
+                })?;
+                let text = text(value, name.as_str())?;
+                Ok(bearer(text).unwrap_or(text).trim())
+            }
         }
     }
 
@@ -108,13 +139,13 @@ impl Filter for Auth {
         // On a lane that wants no key, a key-like header is the upstream's business or a leftover;
         // judging it would make a keyless call fail for what it need not have sent.
         if !keyless {
-            cx.caller = self.caller(presented(&head.headers)?).await?;
+            cx.caller = self.caller(self.presented(&head.headers)?).await?;
         }
         Ok(Verdict::Continue)
     }
 }
 
-/// The key that the head carries, without its scheme.
+/// The key in the usual headers.
 fn presented(headers: &HeaderMap) -> Result<&str> {
     if let Some(value) = headers.get("x-litellm-api-key") {
         let text = text(value, "x-litellm-api-key")?;
@@ -231,7 +262,7 @@ mod tests {
         key.blocked = false;
         key.expires_micros = Some(kit.clock.now_micros());
         kit.keys.insert(key);
-        let auth = Auth::new(&kit.ports());
+        let auth = Auth::new(Settings::default(), &kit.ports()).unwrap();
         let status = |k: &'static str| {
             let auth = &auth;
             async move {

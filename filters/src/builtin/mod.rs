@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub fn registry() -> Registry {
     Registry::default()
         .with("access", |s, _| none(s).map(|()| share(access::Access)))
-        .with("auth", |s, p| none(s).map(|()| share(auth::Auth::new(p))))
+        .with("auth", |s, p| auth::Auth::new(settings(s)?, p).map(share))
         .with("budget", |s, p| none(s).map(|()| share(budget::Budget::new(p))))
         .with("cors", |s, _| settings(s).map(|c| share(cors::Cors::new(c))))
         .with("metrics", |s, p| {
