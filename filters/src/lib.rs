@@ -11,3 +11,8 @@ pub mod dialects;
 pub mod model;
 pub mod testkit;
 pub mod wire;
+
+/// The example of a filter of one's own in the README, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
