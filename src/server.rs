@@ -38,6 +38,8 @@ const EXIT_UNAVAILABLE: i32 = 69;
 
 /// Upstream connections kept open for reuse. Pingora's own 128 is for the whole process.
 const KEEPALIVE_POOL: usize = 1024;
+/// An idle HTTP/2 connection is closed after this; Pingora would keep it for ever.
+const H2_IDLE: Duration = Duration::from_secs(120);
 /// For the ledger to reach the store once the last request is over; the rest stays in the spool.
 const LAST_FLUSH: Duration = Duration::from_secs(5);
 
@@ -238,7 +240,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         scrape,
         in_flight: Arc::clone(&in_flight),
     };
-    server.add_service(service(gateway, &server.configuration, &addresses, &conf));
+    server.add_service(service(gateway, &server.configuration, &addresses));
 
     Ok(Running {
         server,
@@ -264,12 +266,12 @@ fn service(
     gateway: Gateway,
     server_conf: &Arc<ServerConf>,
     addresses: &[SocketAddr],
-    conf: &Conf,
 ) -> Service<pingora_proxy::HttpProxy<Gateway>> {
     let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
     let mut options = HttpServerOptions::default();
-    options.h2c = conf.tollkeeper.listeners.iter().all(|l| l.h2c);
-    options.h2_idle_timeout = Some(Duration::from_secs(120));
+    // HTTP/1 and HTTP/2 with prior knowledge on one port: Pingora looks at the first bytes.
+    options.h2c = true;
+    options.h2_idle_timeout = Some(H2_IDLE);
     proxy.server_options = Some(options);
     proxy.h2_options = Some(default_h2_options());
     let mut service = Service::new("gateway".to_string(), proxy);

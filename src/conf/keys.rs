@@ -140,11 +140,11 @@ pub(super) const GENERAL: &[(&str, Fate)] = &[
     ),
     (
         "proxy_budget_rescheduler_min_time",
-        Needless("budgets are reset when they are looked at"),
+        Missing("not supported yet: budgets are not reset"),
     ),
     (
         "proxy_budget_rescheduler_max_time",
-        Needless("budgets are reset when they are looked at"),
+        Missing("not supported yet: budgets are not reset"),
     ),
     ("disable_reset_budget", Missing(NOT_YET)),
     ("background_health_checks", Missing(NOT_YET)),

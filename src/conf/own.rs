@@ -48,8 +48,6 @@ pub struct Own {
 pub struct Listener {
     /// IP address and port, such as `0.0.0.0:4000` or `[::]:4000`.
     pub address: SocketAddr,
-    /// Also speak HTTP/2 without TLS (prior knowledge). Default: true.
-    pub h2c: bool,
 }
 
 /// How much is accepted. Sizes are bytes and may be written `32MiB`, `64KiB`, `100MB`.

@@ -112,10 +112,10 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
     if let Some(ledger) = fields.child("ledger") {
         set(&mut own.ledger.batch, ledger.count("batch"));
         set(&mut own.ledger.flush_every, ledger.some_time("flush_every"));
-        if !(1..=10_000).contains(&own.ledger.batch)
+        if !(1..=5_000).contains(&own.ledger.batch)
             && let Some(entry) = ledger.entry("batch")
         {
-            drop(ledger.error("number", "`batch` must be from 1 to 10000 rows", entry.value.at));
+            drop(ledger.error("number", "`batch` must be from 1 to 5000 rows", entry.value.at));
         }
         ledger.refuse_rest();
     }
@@ -165,12 +165,8 @@ fn listener(item: &Node, index: usize, above: &Fields<'_>) -> Option<Listener> {
                 .help("for example `address: 0.0.0.0:4000`"),
         );
     }
-    let h2c = fields.flag("h2c").unwrap_or(true);
     fields.refuse_rest();
-    Some(Listener {
-        address: address?,
-        h2c,
-    })
+    Some(Listener { address: address? })
 }
 
 fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {

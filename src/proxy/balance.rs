@@ -63,16 +63,16 @@ impl Group {
         let drawn = self.balancer.as_ref().and_then(|b| {
             // The key is the randomness: the selector hashes it into the weighted slots.
             let key = rand::random::<u64>().to_le_bytes();
-            let accept = |backend: &Backend, _| {
-                index(backend)
-                    .is_some_and(|i| eligible(&i) && self.places.get(i).is_some_and(|p| p.weight > 0.0))
-            };
+            let accept =
+                |backend: &Backend, _| index(backend).is_some_and(|i| eligible(&i) && self.weighs(i));
             b.select_with(&key, self.deployments.len() * 2, accept)
         });
+        let all = 0..self.deployments.len();
         let at = drawn
             .as_ref()
             .and_then(index)
-            .or_else(|| (0..self.deployments.len()).find(eligible))?;
+            .or_else(|| all.clone().find(|i| eligible(i) && self.weighs(*i)))
+            .or_else(|| all.clone().find(eligible))?;
         self.deployments.get(at).map(|d| (at, d))
     }
 
@@ -81,6 +81,10 @@ impl Group {
     pub fn pause(&self, round: u32) -> Option<Duration> {
         let retries = self.places.iter().map(|p| p.retries).max().unwrap_or(0);
         (round < retries).then(|| FIRST_PAUSE.saturating_mul(1 << round.min(10)).min(LONGEST_PAUSE))
+    }
+
+    fn weighs(&self, at: usize) -> bool {
+        self.places.get(at).is_some_and(|p| p.weight > 0.0)
     }
 
     fn order(&self, at: usize) -> i64 {

@@ -17,9 +17,21 @@ use std::sync::Arc;
 pub struct Lane {
     pub name: Arc<str>,
     hosts: Vec<String>,
+    /// Upper case; empty = all.
+    methods: Vec<String>,
     pub chain: Chain,
     pub auth: Auth,
     pub kind: Kind,
+}
+
+impl Lane {
+    fn takes(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|m| m == method)
+    }
+
+    fn is_stream(&self) -> bool {
+        matches!(self.kind, Kind::Stream(_))
+    }
 }
 
 /// Who handles what arrives on a lane.
@@ -85,14 +97,13 @@ impl Pattern {
 }
 
 /// Where the management API lives. A trailing `/*` takes everything below.
-const ADMIN_PATHS: [&str; 7] = [
+const ADMIN_PATHS: [&str; 6] = [
     "/key/*",
     "/user/*",
     "/spend/*",
     "/global/*",
     "/team/*",
     "/model/*",
-    "/routes",
 ];
 
 const HEALTH_PATHS: [&str; 4] = [
@@ -196,13 +207,20 @@ impl Lanes {
         Ok(builder.finish())
     }
 
-    /// The lane for a host (without port, lowercase) and a judged path.
-    pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Lane>> {
-        self.patterns
+    /// The lane for a host (without port, lowercase), a judged path and a method. When only the method
+    /// fits nowhere, the lane that would have it: it refuses better than "not found".
+    pub fn find(&self, host: &str, path: &str, method: &str) -> Option<&Arc<Lane>> {
+        let mut fits = self
+            .patterns
             .iter()
             .filter(|(p, _)| p.matches(path))
             .filter_map(|(_, at)| self.lanes.get(*at))
-            .find(|l| l.hosts.is_empty() || l.hosts.iter().any(|h| host_matches(h, host)))
+            .filter(|l| l.hosts.is_empty() || l.hosts.iter().any(|h| host_matches(h, host)));
+        let first = fits.next()?;
+        if first.takes(method) {
+            return Some(first);
+        }
+        Some(fits.find(|l| l.takes(method) && l.is_stream()).unwrap_or(first))
     }
 
     /// The lane of requests that belong to none: it answers 404.
@@ -250,14 +268,17 @@ impl Builder<'_> {
             .registry
             .chain(&filters, self.ports)
             .map_err(|e| format!("lane {name}: {e}"))?;
-        self.push(
-            name,
+        check_order(name, &chain, auth, &kind)?;
+        let hosts = hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
+        let lane = Lane {
+            name: name.into(),
             hosts,
-            paths.iter().map(|p| Pattern::parse(p)).collect(),
+            methods: Vec::new(),
             chain,
             auth,
             kind,
-        );
+        };
+        self.push(lane, paths.iter().map(|p| Pattern::parse(p)).collect());
         Ok(())
     }
 
@@ -268,27 +289,9 @@ impl Builder<'_> {
             .map_or(Value::Null, |(_, v)| v.clone())
     }
 
-    fn push(
-        &mut self,
-        name: &str,
-        hosts: &[&str],
-        patterns: Vec<Pattern>,
-        chain: Chain,
-        auth: Auth,
-        kind: Kind,
-    ) {
-        self.lanes.retain(|(l, _)| &*l.name != name);
-        let hosts = hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
-        self.lanes.push((
-            Lane {
-                name: name.into(),
-                hosts,
-                chain,
-                auth,
-                kind,
-            },
-            patterns,
-        ));
+    fn push(&mut self, lane: Lane, patterns: Vec<Pattern>) {
+        self.lanes.retain(|(l, _)| l.name != lane.name);
+        self.lanes.push((lane, patterns));
     }
 
     /// LiteLLM's pass-through: its headers are secrets, so its filter is made here and not by settings.
@@ -330,20 +333,26 @@ impl Builder<'_> {
         } else {
             Auth::Internal
         };
-        let name = p.id.clone().unwrap_or_else(|| format!("pass-through {}", p.path));
+        let name = p.id.clone().unwrap_or_else(|| {
+            ["pass-through", &p.path, &p.methods.join(",")]
+                .join(" ")
+                .trim_end()
+                .to_string()
+        });
         let target = Target {
             base,
             strip: p.path.clone(),
             query,
         };
-        self.push(
-            &name,
-            &[],
-            vec![pattern],
-            Chain::new(filters),
+        let lane = Lane {
+            name: name.into(),
+            hosts: Vec::new(),
+            methods: p.methods.clone(),
+            chain: Chain::new(filters),
             auth,
-            Kind::Stream(target),
-        );
+            kind: Kind::Stream(target),
+        };
+        self.push(lane, vec![pattern]);
         Ok(())
     }
 
@@ -360,6 +369,7 @@ impl Builder<'_> {
         let fallback = Arc::new(Lane {
             name: "none".into(),
             hosts: Vec::new(),
+            methods: Vec::new(),
             chain: Chain::default(),
             auth: Auth::Required,
             kind: Kind::Nowhere,
@@ -370,6 +380,44 @@ impl Builder<'_> {
             patterns: patterns.into_iter().map(|(p, at, _)| (p, at)).collect(),
         }
     }
+}
+
+/// An order of filters that would let anyone in, or write down nothing, is refused at the start.
+fn check_order(lane: &str, chain: &Chain, auth: Auth, kind: &Kind) -> Result<(), String> {
+    let at = |name: &str| chain.names().iter().position(|n| n == name);
+    if auth != Auth::Open && at("auth").is_none() {
+        return Err(format!(
+            "lane {lane}: it wants a key, so its filters need auth; or say `auth: open`"
+        ));
+    }
+    if !matches!(kind, Kind::Call) {
+        return Ok(());
+    }
+    let Some(translate) = at("translate") else {
+        return Err(format!(
+            "lane {lane}: a lane of model calls needs the filter translate, at the end"
+        ));
+    };
+    let before = |first: &str, second: &str, why: &str| match (at(first), at(second)) {
+        (Some(a), Some(b)) if a > b => Err(format!(
+            "lane {lane}: {first} has to stand before {second}: {why}"
+        )),
+        _ => Ok(()),
+    };
+    before("auth", "access", "whose list of models counts is known only then")?;
+    before("access", "budget", "which model is meant is known only then")?;
+    before(
+        "spend",
+        "usage",
+        "answers run the chain backwards, and what was used is written down after it is known",
+    )?;
+    before("metrics", "usage", "answers run the chain backwards")?;
+    if translate + 1 != chain.names().len() {
+        return Err(format!(
+            "lane {lane}: translate has to stand last, so that the filters before it see one dialect"
+        ));
+    }
+    Ok(())
 }
 
 fn auth(auth: LaneAuth) -> Auth {

@@ -20,6 +20,9 @@ use std::time::Duration;
 /// LiteLLM's constant for every model's `created`.
 const CREATED: i64 = 1_677_610_602;
 
+/// Aliases of aliases that are followed.
+const MOST_ALIASES: usize = 8;
+
 /// Names and what they lead to. Never changes.
 pub struct Models {
     groups: Vec<Group>,
@@ -106,7 +109,14 @@ impl Models {
 
     /// The group that serves a name.
     pub fn find(&self, model: &str) -> Option<Found<'_>> {
-        let model = self.aliases.get(model).map_or(model, String::as_str);
+        let mut model = model;
+        // An alias may lead to another; a circle ends here as it leads nowhere.
+        for _ in 0..MOST_ALIASES {
+            match self.aliases.get(model) {
+                Some(target) if !self.exact.contains_key(model) => model = target,
+                _ => break,
+            }
+        }
         if let Some(at) = self.exact.get(model) {
             return self.groups.get(*at).map(|group| Found {
                 group,

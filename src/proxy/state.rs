@@ -39,7 +39,7 @@ impl State {
         let path = head.uri.path();
         let judged = judge(session, &snapshot);
         let host = host(session);
-        let lane = match (&judged, snapshot.lanes.find(&host, path)) {
+        let lane = match (&judged, snapshot.lanes.find(&host, path, head.method.as_str())) {
             (None, Some(lane)) => Arc::clone(lane),
             _ => snapshot.lanes.fallback(),
         };
