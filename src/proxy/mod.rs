@@ -4,6 +4,8 @@
 //! and handed to the call driver (`call`), the stream driver (`stream`), or answered here.
 
 pub mod admin;
+mod answer;
+mod attempt;
 pub mod balance;
 pub mod body;
 pub mod call;
@@ -17,6 +19,7 @@ pub mod peer;
 pub mod respond;
 pub mod state;
 pub mod stream;
+mod watch;
 
 use crate::health::Health;
 use crate::snapshot::Snapshot;

@@ -8,12 +8,25 @@ use crate::model::usage::{self, Usage};
 use crate::wire::{peek, splice, sse};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use memchr::memmem;
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use std::sync::LazyLock;
 
 /// A JSON answer longer than this is not searched for its usage; the usage is estimated.
 const MAX_ANSWER: usize = 16 << 20;
+
+/// Fields that carry a piece of the answer's text. Built once: building a finder costs more than using it.
+static TEXTS: LazyLock<[Finder<'static>; 4]> = LazyLock::new(|| {
+    [
+        "\"content\"",
+        "\"text\"",
+        "\"arguments\"",
+        "\"reasoning_content\"",
+    ]
+    .map(|n| Finder::new(n.as_bytes()))
+});
+static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"delta\""));
 
 pub struct MeterUsage;
 
@@ -175,20 +188,12 @@ fn note(endpoint: Endpoint, metered: &mut Metered, event: &[u8]) -> bool {
             Some(b"response.completed" | b"response.incomplete" | b"response.failed") => metered.done = true,
             Some(n) if n.ends_with(b".delta") => {
                 metered.deltas += 1;
-                metered.text_bytes += text_of(&data, b"\"delta\"") as u64;
+                metered.text_bytes += text_of(&data, &DELTA) as u64;
             }
             _ => {}
         }
     } else {
-        let text = [
-            &b"\"content\""[..],
-            b"\"text\"",
-            b"\"arguments\"",
-            b"\"reasoning_content\"",
-        ]
-        .into_iter()
-        .map(|name| text_of(&data, name))
-        .sum::<usize>();
+        let text: usize = TEXTS.iter().map(|name| text_of(&data, name)).sum();
         if text > 0 {
             metered.deltas += 1;
             metered.text_bytes += text as u64;
@@ -213,11 +218,14 @@ fn note(endpoint: Endpoint, metered: &mut Metered, event: &[u8]) -> bool {
 
 /// The length of the string value of the first field of this name, bytes; 0 when there is none. `name`
 /// stands in its quotes.
-fn text_of(data: &[u8], name: &[u8]) -> usize {
-    let Some(at) = memmem::find(data, name) else {
+fn text_of(data: &[u8], name: &Finder) -> usize {
+    let Some(at) = name.find(data) else {
         return 0;
     };
-    let rest = data.get(at + name.len()..).unwrap_or_default().trim_ascii_start();
+    let rest = data
+        .get(at + name.needle().len()..)
+        .unwrap_or_default()
+        .trim_ascii_start();
     let rest = rest.strip_prefix(b":").unwrap_or_default().trim_ascii_start();
     let Some(text) = rest.strip_prefix(b"\"") else {
         return 0;

@@ -6,6 +6,7 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use std::sync::LazyLock;
 
 /// The most of anything one call can be charged for: tokens, characters, images, queries.
 pub const MOST: u64 = 100_000_000;
@@ -341,9 +342,13 @@ impl Parts {
 /// `"usage":null` with every chunk but the last, and those need no parsing. Inside a JSON string the quotes
 /// would be escaped, so text that talks of usage does not match.
 fn names_usage(body: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"usage\"";
-    memmem::find_iter(body, NAME).any(|at| {
-        let rest = body.get(at + NAME.len()..).unwrap_or_default().trim_ascii_start();
+    // Asked of every chunk of every stream, and building a finder costs more than using it.
+    static NAME: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("\"usage\""));
+    NAME.find_iter(body).any(|at| {
+        let rest = body
+            .get(at + NAME.needle().len()..)
+            .unwrap_or_default()
+            .trim_ascii_start();
         let value = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start);
         value.is_some_and(|value| !value.starts_with(b"null"))
     })

@@ -1,0 +1,264 @@
+//! The way of an upstream's answer to the client: whole, chunk by chunk, or broken off in a way that
+//! nobody takes for the end.
+
+use super::attempt::{Ready, Shown};
+use super::call::End;
+use super::head::{self, Framing};
+use super::lanes::Lane;
+use super::watch::{Watched, watch};
+use super::{Gateway, State, respond};
+use bytes::{Bytes, BytesMut};
+use filters::contract::{Fault, Stop};
+use filters::model::deployment::Deployment;
+use filters::model::record::Status;
+use http::response;
+use pingora::prelude::*;
+use pingora_proxy::Session;
+
+impl Gateway {
+    /// Passes a good answer on.
+    pub(super) async fn deliver(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        lane: &Lane,
+        mut ready: Ready,
+    ) -> Result<(), End> {
+        if !ready.whole {
+            return self.stream(session, state, lane, ready).await;
+        }
+        let body = match ready.begun.len() {
+            1 => ready.begun.swap_remove(0),
+            _ => ready.begun.concat().into(),
+        };
+        let sent = send_whole(session, state, lane, ready.head, body).await;
+        self.release(ready.reading.client, &ready.peer).await;
+        sent
+    }
+
+    /// Head first, then chunk by chunk.
+    async fn stream(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        lane: &Lane,
+        ready: Ready,
+    ) -> Result<(), End> {
+        let Ready {
+            deployment: d,
+            peer,
+            mut head,
+            mut reading,
+            begun,
+            ..
+        } = ready;
+        lane.chain.response_filter(&mut state.cx, &mut head)?;
+        let status = head.status.as_u16();
+        let has_length = head.headers.contains_key("content-length") && !state.cx.event_stream;
+        let framing = if has_length {
+            Framing::AsItIs
+        } else {
+            Framing::open_ended(session.req_header().version)
+        };
+        let header = head::to_client(head, &state.cx, framing).map_err(End::Broken)?;
+        session
+            .write_response_header(header, false)
+            .await
+            .map_err(End::Gone)?;
+        let mut begun = begun.into_iter();
+        loop {
+            let (mut chunk, end) = match begun.next() {
+                Some(chunk) => (chunk, false),
+                None => match watch(session, reading.next()).await {
+                    Watched::Upstream(Ok(got)) => got,
+                    Watched::Upstream(Err(e)) => return cut(session, state, lane, &d, &e).await,
+                    Watched::ClientGone(e) => return Err(End::Gone(e)),
+                },
+            };
+            if let Err(stop) = lane.chain.response_body_filter(&mut state.cx, &mut chunk, end) {
+                let e = Error::explain(ErrorType::InternalError, stop.shown().to_string());
+                return cut(session, state, lane, &d, &e).await;
+            }
+            if !end {
+                state.cx.bytes_out = state.cx.bytes_out.saturating_add(chunk.len() as u64);
+            }
+            if !chunk.is_empty() || end {
+                session
+                    .write_response_body(Some(chunk), end)
+                    .await
+                    .map_err(End::Gone)?;
+            }
+            if end {
+                let error = state.cx.metered.error.clone();
+                let ended = if error.is_some() {
+                    Status::Cut
+                } else {
+                    Status::Success
+                };
+                state.ended(
+                    ended,
+                    status,
+                    error.as_deref(),
+                    error.as_ref().map(|_| "upstream_error"),
+                );
+                self.release(reading.client, &peer).await;
+                return Ok(());
+            }
+            if state.time_left().is_zero() {
+                let e = Error::explain(ErrorType::ReadTimedout, "the call took longer than a call may");
+                return cut(session, state, lane, &d, &e).await;
+            }
+        }
+    }
+
+    /// Passes the last attempt's error on.
+    pub(super) async fn pass_error(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        lane: &Lane,
+        shown: Shown,
+    ) -> Result<(), End> {
+        let (mut head, mut body) = match shown {
+            Shown::Theirs { head, body } => (*head, body),
+            Shown::Ours(fault) => return Err(Stop::from(fault).into()),
+        };
+        let cx = &mut state.cx;
+        let name = cx.deployment.as_ref().map(|d| d.label()).unwrap_or_default();
+        let status = head.status.as_u16();
+        cx.response_status = status;
+        if matches!(status, 401 | 403 | 407) {
+            // It speaks of the gateway's credentials, and may quote them.
+            return Err(Stop::from(Fault {
+                status: if status == 407 { 502 } else { status },
+                kind: "authentication_error",
+                shown: format!(
+                    "The upstream of deployment {name} did not accept the gateway's credentials. \
+                     An admin has to look at its api_key."
+                ),
+                cause: format!("upstream answered {status}"),
+                headers: Vec::new(),
+            })
+            .into());
+        }
+        if !(400..600).contains(&status) {
+            return Err(Stop::from(Fault::upstream(
+                format!("The upstream of deployment {name} answered with a redirect, which is not followed."),
+                status,
+            ))
+            .into());
+        }
+        lane.chain.response_filter(cx, &mut head)?;
+        lane.chain.response_body_filter(cx, &mut body, true)?;
+        let status = cx.response_status;
+        if !is_json_object(&body) {
+            // A page of a proxy in between, or nothing at all: no client can read that.
+            let mut fault = Fault::upstream(
+                format!("The upstream of deployment {name} answered {status} without saying why."),
+                format!("body of {} bytes", body.len()),
+            );
+            fault.status = status;
+            if let Some(after) = head.headers.get("retry-after").and_then(|v| v.to_str().ok()) {
+                fault.headers.push(("retry-after", after.to_string()));
+            }
+            return Err(Stop::from(fault).into());
+        }
+        head.status = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
+        write_whole(session, state, head, body).await?;
+        state.ended(
+            Status::Failure,
+            status,
+            Some(&format!("upstream answered {status}")),
+            Some("upstream_error"),
+        );
+        Ok(())
+    }
+}
+
+/// Passes on an answer that is there in full.
+async fn send_whole(
+    session: &mut Session,
+    state: &mut State,
+    lane: &Lane,
+    mut head: response::Parts,
+    mut body: Bytes,
+) -> Result<(), End> {
+    let cx = &mut state.cx;
+    lane.chain.response_filter(cx, &mut head)?;
+    lane.chain.response_body_filter(cx, &mut body, true)?;
+    let status = head.status.as_u16();
+    write_whole(session, state, head, body).await?;
+    state.ended(Status::Success, status, None, None);
+    Ok(())
+}
+
+async fn write_whole(
+    session: &mut Session,
+    state: &mut State,
+    head: response::Parts,
+    body: Bytes,
+) -> Result<(), End> {
+    let header = head::to_client(head, &state.cx, Framing::Length(body.len())).map_err(End::Broken)?;
+    session
+        .write_response_header(header, false)
+        .await
+        .map_err(End::Gone)?;
+    session
+        .write_response_body(Some(body), true)
+        .await
+        .map_err(End::Gone)
+}
+
+/// The upstream broke off while the client was reading: says so where the format has a place for it,
+/// and otherwise breaks off as well, so that nobody takes a part for the whole.
+async fn cut(
+    session: &mut Session,
+    state: &mut State,
+    lane: &Lane,
+    d: &Deployment,
+    cause: &Error,
+) -> Result<(), End> {
+    log::warn!(
+        "request_id={} deployment={} an answer broke off: cause={:?}",
+        state.cx.request_id,
+        d.id,
+        cause.to_string()
+    );
+    let shown = format!(
+        "The deployment {} broke off in the middle of its answer.",
+        d.label()
+    );
+    state.cx.metered.error = Some(shown.clone());
+    state.ended(
+        Status::Cut,
+        state.cx.response_status,
+        Some(&shown),
+        Some("upstream_cut"),
+    );
+    if !state.cx.event_stream {
+        return Err(End::Broken(Error::explain(ErrorType::ReadError, shown)));
+    }
+    // What had come of an event that is not whole cannot be used; the filters let go of it.
+    let mut rest = Bytes::new();
+    let translated = state.cx.translator.is_some();
+    let flushed = lane
+        .chain
+        .response_body_filter(&mut state.cx, &mut rest, true)
+        .is_ok();
+    let last = if translated && flushed && !rest.is_empty() {
+        rest
+    } else {
+        // A blank line ends whatever event was cut in the middle.
+        let mut event = BytesMut::from(&b"\n\n"[..]);
+        event.extend_from_slice(&respond::error_event(&shown, &state.cx.request_id));
+        event.freeze()
+    };
+    session
+        .write_response_body(Some(last), true)
+        .await
+        .map_err(End::Gone)
+}
+
+fn is_json_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
+}

@@ -1,0 +1,450 @@
+//! One try at one deployment: dress the request, connect, send, and read as much of the answer as must
+//! be known before the client gets any of it.
+
+use super::head;
+use super::lanes::Lane;
+use super::models::Found;
+use super::watch::{Watched, watch};
+use super::{Gateway, State};
+use bytes::{Bytes, BytesMut};
+use filters::contract::{Fault, Stop, Upstream};
+use filters::model::deployment::Deployment;
+use filters::model::record::Attempt;
+use filters::wire::splice::Rope;
+use futures::FutureExt;
+use http::{HeaderMap, Method, response};
+use pingora::prelude::*;
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v1::client::{HttpSession as Http1Session, http_req_header_to_wire};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+
+/// A piece of a request body that is sent before looking whether the upstream has answered already.
+const SLICE: usize = 64 << 10;
+/// An error body of which more is not read.
+const MAX_ERROR_BODY: usize = 64 << 10;
+/// A JSON answer up to this size is read whole before its head goes out, so that the head can tell the
+/// cost and an upstream that dies half-way can be replaced.
+const MAX_HELD_ANSWER: usize = 4 << 20;
+/// What is gathered into one write when an upstream sends in bursts.
+const MAX_GATHERED: usize = 64 << 10;
+/// How long an upstream that stopped reading is given to say why.
+const EARLY_ANSWER: Duration = Duration::from_millis(200);
+
+/// What became of one attempt.
+pub(super) enum Attempted {
+    /// A good answer is there, and nothing of it has been sent on.
+    Ready(Box<Ready>),
+    /// Another deployment may do better.
+    Failed(Failure),
+    /// No other deployment would do better.
+    Final(Failure),
+    ClientGone(Box<Error>),
+    /// It makes no sense to try on.
+    Stopped(Stop),
+}
+
+/// A good answer, as far as it has been read.
+pub(super) struct Ready {
+    pub deployment: Arc<Deployment>,
+    pub peer: Arc<HttpPeer>,
+    pub head: response::Parts,
+    pub reading: Reading,
+    /// What has been read of the body.
+    pub begun: Vec<Bytes>,
+    /// `begun` is all there is.
+    pub whole: bool,
+}
+
+/// Why an attempt is given up, and what the client gets if it was the last one.
+pub(super) struct Failure {
+    pub shown: Shown,
+    /// For the log: may hold an address.
+    pub cause: String,
+}
+
+pub(super) enum Shown {
+    /// The upstream's own error answer.
+    Theirs { head: Box<response::Parts>, body: Bytes },
+    /// It gave none.
+    Ours(Fault),
+}
+
+impl Gateway {
+    pub(super) async fn attempt(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        lane: &Lane,
+        found: &Found<'_>,
+        deployment: &Arc<Deployment>,
+        model: &str,
+    ) -> Attempted {
+        let (d, upstream_model) = match found.dress(deployment, model) {
+            Ok(dressed) => dressed,
+            Err(refusal) => return Attempted::Stopped(refusal.into()),
+        };
+        let cx = &mut state.cx;
+        cx.deployment = Some(Arc::clone(&d));
+        cx.upstream_model.clone_from(&upstream_model);
+        let mut up = Upstream {
+            deployment: Some(Arc::clone(&d)),
+            model: upstream_model,
+            method: Method::POST,
+            path: String::new(),
+            headers: forwarded(session),
+            edits: Default::default(),
+            body: Rope::default(),
+        };
+        if let Err(stop) = lane.chain.upstream_request_filter(cx, &mut up).await {
+            return Attempted::Stopped(stop);
+        }
+
+        // A pooled connection may have been closed by the other side just now. That says nothing about
+        // the deployment, so it gets one more chance, over a connection of its own.
+        let mut chances = 2;
+        let begun = Instant::now();
+        loop {
+            chances -= 1;
+            let peer = match self.peers.peer(&d.base, state.snapshot.timeouts.connect).await {
+                Ok(peer) => peer,
+                Err(cause) => return Attempted::Failed(unreachable(&d, cause)),
+            };
+            let (client, reused) = match watch(session, self.connector.get_http_session(&*peer)).await {
+                Watched::Upstream(Ok(got)) => got,
+                Watched::Upstream(Err(e)) => return Attempted::Failed(unreachable(&d, e.to_string())),
+                Watched::ClientGone(e) => return Attempted::ClientGone(e),
+            };
+            let stream = state.cx.call.as_ref().is_some_and(|c| c.stream);
+            let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left());
+            let client = match exchange(session, client, &peer, &d, &up, patience).await {
+                Ok(client) => client,
+                Err(Exchange::ClientGone(e)) => return Attempted::ClientGone(e),
+                Err(Exchange::Broke(_)) if reused && chances > 0 => continue,
+                Err(Exchange::Broke(e)) => return Attempted::Failed(no_answer(&d, &e)),
+            };
+            state.cx.first_byte = Some(Instant::now());
+            let Some(head) = client.response_header().map(head::from_upstream) else {
+                return Attempted::Failed(no_answer(&d, &Error::new(ErrorType::InvalidHTTPHeader)));
+            };
+            if !head.status.is_success() {
+                return self.failed(session, client, &peer, head).await;
+            }
+            let status = head.status.as_u16();
+            return match self.begin(session, state, client, peer, d, head).await {
+                ready @ Attempted::Ready(_) => {
+                    state.cx.attempts.push(Attempt {
+                        deployment_id: deployment.id.clone(),
+                        status,
+                        error: None,
+                        duration_micros: begun.elapsed().as_micros() as i64,
+                    });
+                    ready
+                }
+                other => other,
+            };
+        }
+    }
+
+    /// Reads an upstream's error answer.
+    async fn failed(
+        &self,
+        session: &mut Session,
+        mut client: HttpSession,
+        peer: &Arc<HttpPeer>,
+        head: response::Parts,
+    ) -> Attempted {
+        let status = head.status.as_u16();
+        let mut body = BytesMut::new();
+        let mut whole = false;
+        while body.len() < MAX_ERROR_BODY {
+            match watch(session, client.read_response_body()).await {
+                Watched::Upstream(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
+                Watched::Upstream(Ok(None)) => {
+                    whole = true;
+                    break;
+                }
+                // What came of the error is better than nothing.
+                Watched::Upstream(Err(_)) => break,
+                Watched::ClientGone(e) => return Attempted::ClientGone(e),
+            }
+        }
+        body.truncate(MAX_ERROR_BODY);
+        if whole {
+            self.release(client, peer).await;
+        }
+        let failure = Failure {
+            shown: Shown::Theirs {
+                head: Box::new(head),
+                body: body.freeze(),
+            },
+            cause: format!("status {status}"),
+        };
+        // What is wrong with the request is wrong everywhere. What is wrong with the deployment, its
+        // credentials included, may be right with the next one.
+        match status {
+            401 | 403 | 404 | 408 | 429 | 500..=599 => Attempted::Failed(failure),
+            _ => Attempted::Final(failure),
+        }
+    }
+
+    /// Reads a good answer as far as must be: JSON whole, streams not at all.
+    async fn begin(
+        &self,
+        session: &mut Session,
+        state: &mut State,
+        mut client: HttpSession,
+        peer: Arc<HttpPeer>,
+        d: Arc<Deployment>,
+        head: response::Parts,
+    ) -> Attempted {
+        let kind = head
+            .headers
+            .get("content-type")
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default();
+        let is_event_stream = kind.starts_with("text/event-stream");
+        let is_held = !is_event_stream && (kind.starts_with("application/json") || d.dialect != "openai");
+        state.cx.event_stream = is_event_stream;
+        state.cx.response_status = head.status.as_u16();
+        if is_event_stream {
+            client.set_read_timeout(Some(d.stream_timeout.min(state.snapshot.timeouts.stream_idle)));
+        }
+        let reading = Reading { client, failed: None };
+        let mut ready = Ready {
+            deployment: d,
+            peer,
+            head,
+            reading,
+            begun: Vec::new(),
+            whole: false,
+        };
+        let mut len = 0;
+        while is_held && !ready.whole && len <= MAX_HELD_ANSWER {
+            let (chunk, end) = match watch(session, ready.reading.next()).await {
+                Watched::Upstream(Ok(got)) => got,
+                Watched::Upstream(Err(e)) => return Attempted::Failed(no_answer(&ready.deployment, &e)),
+                Watched::ClientGone(e) => return Attempted::ClientGone(e),
+            };
+            len += chunk.len();
+            if !chunk.is_empty() {
+                ready.begun.push(chunk);
+            }
+            ready.whole = end;
+        }
+        Attempted::Ready(Box::new(ready))
+    }
+
+    /// Gives a connection back to the pool once its answer is read to the end.
+    pub(super) async fn release(&self, mut client: HttpSession, peer: &Arc<HttpPeer>) {
+        if client.response_done() {
+            self.connector
+                .release_http_session(client, &**peer, peer.options.idle_timeout)
+                .await;
+        }
+    }
+}
+
+/// Why sending a request and waiting for its answer came to nothing.
+enum Exchange {
+    ClientGone(Box<Error>),
+    Broke(Box<Error>),
+}
+
+/// Sends the request and waits for the head of the answer, which may come before all is sent.
+async fn exchange(
+    session: &mut Session,
+    client: HttpSession,
+    peer: &HttpPeer,
+    d: &Deployment,
+    up: &Upstream,
+    patience: Duration,
+) -> Result<HttpSession, Exchange> {
+    let h2 = matches!(client, HttpSession::H2(_));
+    let path = head::join(&d.base.path, &up.path);
+    let head = head::upstream_request(
+        &d.base.authority(),
+        d.base.tls,
+        h2,
+        &path,
+        &up.headers,
+        up.body.len(),
+    )
+    .map_err(Exchange::Broke)?;
+    let mut client = match watch(session, send(client, peer, head, &up.body, patience)).await {
+        Watched::Upstream(Ok(client)) => client,
+        Watched::Upstream(Err(e)) => return Err(Exchange::Broke(e)),
+        Watched::ClientGone(e) => return Err(Exchange::ClientGone(e)),
+    };
+    loop {
+        // Informational answers come before the one that counts.
+        if client
+            .response_header()
+            .is_some_and(|h| !h.status.is_informational())
+        {
+            return Ok(client);
+        }
+        match watch(session, client.read_response_header()).await {
+            Watched::Upstream(Ok(())) => {}
+            Watched::Upstream(Err(e)) => return Err(Exchange::Broke(e)),
+            Watched::ClientGone(e) => return Err(Exchange::ClientGone(e)),
+        }
+    }
+}
+
+/// Writes head and body. Reads and writes on the returned session wait at most `patience`.
+async fn send(
+    mut client: HttpSession,
+    peer: &HttpPeer,
+    head: Box<RequestHeader>,
+    body: &Rope,
+    patience: Duration,
+) -> Result<HttpSession> {
+    if let HttpSession::H1(h1) = client {
+        if body.len() <= SLICE {
+            return send_at_once(h1, peer, &head, body, patience).await;
+        }
+        client = HttpSession::H1(h1);
+    }
+    client.set_read_timeout(Some(patience));
+    client.set_write_timeout(Some(patience));
+    client.write_request_header(head).await?;
+    let mut left = body.len();
+    for slice in body.slices(SLICE) {
+        left -= slice.len();
+        // An upstream that has seen enough may answer before the body is through (413, 429); then the
+        // rest is not sent.
+        if matches!(client.read_response_header().now_or_never(), Some(Ok(()))) {
+            return Ok(client);
+        }
+        if let Err(e) = client.write_request_body(slice, left == 0).await {
+            // It may have answered and then closed its side.
+            return match tokio::time::timeout(EARLY_ANSWER, client.read_response_header()).await {
+                Ok(Ok(())) => Ok(client),
+                _ => Err(e),
+            };
+        }
+    }
+    // HTTP/2 ended with its last piece; HTTP/1 wants to be told.
+    if !matches!(client, HttpSession::H2(_)) || body.is_empty() {
+        client.finish_request_body().await?;
+    }
+    Ok(client)
+}
+
+/// Head and body in one write. Pingora's own session flushes between the two, which costs a system call
+/// and a packet per call; so the bytes go out here and the session is set up anew on their stream.
+async fn send_at_once(
+    h1: Http1Session,
+    peer: &HttpPeer,
+    head: &RequestHeader,
+    body: &Rope,
+    patience: Duration,
+) -> Result<HttpSession> {
+    let mut wire = http_req_header_to_wire(head)
+        .ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "the request line cannot be written"))?;
+    wire.reserve(body.len());
+    body.pieces()
+        .iter()
+        .for_each(|piece| wire.extend_from_slice(piece));
+    let mut stream = h1.into_inner();
+    let written = async {
+        stream.write_all(&wire).await?;
+        stream.flush().await
+    };
+    pingora_timeout::timeout(patience, written)
+        .await
+        .or_err(ErrorType::WriteTimedout, "writing the request")?
+        .or_err(ErrorType::WriteError, "writing the request")?;
+    let mut h1 = Http1Session::new_with_options(stream, peer);
+    h1.read_timeout = Some(patience);
+    h1.write_timeout = Some(patience);
+    Ok(HttpSession::H1(h1))
+}
+
+/// Reads an answer's body. An error that shows up behind good bytes waits until these are handed on:
+/// Pingora tells it once.
+pub(super) struct Reading {
+    pub client: HttpSession,
+    failed: Option<Box<Error>>,
+}
+
+impl Reading {
+    /// The next part of the answer, with everything that is readable already, and whether it is the last.
+    pub(super) async fn next(&mut self) -> Result<(Bytes, bool)> {
+        if let Some(e) = self.failed.take() {
+            return Err(e);
+        }
+        let client = &mut self.client;
+        let Some(first) = client.read_response_body().await? else {
+            return Ok((Bytes::new(), true));
+        };
+        let mut gathered: Option<BytesMut> = None;
+        let mut end = client.response_done();
+        while !end && gathered.as_ref().map_or(first.len(), BytesMut::len) < MAX_GATHERED {
+            match client.read_response_body().now_or_never() {
+                Some(Ok(Some(more))) => {
+                    gathered
+                        .get_or_insert_with(|| BytesMut::from(&first[..]))
+                        .extend_from_slice(&more);
+                    end = client.response_done();
+                }
+                Some(Ok(None)) => end = true,
+                Some(Err(e)) => {
+                    self.failed = Some(e);
+                    break;
+                }
+                None => break,
+            }
+        }
+        Ok((gathered.map_or(first, BytesMut::freeze), end))
+    }
+}
+
+/// What of the client's head goes to a model: nothing that says who it is.
+fn forwarded(session: &Session) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    let from = &session.req_header().headers;
+    for name in [
+        "accept",
+        "user-agent",
+        "anthropic-beta",
+        "openai-beta",
+        "idempotency-key",
+    ] {
+        if let Some(value) = from.get(name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    // Usage is read from the answer as it flows by, so it must not be packed.
+    headers.insert("accept-encoding", http::HeaderValue::from_static("identity"));
+    headers
+}
+
+fn unreachable(d: &Deployment, cause: String) -> Failure {
+    let shown = format!("The upstream of deployment {} cannot be reached.", d.label());
+    Failure {
+        shown: Shown::Ours(Fault::unavailable(shown, cause.clone())),
+        cause,
+    }
+}
+
+fn no_answer(d: &Deployment, e: &Error) -> Failure {
+    let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+    let what = if timed_out {
+        "did not answer in time"
+    } else {
+        "broke off without an answer"
+    };
+    let mut fault = Fault::upstream(format!("The upstream of deployment {} {what}.", d.label()), e);
+    if timed_out {
+        (fault.status, fault.kind) = (408, "timeout_error");
+    }
+    Failure {
+        shown: Shown::Ours(fault),
+        cause: e.to_string(),
+    }
+}
