@@ -24,8 +24,8 @@ def free_port():
 class Process:
     """A server on a port of this machine; ended with the `with` block."""
 
-    def __init__(self, name, command, port, log, env=None):
-        self.name, self.port = name, port
+    def __init__(self, name, command, port, log, env=None, farewell=signal.SIGTERM):
+        self.name, self.port, self.farewell = name, port, farewell
         self.log = open(log, "ab")
         self.begun = time.perf_counter()
         self.child = subprocess.Popen(
@@ -44,7 +44,8 @@ class Process:
 
     def end(self):
         if self.child.poll() is None:
-            self.child.terminate()
+            # Bare Pingora waits five minutes on SIGTERM, whatever is in flight.
+            self.child.send_signal(self.farewell)
             try:
                 self.child.wait(10)
             except subprocess.TimeoutExpired:

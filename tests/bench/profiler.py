@@ -14,6 +14,7 @@ import load
 TOP = 40
 SECONDS = 5
 CALLS = 2000
+OURS = re.compile(r"\b(tollkeeper|filters)::")
 HASH = re.compile(r"::h[0-9a-f]{16}$|::\{\{closure\}\}|\{closure#\d+\}")
 
 
@@ -48,6 +49,8 @@ def _perf(stand, title, text):
     print(f"# {total} samples")
     _print("thread", threads, total)
     _print("own cost", own, total)
+    ours = {name: count for name, count in whole.items() if OURS.search(name)}
+    _print("ours, with all they call", collections.Counter(ours), total)
     _print("with all it calls", whole, total)
     kept = os.environ.get("BENCH_STACKS")
     if kept:
@@ -82,6 +85,8 @@ def _count(data):
             symbol = re.sub(r"^\s*[0-9a-f]+ ", "", line)
             symbol = re.sub(r"(\+0x[0-9a-f]+)? \(([^()]*)\)$",
                             lambda m: "" if "tollkeeper" in m[2] else f" [{m[2].rpartition('/')[2]}]", symbol)
+            if "[unknown]" in symbol:
+                continue
             names.append(HASH.sub("", HASH.sub("", symbol)))
     script.wait()
     return own, whole, threads, stacks, total

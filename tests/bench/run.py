@@ -18,6 +18,7 @@ import pathlib
 import resource
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -100,13 +101,14 @@ class Stand:
     def __exit__(self, *exc):
         return self.stack.__exit__(*exc)
 
-    def _start(self, name, command, env=None):
+    def _start(self, name, command, env=None, farewell=signal.SIGTERM):
         port = free_port()
-        return Process(name, command(port), port, self.dir / f"{name}.log", env)
+        return Process(name, command(port), port, self.dir / f"{name}.log", env, farewell)
 
     def bare(self):
         return self._start("bare", lambda port: [
-            self.bin / "examples/bare_proxy", f"127.0.0.1:{port}", f"127.0.0.1:{self.mock.port}"])
+            self.bin / "examples/bare_proxy", f"127.0.0.1:{port}", f"127.0.0.1:{self.mock.port}"],
+            farewell=signal.SIGINT)
 
     def gateway(self, name, wrapper=()):
         """`open` or `governed`, started with a data directory that stays from start to start."""
@@ -124,7 +126,8 @@ class Stand:
 
     def key(self, gateway):
         """A virtual key with a budget that lasts."""
-        gateway.first_answer(b"GET /health/liveliness HTTP/1.1\r\nHost: bench\r\n\r\n")
+        # The gateway serves before its database is there, and makes no keys until it is.
+        gateway.first_answer(b"GET /health/readiness HTTP/1.1\r\nHost: bench\r\n\r\n")
         asked = urllib.request.Request(
             f"http://127.0.0.1:{gateway.port}/key/generate",
             json.dumps({"models": ["mock", "slow"], "max_budget": 1_000_000, "key_alias": f"bench-{secrets.token_hex(4)}"}).encode(),
@@ -208,6 +211,7 @@ def measure(stand, plan):
             proxy.first_answer(load.request(load.body(), targets[-1][3]))
         for _, _, port, secret in targets:
             load.wrk(port, load.body(), 1, CONNECTIONS, stand.dir / "wrk.json", secret)
+        proxies["governed"].cpu_when_quiet()
         rows, counted = stand.rows(), 0
         for at in range(plan.rounds):
             say(f"round {at + 1} of {plan.rounds}")
