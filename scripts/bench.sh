@@ -47,6 +47,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     -o Dpkg::Use-Pty=0 -qq -y --no-install-recommends install "${missing[@]}" >&2
 fi
 
+scripts/setup.sh build
 cargo build --locked --profile "$profile" --bin tollkeeper --example mock_upstream --example bare_proxy
 target=$(cargo metadata --format-version 1 --no-deps --locked |
   python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')

@@ -70,7 +70,11 @@ class _Stream(asyncio.Protocol):
         self.last = (self.last + data)[-64:]
         if b"data: [DONE]" in self.last and self.last.endswith(b"0\r\n\r\n"):
             self.over = True
-            self.held.whole += 1
+            # The end mark is an event too.
+            if self.events > self.held.chunks:
+                self.held.whole += 1
+            else:
+                self.held.lost += 1
             self.transport.close()
 
     def connection_lost(self, _):
@@ -81,19 +85,19 @@ class _Stream(asyncio.Protocol):
 class Held:
     """Streams held open at once."""
 
-    def __init__(self):
-        self.streams, self.whole, self.lost = [], 0, 0
+    def __init__(self, chunks):
+        self.streams, self.chunks, self.whole, self.lost = [], chunks, 0, 0
 
     def alive(self, events):
         """Streams that are open and have had at least so many events."""
         return sum(1 for s in self.streams if not s.over and s.events >= events)
 
 
-async def hold(port, message, count, measure, finish):
+async def hold(port, message, count, chunks, measure, finish):
     """Opens `count` streams, waits until each has had three events, calls `measure`, and with `finish`
-    stays until each has ended."""
+    stays until each has ended: whole if it brought all its `chunks` and said so."""
     loop = asyncio.get_running_loop()
-    held = Held()
+    held = Held(chunks)
 
     async def open_one():
         for attempt in range(50):

@@ -32,6 +32,8 @@ from processes import Postgres, Process, free_port
 
 CONNECTIONS = 64
 CHUNKS = 50
+# One a second, so that thousands of streams can be open before the first one ends.
+SLOW_CHUNKS = 30
 MODEL = """
 model_list:
   - model_name: mock
@@ -93,7 +95,7 @@ class Stand:
         self.postgres = self.stack.enter_context(Postgres(self.dir / "postgres"))
         self.database = self.postgres.database("bench")
         self.mock = self._start("mock_upstream", lambda port: [
-            self.bin / "examples/mock_upstream", f"127.0.0.1:{port}", CHUNKS, 30, 1000])
+            self.bin / "examples/mock_upstream", f"127.0.0.1:{port}", CHUNKS, SLOW_CHUNKS, 1000])
         self.stack.enter_context(self.mock)
         self.mock.first_answer(load.request(load.body()))
         return self
@@ -163,7 +165,7 @@ def measure_memory(stand, plan, name):
         time.sleep(2)
         idle = proxy.rss()
         figures["idle_bytes"] = idle
-        held = asyncio.run(load.hold(proxy.port, slow, plan.held, proxy.rss, finish=False))
+        held = asyncio.run(load.hold(proxy.port, slow, plan.held, SLOW_CHUNKS, proxy.rss, finish=False))
         if held["alive"] < plan.held:
             raise SystemExit(f"{name}: only {held['alive']} of {plan.held} streams are held")
         figures["held"] = plan.held
@@ -171,7 +173,7 @@ def measure_memory(stand, plan, name):
     if plan.crowd:
         with stand.proxy(name) as proxy:
             proxy.first_answer(load.request(load.body(), key))
-            crowd = asyncio.run(load.hold(proxy.port, slow, plan.crowd, proxy.rss, finish=True))
+            crowd = asyncio.run(load.hold(proxy.port, slow, plan.crowd, SLOW_CHUNKS, proxy.rss, finish=True))
             figures["crowd"] = {k: crowd[k] for k in ("asked", "alive", "whole", "lost", "events")}
             figures["crowd"]["rss_bytes"] = crowd["measured"]
     return figures
