@@ -1,8 +1,9 @@
-//! Integration tests.
+//! Integration tests: the built gateway on real sockets, between scripted clients and upstreams.
 
 // A test that panics has failed, which is what it is for.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
 mod kit;
 mod ledger;
 mod store;
