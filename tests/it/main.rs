@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod calls;
+mod fallback;
+mod hangups;
 mod kit;
 mod ledger;
 mod store;

@@ -315,20 +315,22 @@ pub async fn probe(at: SocketAddr, path: &str) -> Option<u16> {
 /// An HTTP/2 connection with prior knowledge.
 pub struct H2 {
     sender: hyper::client::conn::http2::SendRequest<BoxBody<Bytes, std::io::Error>>,
-    connection: tokio::task::JoinHandle<()>,
+    socket: std::net::TcpStream,
 }
 
 impl H2 {
     pub async fn open(at: SocketAddr) -> H2 {
         let stream = TcpStream::connect(at).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let stream = stream.into_std().unwrap();
+        let socket = stream.try_clone().unwrap();
+        let stream = TcpStream::from_std(stream).unwrap();
         let (sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await
                 .unwrap();
-        let connection = tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        H2 { sender, connection }
+        tokio::spawn(connection);
+        H2 { sender, socket }
     }
 
     pub async fn send(
@@ -389,6 +391,6 @@ impl H2 {
 
     /// As a client that is gone.
     pub fn drop_connection(self) {
-        self.connection.abort();
+        self.socket.shutdown(std::net::Shutdown::Both).unwrap();
     }
 }

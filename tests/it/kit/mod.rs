@@ -43,11 +43,20 @@ pub fn noise(len: usize) -> Vec<u8> {
     out
 }
 
-/// The same as letters and digits, to stand in JSON.
+/// Text to stand in JSON, no two stretches of it alike.
 pub fn letters(len: usize) -> String {
     const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
-    noise(len)
+    let block: String = noise(len.min(1 << 16))
         .into_iter()
         .map(|b| char::from(LETTERS[usize::from(b & 31)]))
-        .collect()
+        .collect();
+    let mut out = String::with_capacity(len + block.len() + 8);
+    for n in 0.. {
+        if out.len() >= len {
+            break;
+        }
+        out.push_str(&format!("{n:08}{block}"));
+    }
+    out.truncate(len);
+    out
 }
