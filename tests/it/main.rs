@@ -1,8 +1,11 @@
-//! Integration tests.
+//! Integration tests: the built gateway on real sockets, between scripted clients and upstreams.
 
 // A test that panics has failed, which is what it is for.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
+mod fallback;
+mod hangups;
 mod kit;
 mod ledger;
 mod store;
