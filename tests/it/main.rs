@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod calls;
+mod dialects;
 mod fallback;
 mod hangups;
 mod kit;
 mod ledger;
 mod store;
+mod upstream_tls;
