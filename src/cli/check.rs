@@ -6,7 +6,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::conf::load::Env;
-use crate::conf::{Conf, EXIT_CONFIG, Report, Severity, load};
+use crate::conf::{Conf, EXIT_CONFIG, Problem, Report, Severity, load};
+use crate::snapshot::Snapshot;
+use filters::contract::Registry;
+use filters::contract::ports::Ports;
 
 /// How the report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,10 +39,10 @@ impl std::str::FromStr for Format {
 /// Checks the config at `file`, or the first one found, and prints the report on stdout. With
 /// `strict` a warning counts as an error. Returns 0, 78 when the config cannot be used, or 1 when
 /// the report cannot be written.
-pub fn run(file: Option<PathBuf>, format: Format, strict: bool, env: &Env) -> i32 {
+pub fn run(file: Option<PathBuf>, format: Format, strict: bool, env: &Env, registry: &Registry) -> i32 {
     // `anstream` takes the colours out unless stdout is a terminal, and follows NO_COLOR.
     let mut out = anstream::stdout().lock();
-    report(file, format, strict, env, &mut out).unwrap_or(1)
+    report(file, format, strict, env, registry, &mut out).unwrap_or(1)
 }
 
 /// The same into any writer, with ANSI colours in the text format.
@@ -48,12 +51,27 @@ pub fn report(
     format: Format,
     strict: bool,
     env: &Env,
+    registry: &Registry,
     out: &mut impl Write,
 ) -> std::io::Result<i32> {
-    let (conf, report) = match load(file.as_deref(), env) {
+    let (conf, mut report) = match load(file.as_deref(), env) {
         Ok(loaded) => (Some(loaded.conf), loaded.report),
         Err(report) => (None, report),
     };
+    // What only shows when it is built: names of filters, their settings, their order.
+    if let Some(conf) = &conf
+        && let Err(message) = Snapshot::new(conf, registry, &Ports::detached())
+    {
+        report.problems.push(Problem {
+            severity: Severity::Error,
+            code: "build",
+            message,
+            at: None,
+            label: None,
+            help: None,
+            path: String::new(),
+        });
+    }
     let refused = report.has_errors() || strict && report.count(Severity::Warning) > 0;
     match format {
         Format::Text => text(conf.as_ref(), &report, refused, out)?,
@@ -92,7 +110,15 @@ mod tests {
     fn checked(file: &str, format: Format, strict: bool) -> (i32, String) {
         let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
         let mut out = Vec::new();
-        let code = report(Some(file), format, strict, &Env::default(), &mut out).unwrap();
+        let code = report(
+            Some(file),
+            format,
+            strict,
+            &Env::default(),
+            &filters::builtin::registry(),
+            &mut out,
+        )
+        .unwrap();
         (code, String::from_utf8(out).unwrap())
     }
 
@@ -120,6 +146,50 @@ mod tests {
             2,
             "{out}"
         );
+    }
+
+    #[test]
+    fn a_chain_that_cannot_be_built_is_an_error() {
+        let lane = |filters: &str, auth: &str| {
+            let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+            let lane =
+                format!("{{name: l, paths: [/x/*], driver: call, auth: {auth}, filters: [{filters}]}}");
+            std::fs::write(file.path(), format!("tollkeeper:\n  lanes: [{lane}]\n")).unwrap();
+            checked(file.path().to_str().unwrap(), Format::Text, false)
+        };
+        let check = |filters: &str, auth: &str, want: &str| {
+            let (code, out) = lane(filters, auth);
+            assert_eq!(
+                code,
+                if want.is_empty() { 0 } else { EXIT_CONFIG },
+                "{filters}: {out}"
+            );
+            assert!(out.contains(want), "{filters}: {out}");
+        };
+        check(
+            "auth, access, budget, metrics, spend, usage, translate",
+            "required",
+            "",
+        );
+        check("translate", "open", "");
+        check("translate", "required", "its filters need auth");
+        check(
+            "auth, acess, translate",
+            "required",
+            "known filters: access, auth",
+        );
+        check(
+            "auth, translate, usage",
+            "required",
+            "translate has to stand last",
+        );
+        check(
+            "auth, usage, spend, translate",
+            "required",
+            "spend has to stand before usage",
+        );
+        check("auth, access, spend", "required", "needs the filter translate");
+        check("{cors: {allow: 1}}, translate", "open", "unknown field");
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub fn run(registry: Registry) -> i32 {
             config,
             format,
             strict,
-        }) => check::run(config, format, strict, &env),
+        }) => check::run(config, format, strict, &env, &registry),
         Some(Command::Ledger {
             command: LedgerCommand::Check { config },
         }) => ledger::check(config.as_deref(), &env),

@@ -102,7 +102,7 @@ impl Filter for Spend {
     }
 
     fn response_body_filter(&self, cx: &mut Cx, chunk: &mut Bytes, end: bool) -> Result<()> {
-        if end && !cx.recorded {
+        if (end || cx.metered.done) && !cx.recorded {
             cx.bytes_out = cx.bytes_out.saturating_add(chunk.len() as u64);
             let failed = cx.response_status >= 400;
             let (status, error) = match (failed, &cx.metered.error) {

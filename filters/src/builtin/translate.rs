@@ -11,6 +11,8 @@ use crate::wire::{multipart, splice};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header, response};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use std::sync::Arc;
 
 /// An answer in a foreign dialect longer than this is a fault of the upstream.
@@ -70,8 +72,9 @@ impl Filter for Translate {
                 Scanned::Form { parts, .. } => form(call, parts, &up.model)?,
             };
         } else {
+            let body = canonical(call, up)?;
             let dressed = self
-                .with_params(cx, &d, call, |p| dialect.request(call.endpoint, &call.body, p))
+                .with_params(cx, &d, call, |p| dialect.request(call.endpoint, &body, p))
                 .map_err(|e| refusal(e, &call.requested_model))?;
             for (name, value) in &dressed.headers {
                 insert(up, name, value)?;
@@ -221,10 +224,13 @@ fn same_dialect(
             .copied()
             .filter(|f| object.get(f).is_some() && !(*f == "metadata" && keeps_metadata)),
     );
+    let dropped = &d.additional_drop_params;
     remove.extend(
-        d.additional_drop_params
+        object
+            .fields
             .iter()
-            .filter_map(|name| object.fields.iter().find(|f| f.name == name).map(|f| f.name)),
+            .map(|f| f.name)
+            .filter(|n| dropped.iter().any(|d| d == n)),
     );
     let insert: Vec<(&str, Bytes)> = up
         .edits
@@ -233,16 +239,80 @@ fn same_dialect(
         .map(|(n, v)| (n.as_str(), v.clone()))
         .collect();
     let edits = splice::object_edits(&call.body, object, &[], &remove, &insert);
-    splice::apply(&call.body, edits).map_err(|e| Fault::internal(e).into())
+    let rope = splice::apply(&call.body, edits).map_err(Fault::internal)?;
+    let unscanned = |name: &&String| object.get(name).is_none() && call_has(call, name);
+    if dropped.iter().any(|name| unscanned(&name)) {
+        return Ok(without(&rope.to_bytes(), dropped)?.into());
+    }
+    Ok(rope)
+}
+
+/// The client's body with the filters' edits, for a dialect to translate.
+fn canonical(call: &Call, up: &Upstream) -> Result<Bytes> {
+    let Scanned::Json(object) = &call.scanned else {
+        return Ok(call.body.clone());
+    };
+    let set: Vec<(&str, Bytes)> = up
+        .edits
+        .set
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.clone()))
+        .collect();
+    let edits = splice::object_edits(&call.body, object, &[], &up.edits.remove, &set);
+    Ok(splice::apply(&call.body, edits)
+        .map_err(Fault::internal)?
+        .to_bytes())
+}
+
+/// The object without these fields, whose names the scan did not know. Values stay as they are written.
+fn without(body: &[u8], names: &[String]) -> Result<Bytes> {
+    let fields: Fields = serde_json::from_slice(body).map_err(Fault::internal)?;
+    let mut out = Vec::with_capacity(body.len());
+    for (name, value) in fields
+        .0
+        .iter()
+        .filter(|(n, _)| !names.iter().any(|dropped| dropped == n))
+    {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        out.extend_from_slice(&splice::json_string(name));
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
+    }
+    if out.is_empty() {
+        out.push(b'{');
+    }
+    out.push(b'}');
+    Ok(out.into())
+}
+
+/// The top level of an object, in order, values unread.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        struct Top;
+        impl<'de> Visitor<'de> for Top {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        d.deserialize_map(Top)
+    }
 }
 
 /// Whether the body has this top-level field, for names that the first scan did not look for.
 fn call_has(call: &Call, name: &str) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Probe<'a>(
-        #[serde(borrow)] std::collections::BTreeMap<std::borrow::Cow<'a, str>, serde::de::IgnoredAny>,
-    );
-    serde_json::from_slice::<Probe>(&call.body).is_ok_and(|p| p.0.contains_key(name))
+    serde_json::from_slice::<Fields>(&call.body).is_ok_and(|f| f.0.iter().any(|(n, _)| n == name))
 }
 
 /// The client's form with the model's name spliced in.
@@ -279,6 +349,24 @@ mod tests {
             .unwrap();
         assert_eq!(up.headers.get("authorization").unwrap(), "Bearer provider-key");
         String::from_utf8(up.body.to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn fields_of_any_name_can_be_dropped() {
+        let kit = testkit::Kit::default();
+        let mut cx = kit.cx();
+        let body = r#"{"model":"a","odd":{"x":1.0e2},"messages":[1.50],"seed":1}"#;
+        cx.call = Some(testkit::call(Endpoint::Chat, body));
+        let mut d = testkit::deployment("openai");
+        d.additional_drop_params = vec!["odd".into(), "seed".into()];
+        let mut up = testkit::upstream();
+        up.model = "real".into();
+        up.deployment = Some(Arc::new(d));
+        Translate::new(&kit.ports())
+            .upstream_request_filter(&mut cx, &mut up)
+            .await
+            .unwrap();
+        assert_eq!(up.body.to_bytes(), r#"{"model":"real","messages":[1.50]}"#);
     }
 
     #[tokio::test]

@@ -69,7 +69,9 @@ impl Filter for MeterUsage {
             metered.pieces_len += chunk.len();
             metered.pieces.push(chunk.clone());
         }
-        if end {
+        // The stream's own last word ends the call for the client, so it does for us: the upstream may
+        // take its time to close.
+        if metered.used.is_none() && (end || metered.done) {
             settle(call, metered, *event_stream);
         }
         Ok(())
@@ -340,6 +342,26 @@ mod tests {
             );
             assert!(m.done);
         }
+    }
+
+    #[test]
+    fn the_last_word_of_a_stream_settles_it_before_it_closes() {
+        let mut cx = testkit::Kit::default().cx();
+        cx.call = Some(testkit::call(
+            Endpoint::Chat,
+            r#"{"model":"m","messages":[],"stream":true}"#,
+        ));
+        cx.event_stream = true;
+        cx.response_status = 200;
+        let mut chunk = Bytes::from(format!("{DELTAS}{USAGE}{DONE}"));
+        MeterUsage
+            .response_body_filter(&mut cx, &mut chunk, false)
+            .unwrap();
+        assert_eq!(
+            cx.metered.used.unwrap().completion_tokens,
+            2,
+            "known with [DONE], not when it closes"
+        );
     }
 
     #[test]

@@ -110,3 +110,55 @@ pub struct Ports {
     /// The master key of the snapshot that the chain belongs to.
     pub master: Option<MasterKey>,
 }
+
+impl Ports {
+    /// Ports that lead nowhere: for building chains that are looked at and never run, as when a config
+    /// is checked.
+    pub fn detached() -> Self {
+        let nowhere = Arc::new(Nowhere);
+        Self {
+            keys: nowhere.clone(),
+            budgets: nowhere.clone(),
+            ledger: nowhere.clone(),
+            metrics: nowhere.clone(),
+            clock: nowhere,
+            master: None,
+        }
+    }
+}
+
+struct Nowhere;
+
+#[async_trait]
+impl Keys for Nowhere {
+    fn cached(&self, _hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+        None
+    }
+
+    async fn find(&self, _hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
+        Err(Unavailable("there is no store".into()))
+    }
+}
+
+impl Budgets for Nowhere {
+    fn reserve(&self, key: &Key, _nanos: i64) -> Result<Reservation, Exceeded> {
+        Err(Exceeded {
+            spent_nanos: key.spend_nanos,
+            budget_nanos: 0,
+        })
+    }
+}
+
+impl Ledger for Nowhere {
+    fn append(&self, _record: Record) {}
+}
+
+impl Metrics for Nowhere {
+    fn observe(&self, _seen: &Observation<'_>) {}
+}
+
+impl Clock for Nowhere {
+    fn now_micros(&self) -> i64 {
+        0
+    }
+}
