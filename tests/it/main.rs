@@ -8,4 +8,6 @@ mod fallback;
 mod hangups;
 mod kit;
 mod ledger;
+mod passthrough;
+mod refusals;
 mod store;
