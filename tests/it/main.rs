@@ -9,5 +9,7 @@ mod fallback;
 mod hangups;
 mod kit;
 mod ledger;
+mod passthrough;
+mod refusals;
 mod store;
 mod upstream_tls;

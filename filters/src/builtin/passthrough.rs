@@ -36,6 +36,18 @@ const CREDENTIALS: [&str; 8] = [
     "ocp-apim-subscription-key",
 ];
 
+/// What a caller says of the address it comes from is nobody's word; the driver adds what the peer shows.
+const ORIGINS: [&str; 8] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+];
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -97,7 +109,7 @@ impl Filter for Passthrough {
                 || name == header::CONTENT_LENGTH
                 || name == header::TRANSFER_ENCODING;
             let travels = websocket || SAFE.contains(&name.as_str()) || self.settings.forward_headers;
-            if travels && !is_credential(name) {
+            if travels && !is_credential(name) && !ORIGINS.contains(&name.as_str()) {
                 kept.append(name.clone(), value.clone());
             }
         }
@@ -138,6 +150,7 @@ mod tests {
             ("x-api-key", "sk-a"),
             ("content-type", "audio/wav"),
             ("x-custom", "1"),
+            ("x-real-ip", "10.0.0.1"),
         ];
         assert_eq!(sent(Settings::default(), &all).await, ["content-type: audio/wav"]);
         let open = Settings {

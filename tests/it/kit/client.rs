@@ -271,7 +271,7 @@ impl Reader {
     /// Whatever comes next, as it comes.
     pub async fn raw(&mut self) -> Bytes {
         if self.buffer.is_empty() {
-            within("bytes come", self.more()).await;
+            assert!(within("bytes come", self.more()).await, "the connection ended");
         }
         self.buffer.split().freeze()
     }

@@ -93,8 +93,8 @@ pub enum Step {
     Hang,
     /// Ends the connection, all that was sent included.
     Close,
-    /// Reads the rest of the request.
-    Read,
+    /// Sends so many bytes back as they come.
+    Echo(usize),
 }
 
 /// What to do with a request. Without [`Step::Close`] the connection stays open for the next one.
@@ -174,6 +174,10 @@ impl Script {
 
     pub fn hang(self) -> Script {
         self.then(Step::Hang)
+    }
+
+    pub fn echo(self, bytes: usize) -> Script {
+        self.then(Step::Echo(bytes))
     }
 
     /// Nothing yet.
@@ -350,7 +354,7 @@ impl Connection {
                 Step::Send(bytes) => self.stream.write_all(&bytes).await.map_err(|_| Gone)?,
                 Step::Wait(gate) => self.watch(gate.pass()).await?,
                 Step::Hang => self.watch(std::future::pending()).await?,
-                Step::Read => self.read(seen, body, usize::MAX).await?,
+                Step::Echo(bytes) => self.echo(bytes).await?,
                 Step::Close => return Ok(false),
             }
         }
@@ -365,6 +369,18 @@ impl Connection {
             () = what => Ok(()),
             () = leaving => Err(Gone),
         }
+    }
+
+    async fn echo(&mut self, mut left: usize) -> Result<(), Gone> {
+        while left > 0 {
+            if self.buffer.is_empty() {
+                self.more().await?;
+            }
+            let piece = self.buffer.split();
+            left = left.saturating_sub(piece.len());
+            self.stream.write_all(&piece).await.map_err(|_| Gone)?;
+        }
+        Ok(())
     }
 
     async fn more(&mut self) -> Result<(), Gone> {
