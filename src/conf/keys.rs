@@ -42,6 +42,18 @@ pub(super) const TOP: &[(&str, Fate)] = &[
 
 /// `litellm_settings` beyond those that are used.
 pub(super) const LITELLM: &[(&str, Fate)] = &[
+    (
+        "callbacks",
+        Missing("not supported yet; Prometheus metrics are always on"),
+    ),
+    (
+        "success_callback",
+        Missing("not supported yet; Prometheus metrics are always on"),
+    ),
+    (
+        "failure_callback",
+        Missing("not supported yet; Prometheus metrics are always on"),
+    ),
     ("set_verbose", Needless("use `tollkeeper.log.level: debug`")),
     ("json_logs", Needless("use `tollkeeper.log.format: json`")),
     ("telemetry", Needless("nothing is ever sent home")),
@@ -283,6 +295,7 @@ pub(super) const ROUTER: &[(&str, Fate)] = &[
 
 /// `litellm_params` that are settings of LiteLLM's, not parameters of a call, and not used.
 pub(super) const PARAMS: &[(&str, Fate)] = &[
+    ("tags", Missing(NOT_YET)),
     ("max_parallel_requests", Missing(NOT_YET)),
     ("max_budget", Missing(NOT_YET)),
     ("budget_duration", Missing(NOT_YET)),
@@ -332,6 +345,7 @@ pub(super) const PROVIDER_PARAMS: &[&str] = &[
 
 /// The same, whole names.
 pub(super) const PROVIDER_PARAM_NAMES: &[&str] = &[
+    "api_version",
     "tenant_id",
     "client_id",
     "client_secret",

@@ -134,13 +134,12 @@ fn is_param(key: &str) -> bool {
 }
 
 /// The names of `litellm_params` that are read below.
-const USED_PARAMS: [&str; 23] = [
+const USED_PARAMS: [&str; 21] = [
     "model",
     "custom_llm_provider",
     "api_base",
     "base_url",
     "api_key",
-    "api_version",
     "organization",
     "headers",
     "extra_headers",
@@ -151,7 +150,6 @@ const USED_PARAMS: [&str; 23] = [
     "rpm",
     "tpm",
     "order",
-    "tags",
     "drop_params",
     "additional_drop_params",
     "base_model",
@@ -221,7 +219,6 @@ fn params(
         upstream_model: String::new(),
         api_base,
         api_key,
-        api_version: fields.text("api_version"),
         organization: fields.text("organization"),
         headers: all_headers,
         timeout: fields.some_time("timeout"),
@@ -231,7 +228,6 @@ fn params(
         rpm: fields.count("rpm"),
         tpm: fields.count("tpm"),
         order: fields.integer("order"),
-        tags: fields.texts("tags").unwrap_or_default(),
         drop_params: fields.flag("drop_params"),
         additional_drop_params: fields.texts("additional_drop_params").unwrap_or_default(),
         base_model: fields.text("base_model").or_else(|| info.base_model.clone()),

@@ -266,22 +266,11 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
     let Some(fields) = section(root, "litellm_settings", notes) else {
         return LitellmSettings::default();
     };
-    const USED: [&str; 7] = [
-        "drop_params",
-        "request_timeout",
-        "num_retries",
-        "callbacks",
-        "success_callback",
-        "failure_callback",
-        "model_alias_map",
-    ];
+    const USED: [&str; 4] = ["drop_params", "request_timeout", "num_retries", "model_alias_map"];
     let out = LitellmSettings {
         drop_params: fields.flag("drop_params").unwrap_or(false),
         request_timeout: fields.some_time("request_timeout"),
         num_retries: fields.small_count("num_retries"),
-        callbacks: fields.texts("callbacks").unwrap_or_default(),
-        success_callback: fields.texts("success_callback").unwrap_or_default(),
-        failure_callback: fields.texts("failure_callback").unwrap_or_default(),
         model_alias_map: alias_map(&fields),
         all: written(&fields),
     };

@@ -91,7 +91,6 @@ pub struct LitellmParams {
     pub api_base: Option<String>,
     /// From the file, else from the provider's environment variable.
     pub api_key: Option<Secret>,
-    pub api_version: Option<String>,
     pub organization: Option<String>,
     /// `extra_headers` and `headers` in one, sent upstream with each call.
     pub headers: Vec<(String, Secret)>,
@@ -106,7 +105,6 @@ pub struct LitellmParams {
     pub tpm: Option<u64>,
     /// Lower is tried first.
     pub order: Option<i64>,
-    pub tags: Vec<String>,
     /// Overrides `litellm_settings.drop_params` for this deployment.
     pub drop_params: Option<bool>,
     pub additional_drop_params: Vec<String>,
@@ -201,9 +199,6 @@ pub struct LitellmSettings {
     pub drop_params: bool,
     pub request_timeout: Option<Duration>,
     pub num_retries: Option<u32>,
-    pub callbacks: Vec<String>,
-    pub success_callback: Vec<String>,
-    pub failure_callback: Vec<String>,
     /// Another name for a model, by the name clients use.
     pub model_alias_map: BTreeMap<String, GroupAlias>,
     /// Everything as written. Secrets are left out.

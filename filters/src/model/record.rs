@@ -48,11 +48,16 @@ pub struct Record {
     /// Our own id, unique: what makes a second insert harmless.
     pub request_id: String,
     pub endpoint: Endpoint,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_hash: Option<KeyHash>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_alias: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
     /// The `user` field of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_user: Option<String>,
     /// As the client named it.
     pub requested_model: String,
@@ -62,35 +67,49 @@ pub struct Record {
     pub model: String,
     pub deployment_id: String,
     pub provider: String,
+    #[serde(default, skip_serializing_if = "is_false")]
     pub stream: bool,
     pub status: Status,
     /// Status the client saw (499 = it left before one).
     pub http_status: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub cached_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub cache_creation_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub reasoning_tokens: u64,
     /// Characters spoken, milliseconds heard, images made: what else a price can count.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub characters: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub audio_millis: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub images: u64,
     pub spend_nanos: i64,
     /// False = no price is known for the model; `spend_nanos` is then 0 and means nothing.
     pub priced: bool,
     /// Usage was counted here, not told by the upstream.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub estimated: bool,
     /// The upstream's numbers were absurd and were cut to bounds.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub clamped: bool,
     pub started_micros: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_micros: Option<i64>,
     pub ended_micros: i64,
     pub attempts: Vec<Attempt>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// The client's `metadata` object, bounded, as JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<String>,
     pub client_ip: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
     pub bytes_in: u64,
     pub bytes_out: u64,
@@ -139,6 +158,15 @@ impl Record {
             self.metadata = None;
         }
     }
+}
+
+// Most rows say nothing in most fields, and what is not written need not be read.
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_false(b: &bool) -> bool {
+    !*b
 }
 
 fn clean(text: &mut String, max: usize) {
