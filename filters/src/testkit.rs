@@ -5,11 +5,11 @@ use crate::contract::ports::{
     Budgets, Catalog, Clock, Exceeded, Keys, Ledger, Metrics, Observation, Ports, Reservation, Unavailable,
 };
 use crate::contract::upstream::Edits;
-use crate::contract::{Call, Cx, Upstream};
+use crate::contract::{Call, Chain, Cx, Outcome, Result, Stop, Upstream};
 use crate::model::call::Endpoint;
 use crate::model::deployment::{Base, Deployment};
 use crate::model::key::{Caller, Key, KeyHash, MasterKey, key_name};
-use crate::model::record::Record;
+use crate::model::record::{Record, Status};
 use crate::model::secret::Secret;
 use crate::model::usage::Usage;
 use crate::wire::splice::Rope;
@@ -74,6 +74,83 @@ impl Kit {
             ext: http::Extensions::new(),
         }
     }
+}
+
+/// What became of a call that a chain was run with.
+pub struct Ran {
+    pub cx: Cx,
+    /// The stop, if the chain did not let the call through.
+    pub stopped: Option<Stop>,
+    /// The body for the upstream, when it got that far.
+    pub sent: Vec<u8>,
+    /// What the client gets of the upstream's answer.
+    pub answer: Vec<u8>,
+}
+
+/// Runs a call through a chain as the call driver does: `request` to a deployment that speaks
+/// `dialect`, which answers `answer` (an event stream if the request asks for one).
+pub async fn run(chain: &Chain, kit: &Kit, dialect: &'static str, request: &str, answer: &str) -> Ran {
+    let mut cx = kit.cx();
+    let (mut sent, mut out) = (Vec::new(), Vec::new());
+    let stopped = drive(chain, &mut cx, dialect, request, answer, &mut sent, &mut out)
+        .await
+        .err();
+    let outcome = match &stopped {
+        None => Outcome {
+            status: Status::Success,
+            http_status: 200,
+            error: None,
+            error_kind: None,
+        },
+        Some(stop) => Outcome {
+            status: Status::Failure,
+            http_status: stop.status(),
+            error: Some(stop.shown().into()),
+            error_kind: Some(stop.kind()),
+        },
+    };
+    chain.logging(&mut cx, &outcome);
+    Ran {
+        cx,
+        stopped,
+        sent,
+        answer: out,
+    }
+}
+
+async fn drive(
+    chain: &Chain,
+    cx: &mut Cx,
+    dialect: &'static str,
+    request: &str,
+    answer: &str,
+    sent: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let mut head = http::Request::new(()).into_parts().0;
+    head.headers.insert(
+        "authorization",
+        http::HeaderValue::from_static("Bearer sk-master"),
+    );
+    chain.request_filter(cx, &head).await?;
+    cx.call = Some(call(Endpoint::Chat, request));
+    chain.call_filter(cx, &head).await?;
+    let d = Arc::new(deployment(dialect));
+    let mut up = upstream();
+    up.model.clone_from(&d.upstream_model);
+    cx.upstream_model.clone_from(&d.upstream_model);
+    up.deployment = Some(Arc::clone(&d));
+    cx.deployment = Some(d);
+    chain.upstream_request_filter(cx, &mut up).await?;
+    sent.extend_from_slice(&up.body.to_bytes());
+    cx.event_stream = cx.call.as_ref().is_some_and(|c| c.stream);
+    cx.response_status = 200;
+    let mut head = http::Response::new(()).into_parts().0;
+    chain.response_filter(cx, &mut head)?;
+    let mut chunk = bytes::Bytes::copy_from_slice(answer.as_bytes());
+    chain.response_body_filter(cx, &mut chunk, true)?;
+    out.extend_from_slice(&chunk);
+    Ok(())
 }
 
 /// A key without limits.
@@ -269,4 +346,46 @@ impl Clock for FakeClock {
 
 fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::{CALL_CHAIN, registry};
+    use serde_json::Value;
+
+    /// The whole built-in chain, from the client's bytes to the ledger's row.
+    #[tokio::test]
+    async fn the_built_in_chain_runs_end_to_end() {
+        let kit = Kit::default();
+        let entries: Vec<_> = CALL_CHAIN.iter().map(|n| (n.to_string(), Value::Null)).collect();
+        let chain = registry().chain(&entries, &kit.ports()).unwrap();
+        let answer = r#"{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}"#;
+        let ran = run(
+            &chain,
+            &kit,
+            "openai",
+            r#"{"model":"gpt-4","messages":[]}"#,
+            answer,
+        )
+        .await;
+        assert!(ran.stopped.is_none());
+        assert_eq!(ran.sent, br#"{"model":"real","messages":[]}"#);
+        assert_eq!(ran.answer, answer.as_bytes());
+        let rows = kit.ledger.rows();
+        assert_eq!(rows.len(), 1, "one call, one row");
+        assert_eq!(
+            (rows[0].prompt_tokens, rows[0].completion_tokens, rows[0].priced),
+            (5, 2, false)
+        );
+
+        let ran = run(&chain, &kit, "openai", r#"{"model":"nope","messages":[]}"#, "").await;
+        assert_eq!(ran.stopped.map(|s| s.status()), Some(404));
+        assert!(ran.sent.is_empty(), "nothing goes upstream");
+        assert_eq!(
+            kit.ledger.rows().len(),
+            2,
+            "a refused call is written down as well"
+        );
+    }
 }

@@ -2,7 +2,6 @@
 
 use crate::contract::ports::{Clock, Ledger, Ports};
 use crate::contract::{Cx, Filter, Needs, Outcome, Result};
-use crate::model::key::Caller;
 use crate::model::price::ServiceTier;
 use crate::model::record::{Record, Status};
 use bytes::Bytes;
@@ -22,8 +21,9 @@ impl Spend {
     }
 
     fn write(&self, cx: &mut Cx, status: Status, http_status: u16, error: Option<String>) {
-        cx.recorded = true;
+        // Before the body was read there was no call, and refusals of strangers are not the ledger's.
         let Some(call) = &cx.call else { return };
+        cx.recorded = true;
         let used = cx.metered.used.unwrap_or_default();
         let deployment = cx.deployment.as_ref();
         let cost = match (deployment, &cx.metered.used) {
@@ -121,7 +121,7 @@ impl Filter for Spend {
 
     /// Calls that ended before their last byte: refusals, hang-ups, dead upstreams.
     fn logging(&self, cx: &mut Cx, outcome: &Outcome) {
-        if !cx.recorded && cx.call.is_some() && !matches!(cx.caller, Caller::Anonymous) {
+        if !cx.recorded {
             self.write(cx, outcome.status, outcome.http_status, outcome.error.clone());
         }
     }
