@@ -185,10 +185,18 @@ impl Gateway {
         let code = stop.status();
         state.ended(Status::Failure, code, Some(stop.shown()), Some(stop.kind()));
         let answer = respond::render(&stop, &state.cx.request_id);
-        let sent = respond::answer(session, answer, &[("x-request-id", &state.cx.request_id)]).await;
+        // Pingora closes the client's connection after a failure, whatever is returned here. It has to be
+        // said, or the client's next request on it is lost.
+        session.set_keepalive(None);
+        if let Err(e) = respond::answer(session, answer, &[("x-request-id", &state.cx.request_id)]).await {
+            log::debug!(
+                "request_id={} the client left before its error: {e}",
+                state.cx.request_id
+            );
+        }
         FailToProxy {
             error_code: code,
-            can_reuse_downstream: sent.is_ok(),
+            can_reuse_downstream: false,
         }
     }
 }

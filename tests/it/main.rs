@@ -5,11 +5,16 @@
 
 mod calls;
 mod dialects;
+mod crash;
 mod fallback;
 mod hangups;
 mod kit;
 mod ledger;
+mod lifecycle;
+mod outage;
 mod passthrough;
 mod refusals;
+mod secrets;
 mod store;
 mod upstream_tls;
+mod tidy;

@@ -243,7 +243,14 @@ async fn a_key_where_the_file_says_so() {
 async fn a_target_that_is_down() {
     let gateway = with("http://127.0.0.1:1".into(), json!({}), Setup::new()).await;
     for body in [Vec::new(), noise(300_000)] {
-        let answer = ask(&gateway, "POST", "/tts/x", &[], body).await;
+        let mut conn = Conn::open(gateway.at).await;
+        let answer = conn.ask("POST", "/tts/x", &[], &body).await;
+        if answer.head.header("connection") == Some("close") {
+            assert!(conn.is_closed().await);
+        } else {
+            let next = conn.ask("GET", "/health", &[], b"").await;
+            assert_eq!(next.status(), 200, "a connection that is kept can be used");
+        }
         assert_eq!(answer.status(), 503, "{}", answer.text());
         assert!(answer.error().contains("cannot be reached"));
         assert!(
@@ -267,6 +274,7 @@ async fn a_websocket_passes() {
     let held = gate.clone();
     let upstream = Upstream::start(move |_| {
         Script::nothing()
+            .wait(&held)
             .raw("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: x\r\n\r\n")
             .echo(11)
             .wait(&held)
@@ -285,10 +293,13 @@ async fn a_websocket_passes() {
     let mut asked = head("GET", "/tts/socket", &headers);
     asked.extend_from_slice(b"\r\n");
     conn.send(&asked).await;
+    // Pingora 0.9.1 ends an upgraded connection whose 101 overtakes its own note that the request has no
+    // body: a target that answers within microseconds. This one takes its time.
+    let seen = upstream.request(0).await;
+    gate.open();
     let answer = conn.head().await;
     assert_eq!(answer.status, 101);
     assert_eq!(answer.header("sec-websocket-accept"), Some("x"));
-    let seen = upstream.last();
     assert_eq!(seen.header("upgrade"), Some("websocket"));
     assert_eq!(seen.header("sec-websocket-version"), Some("13"));
     assert_eq!(seen.header("authorization"), None);

@@ -2,7 +2,7 @@
 
 use super::client;
 use super::upstream::Upstream;
-use super::{LONG, process, until};
+use super::{LONG, process, until, within};
 use filters::model::key::{Key, KeyHash, key_name};
 use filters::model::record::Record;
 use serde_json::{Map, Value, json};
@@ -214,7 +214,9 @@ impl Gateway {
             Some(url) => url.clone(),
             None => self.data().join("tollkeeper.db").to_str().unwrap().to_string(),
         };
-        crate::store::open(&address).await
+        let store = crate::store::open(&address).await;
+        within("the store is reached", store.ready()).await;
+        store
     }
 
     /// A virtual key with this text, straight in the store.
@@ -222,7 +224,6 @@ impl Gateway {
         let mut key = plain_key(text);
         change(&mut key);
         let store = self.store().await;
-        store.ready().await;
         store.insert_key(&key).await.unwrap();
     }
 

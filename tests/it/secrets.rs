@@ -1,0 +1,144 @@
+//! What must not be said is not said: in no log line, no metric, no error.
+
+use crate::kit::client::{Conn, ask};
+use crate::kit::gateway::{MASTER, PROVIDER, Setup};
+use crate::kit::postgres;
+use crate::kit::upstream::{Script, Upstream, delta};
+use serde_json::json;
+
+const VIRTUAL: &str = "sk-virtual-key-of-the-tests";
+const WRONG: &str = "sk-wrong-key-of-the-tests";
+const PROMPT: &str = "the-prompt-nobody-may-read";
+const ANSWER: &str = "the-answer-nobody-may-read";
+/// The password within the address of the tests' Postgres.
+const PASSWORD: &str = "unused-secret";
+
+#[tokio::test]
+async fn secrets_and_prompts_are_nowhere() {
+    let upstream = Upstream::start(|seen| match seen.json()["user"].as_str() {
+        Some("401") => Script::error(401, &format!("wrong key {PROVIDER}")),
+        Some("500") => Script::error(500, "out of order"),
+        Some("cut") => Script::sse(&[&delta(ANSWER)]).close(),
+        Some("silent") => Script::nothing().close(),
+        _ if seen.json()["stream"] == true => Script::sse(&[&delta(ANSWER), "[DONE]"]).end(),
+        _ => Script::chat(ANSWER),
+    })
+    .await;
+    let mut gateway = Setup::new()
+        .model("small", &upstream)
+        .deployment("down", "http://127.0.0.1:1/v1", json!({}))
+        .database(&postgres::shared().database())
+        .env("RUST_LOG", "debug,tollkeeper=trace")
+        .general(
+            "pass_through_endpoints",
+            json!([{"path": "/tts", "target": "http://127.0.0.1:1", "include_subpath": true, "headers": {"Authorization": format!("Bearer {PROVIDER}")}}]),
+        )
+        .start()
+        .await;
+    gateway
+        .key(VIRTUAL, |k| k.models = vec!["small".into(), "down".into()])
+        .await;
+    let mut errors = String::new();
+    for key in [MASTER, VIRTUAL, WRONG, &format!("{MASTER} {VIRTUAL}")] {
+        let who = format!("Bearer {key}");
+        let who = [("authorization", who.as_str()), ("cookie", PROMPT)];
+        for (model, user) in [
+            ("small", ""),
+            ("small", "401"),
+            ("small", "500"),
+            ("small", "cut"),
+            ("small", "silent"),
+            ("down", ""),
+            ("none", ""),
+        ] {
+            for stream in [false, true] {
+                let body = json!({"model": model, "user": user, "stream": stream, "messages": [{"role": "user", "content": PROMPT}], "metadata": {"x": PROMPT}});
+                let answer = ask(
+                    &gateway,
+                    "POST",
+                    "/v1/chat/completions",
+                    &who,
+                    body.to_string().as_bytes(),
+                )
+                .await;
+                if answer.status() >= 400 || user == "cut" {
+                    errors.push_str(&answer.text().replace(ANSWER, ""));
+                }
+            }
+        }
+        for broken in [
+            format!("{{\"model\":\"small\",\"messages\":[\"{PROMPT}\",]}}"),
+            format!("{{\"messages\":\"{PROMPT}\""),
+        ] {
+            errors.push_str(
+                &ask(&gateway, "POST", "/v1/chat/completions", &who, broken.as_bytes())
+                    .await
+                    .text(),
+            );
+        }
+        let path = format!("/tts/x?key={VIRTUAL}&q={PROMPT}");
+        errors.push_str(&ask(&gateway, "POST", &path, &who, PROMPT.as_bytes()).await.text());
+        let path = format!("/v1/nothing?key={MASTER}");
+        errors.push_str(&ask(&gateway, "GET", &path, &who, b"").await.text());
+        let path = format!("/key/info?key={WRONG}");
+        errors.push_str(
+            &ask(&gateway, "GET", &path, &who, b"")
+                .await
+                .text()
+                .replace(WRONG, ""),
+        );
+    }
+    let metrics = ask(&gateway, "GET", "/metrics", &[], "").await.text();
+    assert!(metrics.contains("litellm_requests_total"), "{metrics}");
+    gateway.stop().await;
+    let log = gateway.log();
+    assert!(log.lines().count() > 50, "it was talkative: {log}");
+    for (place, text) in [
+        ("the log", &log),
+        ("the metrics", &metrics),
+        ("an error", &errors),
+    ] {
+        for secret in [MASTER, VIRTUAL, WRONG, PROVIDER, PASSWORD, PROMPT, ANSWER] {
+            if let Some(at) = text.find(secret) {
+                let from = text[..at].rfind('\n').map_or(0, |n| n + 1);
+                panic!("{place} holds {secret}: {}", text[from..].lines().next().unwrap());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn invented_names_make_no_series() {
+    let upstream = Upstream::good().await;
+    let gateway = Setup::new().model("small", &upstream).start().await;
+    let mut conn = Conn::open(gateway.at).await;
+    let series = async |conn: &mut Conn| {
+        let text = conn.ask("GET", "/metrics", &[], b"").await.text();
+        text.lines().filter(|l| !l.starts_with('#')).count()
+    };
+    let body = json!({"model": "small", "messages": []}).to_string();
+    assert_eq!(
+        conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes())
+            .await
+            .status(),
+        200
+    );
+    let body = json!({"model": "nothing", "messages": []}).to_string();
+    assert_eq!(
+        conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes())
+            .await
+            .status(),
+        404
+    );
+    let before = series(&mut conn).await;
+    for n in 0..300 {
+        let body =
+            json!({"model": format!("invented-{n}"), "messages": [], "user": format!("u{n}")}).to_string();
+        let answer = conn
+            .ask("POST", "/v1/chat/completions", &[], body.as_bytes())
+            .await;
+        assert_eq!(answer.status(), 404);
+    }
+    let after = series(&mut conn).await;
+    assert!(after <= before + 10, "{before} series became {after}");
+}
