@@ -1,6 +1,7 @@
 //! Puts the process together and runs it: config, store, ledger, snapshot, listeners, and the way out.
 
-use crate::conf::{self, Conf, EXIT_CONFIG, Env, Listener, Report, Secret};
+use crate::conf::{self, Conf, EXIT_CONFIG, Env, Listener, Report};
+use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::proxy::drain::InFlight;
@@ -10,10 +11,9 @@ use crate::shared::keys::KeyCache;
 use crate::snapshot::Snapshot;
 use crate::store::{self, Address, Store};
 use crate::telemetry::{self, Gauges, Telemetry};
-use crate::{admin, discover};
+use crate::{admin, discover, master_key};
 use anstream::eprintln;
 use arc_swap::ArcSwap;
-use base64::Engine;
 use filters::contract::Registry;
 use filters::contract::ports::{Clock, Ledger as LedgerPort, Ports};
 use filters::model::key::MasterKey;
@@ -25,9 +25,8 @@ use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ExecutionPhase, RunArgs, Server};
 use pingora::services::listening::Service;
-use std::io::IsTerminal;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -91,27 +90,6 @@ struct Running {
     greeting: Greeting,
 }
 
-/// What is told once the door is open.
-struct Greeting {
-    begun: Instant,
-    addresses: Vec<SocketAddr>,
-    config: Option<PathBuf>,
-    found: Option<Vec<discover::Server>>,
-    key: Key,
-    data_dir: PathBuf,
-    store: &'static str,
-    models: Vec<String>,
-}
-
-/// The master key and how it came about.
-struct Key {
-    secret: Secret,
-    /// The file it was written to just now.
-    made: Option<PathBuf>,
-    /// The file it was read from.
-    read: Option<PathBuf>,
-}
-
 fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Result<Running, Failed> {
     let loaded = conf::load(options.config.as_deref(), env).map_err(Failed::Config)?;
     let mut conf = loaded.conf;
@@ -150,7 +128,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
             ),
         )
     })?;
-    let key = master_key(&conf, &data_dir)
+    let key = master_key::find(&conf, &data_dir)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the master key file cannot be used: {e}")))?;
     let addresses = addresses(options, &conf);
     for address in &addresses {
@@ -445,144 +423,4 @@ fn cannot_listen(address: SocketAddr, e: &std::io::Error) -> Failed {
 
 fn make_private_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// The configured master key, else the one in the data directory, else a new one.
-fn master_key(conf: &Conf, data_dir: &Path) -> std::io::Result<Key> {
-    if let Some(secret) = &conf.general.master_key {
-        return Ok(Key {
-            secret: secret.clone(),
-            made: None,
-            read: None,
-        });
-    }
-    let path = data_dir.join("master.key");
-    match std::fs::read_to_string(&path) {
-        Ok(text) if text.trim().starts_with("sk-") => {
-            return Ok(Key {
-                secret: Secret::new(text.trim()),
-                made: None,
-                read: Some(path),
-            });
-        }
-        Ok(_) => {
-            return Err(std::io::Error::other(format!(
-                "{} does not hold a key that starts with sk-; remove it to get a new one",
-                path.display()
-            )));
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
-    }
-    let random: [u8; 24] = rand::random();
-    let key = format!(
-        "sk-tollkeeper-{}",
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random)
-    );
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    std::io::Write::write_all(&mut file, format!("{key}\n").as_bytes())?;
-    file.sync_all()?;
-    Ok(Key {
-        secret: Secret::new(key),
-        made: Some(path),
-        read: None,
-    })
-}
-
-impl Greeting {
-    /// Waits until the door is open and says so.
-    fn tell(self) {
-        let Some(first) = self.addresses.first().copied() else {
-            return;
-        };
-        let local = if first.ip().is_unspecified() {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, first.port()))
-        } else {
-            first
-        };
-        let until = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect_timeout(&local, Duration::from_millis(200)).is_err() {
-            if Instant::now() > until {
-                log::error!("{local} does not answer after ten seconds");
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let took = self.begun.elapsed().as_millis();
-        if std::io::stderr().is_terminal() {
-            self.banner(local);
-        } else if let Some(path) = &self.key.made {
-            log::info!("a master key was made: it is in {}", path.display());
-        }
-        log::info!(
-            "ready in {took} ms listen={} models={} db={}",
-            self.addresses
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(","),
-            self.models.len(),
-            self.store
-        );
-    }
-
-    fn banner(&self, local: SocketAddr) {
-        eprintln!("tollkeeper {}", env!("CARGO_PKG_VERSION"));
-        match (&self.config, &self.found) {
-            (Some(path), _) => eprintln!("\n  Config     {}", path.display()),
-            (None, Some(found)) => {
-                eprintln!("\n  No config file found: looked for model servers on this machine.");
-                for s in found {
-                    let some: Vec<&str> = s.models.iter().take(3).map(String::as_str).collect();
-                    let more = if s.models.len() > 3 { ", …" } else { "" };
-                    eprintln!(
-                        "    ✓ {:<12} http://127.0.0.1:{}  {} models ({}{more})",
-                        s.kind,
-                        s.port,
-                        s.models.len(),
-                        some.join(", ")
-                    );
-                }
-                if found.is_empty() {
-                    eprintln!(
-                        "    none found. Start Ollama, llama.cpp, vLLM or LM Studio, or write a config.yaml."
-                    );
-                }
-            }
-            (None, None) => {}
-        }
-        eprintln!("\n  API        http://{local}/v1");
-        let shown = match (&self.key.made, &self.key.read) {
-            (Some(path), _) => {
-                eprintln!(
-                    "  Master key {}   shown this once; saved in {}",
-                    self.key.secret.expose(),
-                    path.display()
-                );
-                self.key.secret.expose().to_string()
-            }
-            (None, Some(path)) => {
-                eprintln!("  Master key in {}", path.display());
-                format!("$(cat {})", path.display())
-            }
-            (None, None) => {
-                eprintln!("  Master key as configured");
-                "$LITELLM_MASTER_KEY".to_string()
-            }
-        };
-        eprintln!("  Data       {} ({})", self.data_dir.display(), self.store);
-        if let Some(model) = self.models.iter().find(|m| !m.contains('*')) {
-            let body = serde_json::json!({"model": model, "stream": true, "messages": [{"role": "user", "content": "Hello!"}]});
-            eprintln!("\n  Try it:");
-            eprintln!(
-                "    curl -N http://{local}/v1/chat/completions -H \"Authorization: Bearer {shown}\" \\"
-            );
-            eprintln!("      -H 'Content-Type: application/json' -d '{body}'");
-        }
-        eprintln!("\n  Press Ctrl-C to stop.");
-    }
 }

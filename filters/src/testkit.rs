@@ -1,6 +1,6 @@
 //! For testing filters, built-in ones and your own: fake ports, a request's state, a chain run.
 
-use crate::contract::cx::{Auth, Metered};
+use crate::contract::cx::{Arrival, Auth};
 use crate::contract::ports::{
     Budgets, Catalog, Clock, Exceeded, Keys, Ledger, Metrics, Observation, Ports, Reservation, Unavailable,
 };
@@ -8,7 +8,7 @@ use crate::contract::upstream::Edits;
 use crate::contract::{Call, Chain, Cx, Outcome, Result, Stop, Upstream};
 use crate::model::call::Endpoint;
 use crate::model::deployment::{Base, Deployment};
-use crate::model::key::{Caller, Key, KeyHash, MasterKey, key_name};
+use crate::model::key::{Key, KeyHash, MasterKey, key_name};
 use crate::model::record::{Record, Status};
 use crate::model::secret::Secret;
 use crate::model::usage::Usage;
@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The master key of every kit.
 pub const MASTER: &str = "sk-master";
@@ -45,34 +45,16 @@ impl Kit {
 
     /// A request from loopback on a lane that wants a key.
     pub fn cx(&self) -> Cx {
-        Cx {
+        Cx::new(Arrival {
             request_id: "req-1".into(),
             lane: "test".into(),
             auth: Auth::Required,
-            started: Instant::now(),
             started_micros: self.clock.now_micros(),
             client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            user_agent: None,
             internal: true,
-            caller: Caller::Anonymous,
-            call: None,
+            user_agent: None,
             catalog: catalog(&["gpt-4"]),
-            reservation: None,
-            deployment: None,
-            upstream_model: String::new(),
-            attempts: Vec::new(),
-            first_byte: None,
-            response_status: 0,
-            event_stream: false,
-            bytes_in: 0,
-            bytes_out: 0,
-            metered: Metered::default(),
-            translator: None,
-            collected: Vec::new(),
-            recorded: false,
-            cost_nanos: None,
-            ext: http::Extensions::new(),
-        }
+        })
     }
 }
 

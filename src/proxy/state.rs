@@ -4,17 +4,16 @@ use super::drain::{Flight, InFlight};
 use super::lanes::Lane;
 use super::paths;
 use crate::snapshot::Snapshot;
-use filters::contract::cx::Metered;
+use filters::contract::cx::Arrival;
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
-use filters::model::key::Caller;
 use filters::model::record::Status;
-use http::{Extensions, Version};
+use http::Version;
 use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 const MAX_USER_AGENT: usize = 256;
@@ -54,36 +53,18 @@ impl State {
             .and_then(|v| v.to_str().ok())
             .map(|v| v.chars().take(MAX_USER_AGENT).collect());
         let catalog: Arc<dyn Catalog> = Arc::clone(&snapshot.models) as Arc<dyn Catalog>;
-        let cx = Box::new(Cx {
+        let cx = Box::new(Cx::new(Arrival {
             request_id: Uuid::now_v7().to_string(),
             lane: Arc::clone(&lane.name),
             auth: lane.auth,
-            started: Instant::now(),
             started_micros: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_micros() as i64),
             client_ip: client.ip,
-            user_agent,
             internal: client.internal,
-            caller: Caller::Anonymous,
-            call: None,
+            user_agent,
             catalog,
-            reservation: None,
-            deployment: None,
-            upstream_model: String::new(),
-            attempts: Vec::new(),
-            first_byte: None,
-            response_status: 0,
-            event_stream: false,
-            bytes_in: 0,
-            bytes_out: 0,
-            metered: Metered::default(),
-            translator: None,
-            collected: Vec::new(),
-            recorded: false,
-            cost_nanos: None,
-            ext: Extensions::new(),
-        });
+        }));
         Self {
             snapshot,
             lane,

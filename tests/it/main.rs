@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod calls;
-mod dialects;
 mod crash;
+mod dialects;
 mod fallback;
 mod hangups;
 mod kit;
@@ -16,5 +16,5 @@ mod passthrough;
 mod refusals;
 mod secrets;
 mod store;
-mod upstream_tls;
 mod tidy;
+mod upstream_tls;

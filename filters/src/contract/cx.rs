@@ -68,6 +68,62 @@ pub struct Cx {
     pub ext: Extensions,
 }
 
+/// What the driver knows of a request once its head is judged.
+pub struct Arrival {
+    pub request_id: String,
+    pub lane: Arc<str>,
+    pub auth: Auth,
+    pub started_micros: i64,
+    pub client_ip: IpAddr,
+    pub internal: bool,
+    pub user_agent: Option<String>,
+    pub catalog: Arc<dyn Catalog>,
+}
+
+impl Cx {
+    /// A request of which nothing but its head is known.
+    pub fn new(arrival: Arrival) -> Self {
+        let Arrival {
+            request_id,
+            lane,
+            auth,
+            started_micros,
+            client_ip,
+            internal,
+            user_agent,
+            catalog,
+        } = arrival;
+        Self {
+            request_id,
+            lane,
+            auth,
+            started: Instant::now(),
+            started_micros,
+            client_ip,
+            user_agent,
+            internal,
+            caller: Caller::Anonymous,
+            call: None,
+            catalog,
+            reservation: None,
+            deployment: None,
+            upstream_model: String::new(),
+            attempts: Vec::new(),
+            first_byte: None,
+            response_status: 0,
+            event_stream: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            metered: Metered::default(),
+            translator: None,
+            collected: Vec::new(),
+            recorded: false,
+            cost_nanos: None,
+            ext: Extensions::new(),
+        }
+    }
+}
+
 /// Whether a lane wants a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {

@@ -1,0 +1,62 @@
+//! The master key: configured, or kept in a file of ours that nobody else can read.
+
+use crate::conf::{Conf, Secret};
+use base64::Engine;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The master key and how it came about.
+pub struct Key {
+    pub secret: Secret,
+    /// The file it was written to just now.
+    pub made: Option<PathBuf>,
+    /// The file it was read from.
+    pub read: Option<PathBuf>,
+}
+
+/// The configured master key, else the one in the data directory, else a new one.
+pub fn find(conf: &Conf, data_dir: &Path) -> std::io::Result<Key> {
+    if let Some(secret) = &conf.general.master_key {
+        return Ok(Key {
+            secret: secret.clone(),
+            made: None,
+            read: None,
+        });
+    }
+    let path = data_dir.join("master.key");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().starts_with("sk-") => {
+            return Ok(Key {
+                secret: Secret::new(text.trim()),
+                made: None,
+                read: Some(path),
+            });
+        }
+        Ok(_) => {
+            return Err(std::io::Error::other(format!(
+                "{} does not hold a key that starts with sk-; remove it to get a new one",
+                path.display()
+            )));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let random: [u8; 24] = rand::random();
+    let key = format!(
+        "sk-tollkeeper-{}",
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random)
+    );
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(format!("{key}\n").as_bytes())?;
+    file.sync_all()?;
+    Ok(Key {
+        secret: Secret::new(key),
+        made: Some(path),
+        read: None,
+    })
+}
