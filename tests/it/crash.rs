@@ -21,7 +21,7 @@ async fn caller(at: SocketAddr, n: usize, answered: Arc<Mutex<BTreeSet<String>>>
     let mut turn = n;
     while going.load(SeqCst) {
         turn += 1;
-        let body = json!({"model": "small", "messages": [], "stream": turn % 2 == 0}).to_string();
+        let body = json!({"model": "small", "messages": [], "stream": turn.is_multiple_of(2)}).to_string();
         if let Some(id) = one_call(at, body.as_bytes()).await {
             answered.lock().unwrap().insert(id);
         }

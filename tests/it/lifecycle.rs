@@ -1,6 +1,6 @@
 //! Coming up and going away.
 
-use crate::kit::client::{Conn, ask, probe, request};
+use crate::kit::client::{Conn, probe, request};
 use crate::kit::gateway::{self, BINARY, Setup};
 use crate::kit::until;
 use crate::kit::upstream::{Gate, Script, Upstream, delta};
@@ -65,15 +65,6 @@ async fn an_idle_process_goes_at_once() {
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(1), "it took {took:?}");
     assert_eq!(probe(gateway.at, "/health").await, None);
-    gateway.up().await;
-    gateway.signal("HUP");
-    assert_eq!(
-        ask(&gateway, "GET", "/health", &[], "").await.status(),
-        200,
-        "SIGHUP does not kill"
-    );
-    gateway.signal("INT");
-    gateway.gone().await;
 }
 
 /// Runs the binary to its end in a fresh directory that holds `config`.

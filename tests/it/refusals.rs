@@ -8,6 +8,9 @@ use filters::model::key::KeyHash;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
+/// Names and values.
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 const GOOD: &str = r#"{"model":"small","messages":[]}"#;
 
 async fn before(upstream: &Upstream) -> Gateway {
@@ -240,7 +243,7 @@ async fn keys() {
         .await;
     let hash = KeyHash::of("sk-good-key-0001").hex();
     let hashed = format!("Bearer {hash}");
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    let cases: &[(&str, Headers, &str)] = &[
         ("no key", &[("authorization", "")], "No api key"),
         ("no scheme", &[("authorization", "sk-good-key-0001")], "Bearer"),
         ("a scheme alone", &[("authorization", "Bearer")], "Bearer"),

@@ -136,13 +136,6 @@ impl Conn {
             .unwrap();
     }
 
-    /// Sends what the other side may not want to read to its end.
-    pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
-        within("the gateway reads or closes", self.writer.write_all(bytes))
-            .await
-            .is_ok()
-    }
-
     pub async fn head(&mut self) -> Head {
         self.reader.head().await
     }

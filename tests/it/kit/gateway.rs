@@ -26,7 +26,6 @@ pub struct Setup {
     models: Vec<Value>,
     general: Map<String, Value>,
     settings: Map<String, Value>,
-    router: Map<String, Value>,
     env: Vec<(String, String)>,
     database: Option<String>,
 }
@@ -38,7 +37,6 @@ impl Setup {
             models: Vec::new(),
             general: json!({"master_key": MASTER}).as_object().unwrap().clone(),
             settings: own.as_object().unwrap().clone(),
-            router: Map::new(),
             env: Vec::new(),
             database: None,
         }
@@ -75,11 +73,6 @@ impl Setup {
         self
     }
 
-    pub fn router(mut self, field: &str, value: Value) -> Setup {
-        self.router.insert(field.into(), value);
-        self
-    }
-
     pub fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.into(), value.into()));
         self
@@ -95,7 +88,6 @@ impl Setup {
         let config = json!({
             "model_list": self.models,
             "general_settings": self.general,
-            "router_settings": self.router,
             "tollkeeper": self.settings,
         });
         format!("{config:#}")
@@ -149,9 +141,10 @@ impl Gateway {
                 look.tick().await;
                 if let Some(ended) = child.try_wait().unwrap() {
                     let log = fs::read_to_string(self.dir.path().join("log")).unwrap();
-                    // Somebody was quicker to take the port.
-                    break ended.code() == Some(69) && log.contains("cannot listen")
-                        || panic!("the gateway ended at once ({ended}): {log}");
+                    // Somebody may have been quicker to take the port.
+                    let taken = ended.code() == Some(69) && log.contains("cannot listen");
+                    assert!(taken, "the gateway ended at once ({ended}): {log}");
+                    break true;
                 }
                 if client::probe(self.at, "/health/readiness").await == Some(status) {
                     break false;
@@ -167,10 +160,6 @@ impl Gateway {
 
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.process.as_ref().unwrap().id()
     }
 
     /// What it wrote to stderr since its first start.
@@ -230,11 +219,6 @@ impl Gateway {
     /// The ledger's row of a call, once it is there.
     pub async fn row(&self, request_id: &str) -> Record {
         row(&*self.store().await, request_id).await
-    }
-
-    /// Every row there is.
-    pub async fn rows(&self) -> Vec<Record> {
-        rows(&*self.store().await, SpendFilter::default()).await
     }
 
     /// Waits for `n` rows and returns all there are then.

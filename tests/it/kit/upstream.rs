@@ -14,8 +14,8 @@ use tokio::task::AbortHandle;
 pub struct Seen {
     /// The how-manieth request this upstream got, from 0.
     pub n: usize,
-    /// The how-manieth connection it came on, from 0.
-    pub connection: usize,
+    /// The how-manieth request on its connection, from 0.
+    pub nth: usize,
     pub method: String,
     /// Path and query.
     pub target: String,
@@ -184,12 +184,6 @@ impl Script {
     pub fn nothing() -> Script {
         Script(Vec::new())
     }
-
-    /// Waits before everything else.
-    pub fn after(mut self, gate: &Gate) -> Script {
-        self.0.insert(0, Step::Wait(gate.clone()));
-        self
-    }
 }
 
 fn start(status: u16, headers: &[(&str, &str)]) -> String {
@@ -259,11 +253,12 @@ impl Upstream {
             let mut open = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);
+                count.fetch_add(1, SeqCst);
                 let connection = Connection {
                     stream,
                     buffer: BytesMut::new(),
-                    number: count.fetch_add(1, SeqCst),
                     most,
+                    served: 0,
                 };
                 open.spawn(connection.serve(Arc::clone(&script), Arc::clone(&all)));
                 while open.try_join_next().is_some() {}
@@ -325,8 +320,9 @@ fn runtime() -> &'static tokio::runtime::Runtime {
 struct Connection {
     stream: TcpStream,
     buffer: BytesMut,
-    number: usize,
     most: usize,
+    /// Requests before the one at hand.
+    served: usize,
 }
 
 /// The other side is gone.
@@ -404,7 +400,7 @@ impl Connection {
         let mut all = all.lock().unwrap();
         let seen = Arc::new(Seen {
             n: all.len(),
-            connection: self.number,
+            nth: self.served,
             method: first.next().ok_or(Gone)?,
             target: first.next().ok_or(Gone)?,
             headers: lines
@@ -414,6 +410,7 @@ impl Connection {
             body: Mutex::default(),
             end: Mutex::default(),
         });
+        self.served += 1;
         all.push(Arc::clone(&seen));
         Ok(seen)
     }
