@@ -158,7 +158,8 @@ impl Ledger {
         bound(&mut record);
         // Before the record can land, so that no sum is ever short of it.
         self.shared.accounts.add(&record);
-        match self.spool(&record) {
+        let mut record = Some(record);
+        match self.spool(&mut record) {
             Ok(waiting) => {
                 let batch = self.shared.settings.batch_records as u64;
                 // The writer sleeps until there is something, then until there is enough.
@@ -168,20 +169,24 @@ impl Ledger {
                 Ok(())
             }
             Err(e) => {
-                self.shared.accounts.remove(&record);
+                if let Some(record) = &record {
+                    self.shared.accounts.remove(record);
+                }
                 self.shared.lost.fetch_add(1, Relaxed);
                 Err(e)
             }
         }
     }
 
-    fn spool(&self, record: &Record) -> io::Result<u64> {
+    /// Leaves the record where it is when it could not be kept.
+    fn spool(&self, record: &mut Option<Record>) -> io::Result<u64> {
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|buffer| {
-            frame::encode(record, buffer)?;
-            let waiting = self.shared.spool.append(buffer)?;
+            let Some(kept) = record.as_ref() else { return Ok(0) };
+            frame::encode(kept, buffer)?;
+            let waiting = self.shared.spool.append(buffer, record)?;
             // One huge record must not keep its memory on every thread.
             buffer.clear();
             buffer.shrink_to(16 << 10);

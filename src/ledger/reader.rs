@@ -70,8 +70,20 @@ impl Reader {
         for frame in spool.take_memory(max) {
             batch.take(frame.get(HEADER..).unwrap_or_default());
         }
-        if batch.size.records == 0 {
-            self.read_disk(spool, max, &mut batch)?;
+        if batch.size.records > 0 {
+            return Ok(batch);
+        }
+        match spool.take_fresh(self.at, max) {
+            Some((records, bytes, end)) => {
+                batch.size = Waiting {
+                    records: records.len() as u64,
+                    bytes,
+                };
+                batch.records = records;
+                batch.end = end;
+                batch.moved = true;
+            }
+            None => self.read_disk(spool, max, &mut batch)?,
         }
         Ok(batch)
     }

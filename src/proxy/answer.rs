@@ -22,7 +22,7 @@ impl Gateway {
         session: &mut Session,
         state: &mut State,
         lane: &Lane,
-        mut ready: Ready,
+        mut ready: Box<Ready>,
     ) -> Result<(), End> {
         if !ready.whole {
             return self.stream(session, state, lane, ready).await;
@@ -42,16 +42,9 @@ impl Gateway {
         session: &mut Session,
         state: &mut State,
         lane: &Lane,
-        ready: Ready,
+        mut ready: Box<Ready>,
     ) -> Result<(), End> {
-        let Ready {
-            deployment: d,
-            peer,
-            mut head,
-            mut reading,
-            begun,
-            ..
-        } = ready;
+        let mut head = std::mem::replace(&mut ready.head, http::Response::new(()).into_parts().0);
         lane.chain.response_filter(&mut state.cx, &mut head)?;
         let status = head.status.as_u16();
         let has_length = head.headers.contains_key("content-length") && !state.cx.event_stream;
@@ -65,19 +58,21 @@ impl Gateway {
             .write_response_header(header, false)
             .await
             .map_err(End::Gone)?;
-        let mut begun = begun.into_iter();
+        let mut begun = std::mem::take(&mut ready.begun).into_iter();
         loop {
             let (mut chunk, end) = match begun.next() {
                 Some(chunk) => (chunk, false),
-                None => match watch(session, reading.next()).await {
+                None => match watch(session, ready.reading.next()).await {
                     Watched::Upstream(Ok(got)) => got,
-                    Watched::Upstream(Err(e)) => return cut(session, state, lane, &d, &e).await,
+                    Watched::Upstream(Err(e)) => {
+                        return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
+                    }
                     Watched::ClientGone(e) => return Err(End::Gone(e)),
                 },
             };
             if let Err(stop) = lane.chain.response_body_filter(&mut state.cx, &mut chunk, end) {
                 let e = Error::explain(ErrorType::InternalError, stop.shown().to_string());
-                return cut(session, state, lane, &d, &e).await;
+                return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
             }
             if !end {
                 state.cx.bytes_out = state.cx.bytes_out.saturating_add(chunk.len() as u64);
@@ -101,12 +96,12 @@ impl Gateway {
                     error.as_deref(),
                     error.as_ref().map(|_| "upstream_error"),
                 );
-                self.release(reading.client, &peer).await;
+                self.release(ready.reading.client, &ready.peer).await;
                 return Ok(());
             }
             if state.time_left().is_zero() {
                 let e = Error::explain(ErrorType::ReadTimedout, "the call took longer than a call may");
-                return cut(session, state, lane, &d, &e).await;
+                return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
             }
         }
     }

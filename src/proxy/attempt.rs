@@ -18,6 +18,7 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1::client::{HttpSession as Http1Session, http_req_header_to_wire};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -113,7 +114,11 @@ impl Gateway {
                 Ok(peer) => peer,
                 Err(cause) => return Attempted::Failed(unreachable(&d, cause)),
             };
-            let (client, reused) = match watch(session, self.connector.get_http_session(&*peer)).await {
+            let connected = {
+                let connecting = pin!(self.connector.get_http_session(&*peer));
+                watch(session, connecting).await
+            };
+            let (client, reused) = match connected {
                 Watched::Upstream(Ok(got)) => got,
                 Watched::Upstream(Err(e)) => return Attempted::Failed(unreachable(&d, e.to_string())),
                 Watched::ClientGone(e) => return Attempted::ClientGone(e),
@@ -241,9 +246,9 @@ impl Gateway {
     /// Gives a connection back to the pool once its answer is read to the end.
     pub(super) async fn release(&self, mut client: HttpSession, peer: &Arc<HttpPeer>) {
         if client.response_done() {
-            self.connector
-                .release_http_session(client, &**peer, peer.options.idle_timeout)
-                .await;
+            let idle = peer.options.idle_timeout;
+            // Boxed: it is large, needed for a moment, and would be carried by every stream.
+            Box::pin(self.connector.release_http_session(client, &**peer, idle)).await;
         }
     }
 }
@@ -274,7 +279,11 @@ async fn exchange(
         up.body.len(),
     )
     .map_err(Exchange::Broke)?;
-    let mut client = match watch(session, send(client, peer, head, &up.body, patience)).await {
+    let sent = {
+        let sending = pin!(send(client, peer, head, &up.body, patience));
+        watch(session, sending).await
+    };
+    let mut client = match sent {
         Watched::Upstream(Ok(client)) => client,
         Watched::Upstream(Err(e)) => return Err(Exchange::Broke(e)),
         Watched::ClientGone(e) => return Err(Exchange::ClientGone(e)),

@@ -55,8 +55,8 @@ impl Gateway {
         // along for the hours that a stream may take.
         let found = Box::pin(self.find_answer(session, state, &lane, endpoint, path_model.as_deref())).await;
         let ended = match found {
-            Ok(Found::Ready(ready)) => self.deliver(session, state, &lane, *ready).await,
-            Ok(Found::Error(shown)) => self.pass_error(session, state, &lane, shown).await,
+            Ok(Found::Ready(ready)) => self.deliver(session, state, &lane, ready).await,
+            Ok(Found::Error(shown)) => Box::pin(self.pass_error(session, state, &lane, shown)).await,
             Err(end) => Err(end),
         };
         match ended {

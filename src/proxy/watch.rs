@@ -11,6 +11,9 @@ pub(super) enum Watched<T> {
 
 /// Waits for `work` and for the client's leaving, whichever comes first. The upstream has precedence:
 /// when both are there, its answer counts, and the next request on the connection is left alone.
+///
+/// Large futures are handed over pinned (`pin!(…).as_mut()`): one that is handed over by value has its
+/// place here and at the caller's, and a stream carries both for as long as it lasts.
 pub(super) async fn watch<T>(session: &mut Session, work: impl Future<Output = T>) -> Watched<T> {
     tokio::select! {
         biased;
