@@ -138,6 +138,11 @@ pub enum Auth {
 pub struct Metered {
     /// Splits a stream into events.
     pub splitter: Splitter,
+    /// The request went out whole: from here on the upstream works, and its owner is owed. Written by
+    /// the driver.
+    pub sent: bool,
+    /// Bytes of an answer that were held back when its client left. Written by the driver.
+    pub held_bytes: u64,
     /// The pieces of a JSON answer that is not a stream; shared, not copied; bounded.
     pub pieces: Vec<Bytes>,
     pub pieces_len: usize,
