@@ -5,7 +5,7 @@ use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::proxy::drain::InFlight;
-use crate::proxy::{Gateway, peer::Peers};
+use crate::proxy::{self, Gateway, peer::Peers};
 use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
 use crate::snapshot::Snapshot;
@@ -30,6 +30,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 
 /// Exit codes, as sysexits has them.
 const EXIT_FAILED: i32 = 1;
@@ -39,6 +41,8 @@ const EXIT_UNAVAILABLE: i32 = 69;
 const KEEPALIVE_POOL: usize = 1024;
 /// An idle HTTP/2 connection is closed after this; Pingora would keep it for ever.
 const H2_IDLE: Duration = Duration::from_secs(120);
+/// For the last bytes of HTTP/2 streams to reach their sockets.
+const LAST_BYTES: Duration = Duration::from_millis(100);
 /// For the ledger to reach the store once the last request is over; the rest stays in the spool.
 const LAST_FLUSH: Duration = Duration::from_secs(5);
 
@@ -105,6 +109,9 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         .enable_all()
         .build()
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the background threads cannot start: {e}")))?;
+
+    watch_signals(&background)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("signals cannot be watched: {e}")))?;
 
     let found = if conf.source.path.is_none() {
         let servers = background.block_on(discover::servers());
@@ -217,6 +224,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         health: Arc::clone(&health),
         scrape,
         in_flight: Arc::clone(&in_flight),
+        room: Arc::new(Semaphore::new(proxy::ROOM)),
     };
     server.add_service(service(gateway, &server.configuration, &addresses));
 
@@ -270,7 +278,6 @@ impl Running {
             drain,
             greeting,
         } = self;
-        background.spawn(signals());
         let mut phases = server.watch_execution_phase();
         std::thread::spawn(move || greeting.tell());
         // Pingora sleeps its whole grace period even when nothing is left to do. This thread leaves as
@@ -293,6 +300,8 @@ impl Running {
             while in_flight.count() > 0 && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(5));
             }
+            // What was handed over last may still be in a connection's buffer.
+            std::thread::sleep(LAST_BYTES);
             let landed = background.block_on(ledger.drain(LAST_FLUSH));
             log::info!(
                 "stopped: {} requests cut off, ledger {}",
@@ -313,13 +322,17 @@ impl Running {
     }
 }
 
-/// A second SIGTERM does not wait, and SIGHUP does not kill.
-async fn signals() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut hup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
-        log::error!("signals cannot be watched");
-        return;
-    };
+/// A second SIGTERM does not wait, and SIGHUP does not kill. The handlers stand when this returns: before
+/// any listener, since a signal may come as soon as somebody can see the process.
+fn watch_signals(background: &tokio::runtime::Runtime) -> std::io::Result<()> {
+    let _context = background.enter();
+    let term = signal(SignalKind::terminate())?;
+    let hup = signal(SignalKind::hangup())?;
+    background.spawn(signals(term, hup));
+    Ok(())
+}
+
+async fn signals(mut term: Signal, mut hup: Signal) {
     let mut terms = 0;
     loop {
         tokio::select! {

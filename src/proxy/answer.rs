@@ -32,7 +32,7 @@ impl Gateway {
             _ => ready.begun.concat().into(),
         };
         let sent = send_whole(session, state, lane, ready.head, body).await;
-        self.release(ready.reading.client, &ready.peer).await;
+        self.release(ready.reading, &ready.peer).await;
         sent
     }
 
@@ -47,7 +47,12 @@ impl Gateway {
         let mut head = std::mem::replace(&mut ready.head, http::Response::new(()).into_parts().0);
         lane.chain.response_filter(&mut state.cx, &mut head)?;
         let status = head.status.as_u16();
-        let has_length = head.headers.contains_key("content-length") && !state.cx.event_stream;
+        let length: Option<u64> = head
+            .headers
+            .get("content-length")
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.parse().ok());
+        let has_length = length.is_some() && !state.cx.event_stream;
         let framing = if has_length {
             Framing::AsItIs
         } else {
@@ -59,8 +64,10 @@ impl Gateway {
             .await
             .map_err(End::Gone)?;
         let mut begun = std::mem::take(&mut ready.begun).into_iter();
+        // With a length, the last byte is the end for the client, whatever else the upstream sends.
+        let mut left = has_length.then_some(length).flatten();
         loop {
-            let (mut chunk, end) = match begun.next() {
+            let (mut chunk, mut end) = match begun.next() {
                 Some(chunk) => (chunk, false),
                 None => match watch(session, ready.reading.next()).await {
                     Watched::Upstream(Ok(got)) => got,
@@ -70,6 +77,10 @@ impl Gateway {
                     Watched::ClientGone(e) => return Err(End::Gone(e)),
                 },
             };
+            if let Some(left) = &mut left {
+                *left = left.saturating_sub(chunk.len() as u64);
+                end |= *left == 0;
+            }
             if let Err(stop) = lane.chain.response_body_filter(&mut state.cx, &mut chunk, end) {
                 let e = Error::explain(ErrorType::InternalError, stop.shown().to_string());
                 return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
@@ -96,7 +107,7 @@ impl Gateway {
                     error.as_deref(),
                     error.as_ref().map(|_| "upstream_error"),
                 );
-                self.release(ready.reading.client, &ready.peer).await;
+                self.release(ready.reading, &ready.peer).await;
                 return Ok(());
             }
             if state.time_left().is_zero() {

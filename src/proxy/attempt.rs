@@ -105,7 +105,8 @@ impl Gateway {
         }
 
         // A pooled connection may have been closed by the other side just now. That says nothing about
-        // the deployment, so it gets one more chance, over a connection of its own.
+        // the deployment, so it gets one more chance. A silence is no such thing: then the upstream may
+        // be at work, and asking again would make it work, and be paid, twice.
         let mut chances = 2;
         let begun = Instant::now();
         loop {
@@ -125,21 +126,26 @@ impl Gateway {
             };
             let stream = state.cx.call.as_ref().is_some_and(|c| c.stream);
             let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left());
-            let client = match exchange(session, client, &peer, &d, &up, patience).await {
-                Ok(client) => client,
+            let mut went_out = false;
+            let exchanged = exchange(session, client, &peer, &d, &up, patience, &mut went_out).await;
+            // From here on the upstream works; a client that leaves owes for it.
+            state.cx.metered.sent = went_out && !matches!(exchanged, Err(Exchange::Broke(_)));
+            let reading = match exchanged {
+                Ok(reading) => reading,
                 Err(Exchange::ClientGone(e)) => return Attempted::ClientGone(e),
-                Err(Exchange::Broke(_)) if reused && chances > 0 => continue,
+                Err(Exchange::Broke(e)) if reused && chances > 0 && was_closed(&e) => continue,
                 Err(Exchange::Broke(e)) => return Attempted::Failed(no_answer(&d, &e)),
             };
             state.cx.first_byte = Some(Instant::now());
-            let Some(head) = client.response_header().map(head::from_upstream) else {
+            let Some(head) = reading.client.response_header().map(head::from_upstream) else {
                 return Attempted::Failed(no_answer(&d, &Error::new(ErrorType::InvalidHTTPHeader)));
             };
             if !head.status.is_success() {
-                return self.failed(session, client, &peer, head).await;
+                state.cx.metered.sent = false;
+                return self.failed(session, reading, &peer, head).await;
             }
             let status = head.status.as_u16();
-            return match self.begin(session, state, client, peer, d, head).await {
+            return match self.begin(session, state, reading, peer, d, head).await {
                 ready @ Attempted::Ready(_) => {
                     state.cx.attempts.push(Attempt {
                         deployment_id: deployment.id.clone(),
@@ -158,7 +164,7 @@ impl Gateway {
     async fn failed(
         &self,
         session: &mut Session,
-        mut client: HttpSession,
+        mut reading: Reading,
         peer: &Arc<HttpPeer>,
         head: response::Parts,
     ) -> Attempted {
@@ -166,7 +172,7 @@ impl Gateway {
         let mut body = BytesMut::new();
         let mut whole = false;
         while body.len() < MAX_ERROR_BODY {
-            match watch(session, client.read_response_body()).await {
+            match watch(session, reading.client.read_response_body()).await {
                 Watched::Upstream(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
                 Watched::Upstream(Ok(None)) => {
                     whole = true;
@@ -179,7 +185,7 @@ impl Gateway {
         }
         body.truncate(MAX_ERROR_BODY);
         if whole {
-            self.release(client, peer).await;
+            self.release(reading, peer).await;
         }
         let failure = Failure {
             shown: Shown::Theirs {
@@ -201,7 +207,7 @@ impl Gateway {
         &self,
         session: &mut Session,
         state: &mut State,
-        mut client: HttpSession,
+        mut reading: Reading,
         peer: Arc<HttpPeer>,
         d: Arc<Deployment>,
         head: response::Parts,
@@ -216,9 +222,10 @@ impl Gateway {
         state.cx.event_stream = is_event_stream;
         state.cx.response_status = head.status.as_u16();
         if is_event_stream {
-            client.set_read_timeout(Some(d.stream_timeout.min(state.snapshot.timeouts.stream_idle)));
+            reading
+                .client
+                .set_read_timeout(Some(d.stream_timeout.min(state.snapshot.timeouts.stream_idle)));
         }
-        let reading = Reading { client, failed: None };
         let mut ready = Ready {
             deployment: d,
             peer,
@@ -231,8 +238,14 @@ impl Gateway {
         while is_held && !ready.whole && len <= MAX_HELD_ANSWER {
             let (chunk, end) = match watch(session, ready.reading.next()).await {
                 Watched::Upstream(Ok(got)) => got,
-                Watched::Upstream(Err(e)) => return Attempted::Failed(no_answer(&ready.deployment, &e)),
-                Watched::ClientGone(e) => return Attempted::ClientGone(e),
+                Watched::Upstream(Err(e)) => {
+                    state.cx.metered.sent = false;
+                    return Attempted::Failed(no_answer(&ready.deployment, &e));
+                }
+                Watched::ClientGone(e) => {
+                    state.cx.metered.held_bytes = len as u64;
+                    return Attempted::ClientGone(e);
+                }
             };
             len += chunk.len();
             if !chunk.is_empty() {
@@ -243,9 +256,15 @@ impl Gateway {
         Attempted::Ready(Box::new(ready))
     }
 
-    /// Gives a connection back to the pool once its answer is read to the end.
-    pub(super) async fn release(&self, mut client: HttpSession, peer: &Arc<HttpPeer>) {
-        if client.response_done() {
+    /// Gives a connection back to the pool, if its answer was read to the end and its request sent to the
+    /// end: on one that still waits for the rest of a body, the next request would be taken for that.
+    pub(super) async fn release(&self, reading: Reading, peer: &Arc<HttpPeer>) {
+        let Reading {
+            mut client,
+            sent_whole,
+            ..
+        } = reading;
+        if sent_whole && client.response_done() {
             let idle = peer.options.idle_timeout;
             // Boxed: it is large, needed for a moment, and would be carried by every stream.
             Box::pin(self.connector.release_http_session(client, &**peer, idle)).await;
@@ -267,7 +286,8 @@ async fn exchange(
     d: &Deployment,
     up: &Upstream,
     patience: Duration,
-) -> Result<HttpSession, Exchange> {
+    went_out: &mut bool,
+) -> Result<Reading, Exchange> {
     let h2 = matches!(client, HttpSession::H2(_));
     let path = head::join(&d.base.path, &up.path);
     let head = head::upstream_request(
@@ -283,18 +303,23 @@ async fn exchange(
         let sending = pin!(send(client, peer, head, &up.body, patience));
         watch(session, sending).await
     };
-    let mut client = match sent {
-        Watched::Upstream(Ok(client)) => client,
+    let (mut client, sent_whole) = match sent {
+        Watched::Upstream(Ok(sent)) => sent,
         Watched::Upstream(Err(e)) => return Err(Exchange::Broke(e)),
         Watched::ClientGone(e) => return Err(Exchange::ClientGone(e)),
     };
+    *went_out = true;
     loop {
         // Informational answers come before the one that counts.
         if client
             .response_header()
             .is_some_and(|h| !h.status.is_informational())
         {
-            return Ok(client);
+            return Ok(Reading {
+                client,
+                failed: None,
+                sent_whole,
+            });
         }
         match watch(session, client.read_response_header()).await {
             Watched::Upstream(Ok(())) => {}
@@ -304,17 +329,18 @@ async fn exchange(
     }
 }
 
-/// Writes head and body. Reads and writes on the returned session wait at most `patience`.
+/// Writes head and body, and says whether all of it went out. Reads and writes on the returned session
+/// wait at most `patience`.
 async fn send(
     mut client: HttpSession,
     peer: &HttpPeer,
     head: Box<RequestHeader>,
     body: &Rope,
     patience: Duration,
-) -> Result<HttpSession> {
+) -> Result<(HttpSession, bool)> {
     if let HttpSession::H1(h1) = client {
         if body.len() <= SLICE {
-            return send_at_once(h1, peer, &head, body, patience).await;
+            return Ok((send_at_once(h1, peer, &head, body, patience).await?, true));
         }
         client = HttpSession::H1(h1);
     }
@@ -326,13 +352,18 @@ async fn send(
         left -= slice.len();
         // An upstream that has seen enough may answer before the body is through (413, 429); then the
         // rest is not sent.
-        if matches!(client.read_response_header().now_or_never(), Some(Ok(()))) {
-            return Ok(client);
+        let answered = matches!(client.read_response_header().now_or_never(), Some(Ok(())));
+        if answered
+            && client
+                .response_header()
+                .is_some_and(|h| !h.status.is_informational())
+        {
+            return Ok((client, false));
         }
         if let Err(e) = client.write_request_body(slice, left == 0).await {
             // It may have answered and then closed its side.
             return match tokio::time::timeout(EARLY_ANSWER, client.read_response_header()).await {
-                Ok(Ok(())) => Ok(client),
+                Ok(Ok(())) => Ok((client, false)),
                 _ => Err(e),
             };
         }
@@ -341,7 +372,7 @@ async fn send(
     if !matches!(client, HttpSession::H2(_)) || body.is_empty() {
         client.finish_request_body().await?;
     }
-    Ok(client)
+    Ok((client, true))
 }
 
 /// Head and body in one write. Pingora's own session flushes between the two, which costs a system call
@@ -377,8 +408,10 @@ async fn send_at_once(
 /// Reads an answer's body. An error that shows up behind good bytes waits until these are handed on:
 /// Pingora tells it once.
 pub(super) struct Reading {
-    pub client: HttpSession,
+    client: HttpSession,
     failed: Option<Box<Error>>,
+    /// All of the request went out.
+    sent_whole: bool,
 }
 
 impl Reading {
@@ -431,6 +464,14 @@ fn forwarded(session: &Session) -> HeaderMap {
     // Usage is read from the answer as it flows by, so it must not be packed.
     headers.insert("accept-encoding", http::HeaderValue::from_static("identity"));
     headers
+}
+
+/// The other side closed the connection, as an idle one may be at any time.
+fn was_closed(e: &Error) -> bool {
+    matches!(
+        e.etype(),
+        ErrorType::ConnectionClosed | ErrorType::WriteError | ErrorType::ReadError | ErrorType::H2Error
+    )
 }
 
 fn unreachable(d: &Deployment, cause: String) -> Failure {

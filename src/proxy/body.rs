@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use filters::contract::Refusal;
+use pingora_error::{Error, ErrorType};
 use pingora_proxy::Session;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ pub enum Read {
     Whole(Bytes),
     Refused(Refusal),
     /// The client is gone or broke the framing: nothing can be answered.
-    Gone(Box<pingora_error::Error>),
+    Gone(Box<Error>),
 }
 
 /// Reads at most `limit` bytes within `deadline`.
@@ -66,7 +67,7 @@ async fn collect(session: &mut Session, announced: Option<u64>, limit: u64) -> R
         let chunk = match session.read_request_body().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
-            Err(e) => return Read::Gone(e),
+            Err(e) => return broken(e),
         };
         let so_far = first.as_ref().map_or(0, Bytes::len).max(rest.len());
         if (so_far + chunk.len()) as u64 > limit {
@@ -89,6 +90,16 @@ async fn collect(session: &mut Session, announced: Option<u64>, limit: u64) -> R
     } else {
         rest.freeze()
     })
+}
+
+/// The client left, was too slow, or what it sent is no body.
+fn broken(e: Box<Error>) -> Read {
+    let refusal = match e.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => return Read::Gone(e),
+        ErrorType::ReadTimedout => Refusal::new(408, "timeout_error", "The request body stopped arriving."),
+        _ => Refusal::bad_request("The request body is not framed as HTTP has it."),
+    };
+    Read::Refused(refusal.header("connection", "close"))
 }
 
 fn too_large(limit: u64) -> Refusal {

@@ -9,7 +9,7 @@
 use super::attempt::{Attempted, Failure, Ready, Shown};
 use super::lanes::Lane;
 use super::watch::{Watched, watch};
-use super::{Gateway, State, body};
+use super::{Gateway, ROOM_PIECE, State, body};
 use filters::contract::{Answer, Call, Fault, Refusal, Stop, Verdict};
 use filters::model::call::Endpoint;
 use filters::model::record::{Attempt, Status};
@@ -17,6 +17,7 @@ use pingora::prelude::*;
 use pingora_proxy::Session;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// How a call ends when no deployment's good answer is there to be passed on.
 pub(super) enum End {
@@ -53,7 +54,21 @@ impl Gateway {
         let lane = Arc::clone(&state.lane);
         // Everything up to the answer is done with when the answer flows, so its state is not carried
         // along for the hours that a stream may take.
-        let found = Box::pin(self.find_answer(session, state, &lane, endpoint, path_model.as_deref())).await;
+        let total = state.time_left();
+        let found = Box::pin(self.find_answer(session, state, &lane, endpoint, path_model.as_deref()));
+        let found = pingora_timeout::timeout(total, found).await.unwrap_or_else(|_| {
+            Err(Stop::from(Fault {
+                status: 408,
+                kind: "timeout_error",
+                shown: format!(
+                    "The call took longer than the {} seconds a call may take.",
+                    total.as_secs()
+                ),
+                cause: "timeouts.total".into(),
+                headers: Vec::new(),
+            })
+            .into())
+        });
         let ended = match found {
             Ok(Found::Ready(ready)) => self.deliver(session, state, &lane, ready).await,
             Ok(Found::Error(shown)) => Box::pin(self.pass_error(session, state, &lane, shown)).await,
@@ -93,6 +108,7 @@ impl Gateway {
         } else {
             limits.json_body
         };
+        state.room = self.make_room(session, limit)?;
         let body = match body::read(session, limit, limits.body_timeout).await {
             body::Read::Whole(body) => body,
             body::Read::Refused(r) => return Err(End::Stop(r.into())),
@@ -115,6 +131,31 @@ impl Gateway {
             return Err(End::Answer(a));
         }
         self.try_deployments(session, state, lane).await
+    }
+
+    /// Sets room aside for a large body. Many of them at once must not take all the memory there is.
+    fn make_room(&self, session: &Session, limit: u64) -> Result<Option<OwnedSemaphorePermit>, Stop> {
+        let announced = session
+            .get_header("content-length")
+            .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        // One that does not say how long it is, is not small.
+        let pieces = announced.unwrap_or(16 * ROOM_PIECE) / ROOM_PIECE;
+        if pieces == 0 || announced.is_some_and(|n| n > limit) {
+            // Too small to count, or to be refused for its size in a moment.
+            return Ok(None);
+        }
+        let pieces = u32::try_from(pieces).unwrap_or(u32::MAX);
+        Arc::clone(&self.room)
+            .try_acquire_many_owned(pieces)
+            .map(Some)
+            .map_err(|_| {
+                let mut fault = Fault::unavailable(
+                    "The gateway holds as many large requests as it can. Try again in a moment.",
+                    format!("no room for {pieces} pieces of {ROOM_PIECE} bytes"),
+                );
+                fault.headers = vec![("retry-after", "1".into())];
+                fault.into()
+            })
     }
 
     /// Tries the deployments of the model until one answers: each once, and again in further rounds

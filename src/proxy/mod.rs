@@ -39,11 +39,17 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use state::State;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Seconds a connection may wait for its next request.
 const KEEPALIVE: u64 = 75;
 /// How long a client may leave us waiting for room to write.
 const WRITE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Bodies larger than this need room, and are counted in pieces of this size, bytes.
+pub const ROOM_PIECE: u64 = 64 << 10;
+/// For large bodies of all calls together: 1 GiB.
+pub const ROOM: usize = 16 << 10;
 
 /// Renders `/metrics`.
 pub type Scrape = Arc<dyn Fn() -> String + Send + Sync>;
@@ -57,6 +63,8 @@ pub struct Gateway {
     pub health: Arc<Health>,
     pub scrape: Scrape,
     pub in_flight: Arc<InFlight>,
+    /// Room for large bodies, in pieces of [`ROOM_PIECE`].
+    pub room: Arc<Semaphore>,
 }
 
 #[async_trait]

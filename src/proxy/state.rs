@@ -14,6 +14,7 @@ use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 const MAX_USER_AGENT: usize = 256;
@@ -26,6 +27,8 @@ pub struct State {
     pub cx: Box<Cx>,
     /// Why the head is refused, if it is.
     pub judged: Option<Refusal>,
+    /// The room that the call's body takes.
+    pub room: Option<OwnedSemaphorePermit>,
     outcome: Option<Outcome>,
     finished: bool,
     _flight: Flight,
@@ -70,6 +73,7 @@ impl State {
             lane,
             cx,
             judged,
+            room: None,
             outcome: None,
             finished: false,
             _flight: in_flight.begin(),

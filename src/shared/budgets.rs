@@ -15,22 +15,45 @@ pub struct Counters {
     by_key: DashMap<KeyHash, Arc<Counter>>,
 }
 
+/// Spent = `offset` + `added`. What is added never goes back, so a reading of the store that took its
+/// time can be put in without losing what was added meanwhile.
 #[derive(Default)]
 struct Counter {
-    spent: AtomicI64,
+    offset: AtomicI64,
+    added: AtomicI64,
     reserved: AtomicI64,
 }
 
+impl Counter {
+    fn spent(&self) -> i64 {
+        self.offset
+            .load(Ordering::SeqCst)
+            .saturating_add(self.added.load(Ordering::SeqCst))
+    }
+}
+
 impl Counters {
-    /// The store was read: this much is spent, rows on their way included. Nano-dollars.
-    pub fn known(&self, hash: KeyHash, spent_nanos: i64) {
-        self.counter(hash).spent.store(spent_nanos, Ordering::SeqCst);
+    /// How much was added for a key so far: to be asked before the store is, and handed to [`known`].
+    ///
+    /// [`known`]: Self::known
+    pub fn added(&self, hash: &KeyHash) -> i64 {
+        self.by_key
+            .get(hash)
+            .map_or(0, |c| c.added.load(Ordering::SeqCst))
+    }
+
+    /// The store was read: this much is spent, rows on their way included, without what was added after
+    /// `added_then`. Nano-dollars.
+    pub fn known(&self, hash: KeyHash, spent_nanos: i64, added_then: i64) {
+        self.counter(hash)
+            .offset
+            .store(spent_nanos.saturating_sub(added_then), Ordering::SeqCst);
     }
 
     /// A call was written down.
     pub fn add(&self, hash: &KeyHash, nanos: i64) {
         if let Some(c) = self.by_key.get(hash) {
-            c.spent.fetch_add(nanos, Ordering::SeqCst);
+            c.added.fetch_add(nanos, Ordering::SeqCst);
         }
     }
 
@@ -44,14 +67,14 @@ impl Budgets for Counters {
         let counter = match self.by_key.get(&key.hash) {
             Some(c) => Arc::clone(&c),
             None => {
-                self.known(key.hash, key.spend_nanos);
+                self.known(key.hash, key.spend_nanos, 0);
                 self.counter(key.hash)
             }
         };
         let nanos = nanos.max(0);
         // Set aside first and look afterwards: of two calls at the edge, both see each other.
         let before = counter.reserved.fetch_add(nanos, Ordering::SeqCst);
-        let spent = counter.spent.load(Ordering::SeqCst);
+        let spent = counter.spent();
         let reservation = {
             let counter = Arc::clone(&counter);
             Reservation::new(move || {
@@ -93,6 +116,21 @@ mod tests {
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
         assert!((3..=4).contains(&let_in), "{let_in} calls were let in");
+    }
+
+    #[test]
+    fn what_is_written_while_the_store_is_read_is_not_forgotten() {
+        let counters = Counters::default();
+        let mut key = testkit::key("sk-a");
+        key.max_budget_nanos = Some(100);
+        assert!(counters.reserve(&key, 0).is_ok());
+        let then = counters.added(&key.hash);
+        counters.add(&key.hash, 100);
+        counters.known(key.hash, 0, then);
+        assert!(
+            counters.reserve(&key, 0).is_err(),
+            "the call that came in between counts"
+        );
     }
 
     #[test]

@@ -70,6 +70,7 @@ impl Keys for KeyCache {
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
         // Asked before the store: a row that lands in between counts twice for a while, never not at all.
+        let added = self.counters.added(hash);
         let on_the_way = (self.unlanded)(hash);
         let changes = self.changes.load(Ordering::SeqCst);
         match self.store.key_by_hash(hash).await {
@@ -77,7 +78,7 @@ impl Keys for KeyCache {
                 let key = found.map(Arc::new);
                 if let Some(k) = &key {
                     self.counters
-                        .known(*hash, k.spend_nanos.saturating_add(on_the_way));
+                        .known(*hash, k.spend_nanos.saturating_add(on_the_way), added);
                 }
                 if self.changes.load(Ordering::SeqCst) == changes {
                     self.known.insert(
@@ -91,7 +92,7 @@ impl Keys for KeyCache {
                 Ok(key)
             }
             Err(e) => match self.known.get(hash).and_then(|e| e.key) {
-                Some(key) => {
+                Some(key) if self.changes.load(Ordering::SeqCst) == changes => {
                     // Believed a while longer, so that an outage does not ask for every call.
                     self.known.insert(
                         *hash,
@@ -102,7 +103,7 @@ impl Keys for KeyCache {
                     );
                     Ok(Some(key))
                 }
-                None => Err(Unavailable(e.to_string())),
+                _ => Err(Unavailable(e.to_string())),
             },
         }
     }

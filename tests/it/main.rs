@@ -6,6 +6,7 @@
 mod calls;
 mod crash;
 mod dialects;
+mod early_answers;
 mod fallback;
 mod hangups;
 mod kit;
