@@ -3,7 +3,7 @@
 use crate::contract::{Answer, Cx, Filter, Needs, Result, Verdict};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, header, request, response};
 use serde::Deserialize;
 
 /// What a page may read of the answer's head.
@@ -53,6 +53,16 @@ impl Cors {
             .any(|o| o.as_bytes() == origin.as_bytes())
             .then(|| origin.clone())
     }
+}
+
+/// Whether caches are told already, for instance by an upstream that knows browsers itself.
+fn varies_by_origin(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::VARY)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|n| matches!(n.trim(), "*") || n.trim().eq_ignore_ascii_case("origin"))
 }
 
 #[async_trait]
@@ -106,8 +116,41 @@ impl Filter for Cors {
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
                 HeaderValue::from_static(EXPOSED),
             );
-            h.append(header::VARY, HeaderValue::from_static("origin"));
+            if !varies_by_origin(h) {
+                h.append(header::VARY, HeaderValue::from_static("origin"));
+            }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit;
+
+    #[tokio::test]
+    async fn caches_are_told_once() {
+        let cors = Cors::new(Settings::default());
+        for (before, want) in [
+            (&[][..], &["origin"][..]),
+            (&["accept"], &["accept", "origin"]),
+            (&["accept, Origin"], &["accept, Origin"]),
+            (&["accept", "origin"], &["accept", "origin"]),
+            (&["*"], &["*"]),
+            (&["x-origin"], &["x-origin", "origin"]),
+        ] {
+            let mut cx = testkit::Kit::default().cx();
+            let asked = http::Request::get("/").header("origin", "https://app.test");
+            let asked = asked.body(()).unwrap().into_parts().0;
+            cors.request_filter(&mut cx, &asked).await.unwrap();
+            let mut head = http::Response::new(()).into_parts().0;
+            for value in before {
+                head.headers.append(header::VARY, HeaderValue::from_static(value));
+            }
+            cors.response_filter(&mut cx, &mut head).unwrap();
+            let got: Vec<_> = head.headers.get_all(header::VARY).iter().collect();
+            assert_eq!(got, want, "{before:?}");
+        }
     }
 }
