@@ -264,6 +264,7 @@ impl Builder<'_> {
         for (filter, settings) in filters.iter_mut().filter(|(_, settings)| settings.is_null()) {
             *settings = self.known(filter);
         }
+        self.name_credentials(&mut filters);
         let chain = self
             .registry
             .chain(&filters, self.ports)
@@ -289,6 +290,39 @@ impl Builder<'_> {
             .map_or(Value::Null, |(_, v)| v.clone())
     }
 
+    /// LiteLLM's `litellm_key_header_name`, or null.
+    fn key_header(&self) -> Value {
+        self.known("auth").get("header").cloned().unwrap_or_default()
+    }
+
+    /// Tells passthrough which headers the lane's auth, and auth elsewhere, takes a key from: they are a
+    /// caller's credentials, and a client may send the same ones everywhere.
+    fn name_credentials(&self, filters: &mut [(String, Value)]) {
+        let lanes_own = filters
+            .iter()
+            .filter(|(f, _)| f == "auth")
+            .map(|(_, s)| s.clone());
+        let headers: Vec<Value> = lanes_own
+            .filter_map(|settings| settings.get("header").cloned())
+            .chain([self.key_header()])
+            .filter(Value::is_string)
+            .collect();
+        if headers.is_empty() {
+            return;
+        }
+        for (_, settings) in filters.iter_mut().filter(|(f, _)| f == "passthrough") {
+            if settings.is_null() {
+                *settings = json!({});
+            }
+            // Settings of another shape are the filter's to refuse.
+            if let Some(fields) = settings.as_object_mut()
+                && let Value::Array(named) = fields.entry("credentials").or_insert_with(|| json!([]))
+            {
+                named.extend_from_slice(&headers);
+            }
+        }
+    }
+
     fn push(&mut self, lane: Lane, patterns: Vec<Pattern>) {
         self.lanes.retain(|(l, _)| l.name != lane.name);
         self.lanes.push((lane, patterns));
@@ -309,6 +343,12 @@ impl Builder<'_> {
         }
         let settings = Settings {
             forward_headers: p.forward_headers,
+            credentials: self
+                .key_header()
+                .as_str()
+                .map(str::to_string)
+                .into_iter()
+                .collect(),
             methods: p.methods.clone(),
             headers,
         };

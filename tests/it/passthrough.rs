@@ -320,3 +320,37 @@ async fn a_websocket_passes() {
     assert_eq!(&got[7..], b"moregoodbye", "both ways, again and again");
     assert!(within("the socket ends", conn.is_closed()).await);
 }
+
+#[tokio::test]
+async fn a_key_in_a_header_of_its_own_stays_here() {
+    let upstream = Upstream::good().await;
+    let target = format!("http://127.0.0.1:{}", upstream.port);
+    let open = json!({"passthrough": {"forward_headers": true}});
+    let lane = |name: &str, auth: Value| {
+        json!({
+            "name": name, "paths": [format!("/{name}/*")], "driver": "stream", "target": target,
+            "filters": [auth, open],
+        })
+    };
+    let own = json!({"auth": {"header": "X-Lane-Key"}});
+    let setup = Setup::new()
+        .general("litellm_key_header_name", json!("X-Team-Key"))
+        .setting("lanes", json!([lane("plain", json!("auth")), lane("own", own)]));
+    let gateway = with(
+        target.clone(),
+        json!({"auth": true, "forward_headers": true}),
+        setup,
+    )
+    .await;
+    let headers = [("x-team-key", MASTER), ("x-lane-key", MASTER), ("x-mine", "kept")];
+    for path in ["/tts/x", "/plain/x", "/own/x"] {
+        let answer = ask(&gateway, "POST", path, &headers, "{}").await;
+        assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
+        let seen = upstream.last();
+        assert_eq!(seen.header("x-team-key"), None, "{path}");
+        assert_eq!(seen.header("x-mine"), Some("kept"), "{path}");
+        if path == "/own/x" {
+            assert_eq!(seen.header("x-lane-key"), None, "a lane's own header as well");
+        }
+    }
+}

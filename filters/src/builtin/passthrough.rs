@@ -53,6 +53,9 @@ const ORIGINS: [&str; 8] = [
 pub struct Settings {
     /// Let the caller's other headers through; credentials never.
     pub forward_headers: bool,
+    /// Headers that carry a caller's key here besides the usual ones, in any case. The host adds the one
+    /// that `auth` reads.
+    pub credentials: Vec<String>,
     /// Upper-case methods; empty = all.
     pub methods: Vec<String>,
     /// Headers for the upstream. They win over the caller's.
@@ -68,11 +71,11 @@ impl Passthrough {
     pub fn new(settings: Settings) -> Self {
         Self { settings }
     }
-}
 
-/// Whether a header is a caller's credential.
-pub fn is_credential(name: &HeaderName) -> bool {
-    CREDENTIALS.contains(&name.as_str())
+    fn is_credential(&self, name: &HeaderName) -> bool {
+        let own = &self.settings.credentials;
+        CREDENTIALS.contains(&name.as_str()) || own.iter().any(|c| c.eq_ignore_ascii_case(name.as_str()))
+    }
 }
 
 #[async_trait]
@@ -109,7 +112,7 @@ impl Filter for Passthrough {
                 || name == header::CONTENT_LENGTH
                 || name == header::TRANSFER_ENCODING;
             let travels = websocket || SAFE.contains(&name.as_str()) || self.settings.forward_headers;
-            if travels && !is_credential(name) && !ORIGINS.contains(&name.as_str()) {
+            if travels && !self.is_credential(name) && !ORIGINS.contains(&name.as_str()) {
                 kept.append(name.clone(), value.clone());
             }
         }
@@ -157,7 +160,18 @@ mod tests {
             forward_headers: true,
             ..Settings::default()
         };
-        assert_eq!(sent(open, &all).await, ["content-type: audio/wav", "x-custom: 1"]);
+        assert_eq!(
+            sent(open.clone(), &all).await,
+            ["content-type: audio/wav", "x-custom: 1"]
+        );
+        let configured = Settings {
+            credentials: vec!["X-Custom".into(), "Content-Type".into()],
+            ..open
+        };
+        assert!(
+            sent(configured, &all).await.is_empty(),
+            "not even from the short list"
+        );
         let keyed = Settings {
             headers: vec![(header::AUTHORIZATION, HeaderValue::from_static("Bearer provider"))],
             ..Settings::default()
