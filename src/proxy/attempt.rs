@@ -450,13 +450,9 @@ impl Reading {
 fn forwarded(session: &Session) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     let from = &session.req_header().headers;
-    for name in [
-        "accept",
-        "user-agent",
-        "anthropic-beta",
-        "openai-beta",
-        "idempotency-key",
-    ] {
+    // A caller's `idempotency-key` stays: all callers share the provider's key, so two who happen to write
+    // the same one would get one another's answer.
+    for name in ["accept", "user-agent", "anthropic-beta", "openai-beta"] {
         if let Some(value) = from.get(name) {
             headers.insert(name, value.clone());
         }

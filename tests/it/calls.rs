@@ -673,3 +673,20 @@ async fn audio_comes_back_as_it_is() {
         "characters are counted, not bytes"
     );
 }
+
+#[tokio::test]
+async fn an_idempotency_key_stays() {
+    let upstream = Upstream::good().await;
+    let gateway = before(&upstream).await;
+    let headers = [("idempotency-key", "order-1"), ("openai-beta", "assistants=v2")];
+    let body = json!({"model": "small", "messages": []}).to_string();
+    let answer = ask(&gateway, "POST", "/v1/chat/completions", &headers, body).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    let seen = upstream.last();
+    assert_eq!(
+        seen.header("idempotency-key"),
+        None,
+        "two callers may write the same one"
+    );
+    assert_eq!(seen.header("openai-beta"), Some("assistants=v2"));
+}
