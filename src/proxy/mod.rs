@@ -102,6 +102,10 @@ impl ProxyHttp for Gateway {
             Kind::Call => self.api(session, state).await?,
             Kind::Stream(_) => return self.enter_stream(session, state).await,
             Kind::Admin => self.administer(session, state).await?,
+            Kind::Health | Kind::Metrics if !is_read(session) => {
+                let refusal = read_only(&session.req_header().method);
+                self.guarded_preflight(session, state, refusal).await?;
+            }
             Kind::Health => {
                 let answer = match session.req_header().uri.path() {
                     "/health/readiness" => self.health.readiness().await,
@@ -303,6 +307,20 @@ impl Gateway {
         let answer = respond::render(stop, &state.cx.request_id);
         self.send(session, state, answer).await
     }
+}
+
+fn is_read(session: &Session) -> bool {
+    matches!(session.req_header().method, Method::GET | Method::HEAD)
+}
+
+/// For what can only be looked at.
+fn read_only(method: &Method) -> Refusal {
+    Refusal::new(
+        405,
+        "invalid_request_error",
+        format!("{method} is not offered here; use GET or HEAD."),
+    )
+    .header("allow", "GET, HEAD")
 }
 
 fn not_here() -> Refusal {

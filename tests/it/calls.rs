@@ -690,3 +690,36 @@ async fn an_idempotency_key_stays() {
     );
     assert_eq!(seen.header("openai-beta"), Some("assistants=v2"));
 }
+
+#[tokio::test]
+async fn health_and_metrics_are_only_read() {
+    let upstream = Upstream::good().await;
+    let gateway = before(&upstream).await;
+    for path in [
+        "/health",
+        "/health/liveliness",
+        "/health/liveness",
+        "/health/readiness",
+        "/metrics",
+    ] {
+        for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+            let answer = ask(&gateway, method, path, &[], "{}").await;
+            assert_eq!(answer.status(), 405, "{method} {path}");
+            assert_eq!(answer.head.header("allow"), Some("GET, HEAD"), "{method} {path}");
+            answer.error();
+        }
+        for method in ["GET", "HEAD"] {
+            let answer = ask(&gateway, method, path, &[], "").await;
+            assert_eq!(answer.status(), 200, "{method} {path}");
+        }
+    }
+    let preflight = [
+        ("origin", "https://app.test"),
+        ("access-control-request-method", "GET"),
+    ];
+    assert_eq!(
+        ask(&gateway, "OPTIONS", "/health", &preflight, "").await.status(),
+        204,
+        "a browser may ask first"
+    );
+}
