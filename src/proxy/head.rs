@@ -19,13 +19,18 @@ const HOP_BY_HOP: [&str; 8] = [
 ];
 
 /// What an upstream says of itself and its own door; it would be wrong, or telling, from ours.
-const UPSTREAMS_OWN: [&str; 12] = [
+const UPSTREAMS_OWN: [&str; 16] = [
     "set-cookie",
     "server",
     "via",
     "alt-svc",
     "strict-transport-security",
     "x-powered-by",
+    "x-served-by",
+    "location",
+    "content-location",
+    // It asks for the provider's key, which no caller has.
+    "www-authenticate",
     "openai-organization",
     "openai-project",
     "cf-ray",
@@ -37,6 +42,15 @@ const UPSTREAMS_OWN: [&str; 12] = [
 pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     HOP_BY_HOP.contains(&name.as_str())
 }
+
+/// The same for whole families. A LiteLLM behind us speaks of its own keys and prices.
+const UPSTREAMS_FAMILIES: [&str; 5] = [
+    "access-control-",
+    "x-litellm-",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-upstream",
+];
 
 /// The head of an upstream request. `headers` has been decided by the filters.
 pub fn upstream_request(
@@ -75,7 +89,10 @@ pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {
         let n = name.as_str();
         if n == "x-request-id" || n == "request-id" {
             parts.headers.insert("x-upstream-request-id", value.clone());
-        } else if !is_hop_by_hop(name) && !UPSTREAMS_OWN.contains(&n) && !n.starts_with("access-control-") {
+        } else if !is_hop_by_hop(name)
+            && !UPSTREAMS_OWN.contains(&n)
+            && !UPSTREAMS_FAMILIES.iter().any(|f| n.starts_with(f))
+        {
             parts.headers.append(name.clone(), value.clone());
         }
     }

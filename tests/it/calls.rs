@@ -675,6 +675,40 @@ async fn audio_comes_back_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_an_upstream_says_of_itself_stays() {
+    let telling = [
+        "x-litellm-model-id",
+        "x-litellm-response-cost",
+        "x-litellm-key-spend",
+        "location",
+        "content-location",
+        "www-authenticate",
+        "x-envoy-upstream-service-time",
+        "x-forwarded-for",
+        "x-served-by",
+        "x-upstream",
+        "x-upstream-addr",
+    ];
+    for status in [200, 400] {
+        let upstream = Upstream::start(move |_| {
+            let mut headers: Vec<(&str, &str)> = telling.iter().map(|n| (*n, "theirs")).collect();
+            headers.extend([("content-type", "application/json"), ("x-custom", "kept")]);
+            Script::answer(status, &headers, r#"{"error": {"message": "m"}}"#)
+        })
+        .await;
+        let gateway = before(&upstream).await;
+        let answer = chat(&gateway, &json!({"model": "small", "messages": []})).await;
+        assert_eq!(answer.status(), status, "{answer:?}");
+        for name in telling {
+            assert_ne!(answer.head.header(name), Some("theirs"), "{name} at {status}");
+        }
+        if status == 200 {
+            assert_eq!(answer.head.header("x-custom"), Some("kept"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_idempotency_key_stays() {
     let upstream = Upstream::good().await;
     let gateway = before(&upstream).await;
