@@ -5,6 +5,7 @@ use filters::contract::Cx;
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
 use pingora::prelude::*;
 use pingora_http::{RequestHeader, ResponseHeader};
+use std::collections::HashSet;
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [&str; 8] = [
@@ -99,6 +100,21 @@ pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {
     parts
 }
 
+/// Gives `head` the fields of `wanted`. Whole sequences are compared and put: a field may be repeated.
+pub fn replace_fields(head: &mut ResponseHeader, wanted: &HeaderMap) -> Result<()> {
+    let names: HashSet<HeaderName> = head.headers.keys().chain(wanted.keys()).cloned().collect();
+    for name in names {
+        if head.headers.get_all(&name) == wanted.get_all(&name) {
+            continue;
+        }
+        head.remove_header(&name);
+        for value in wanted.get_all(&name) {
+            head.append_header(&name, value)?;
+        }
+    }
+    Ok(())
+}
+
 /// The head for the client, with what the gateway says of the call.
 pub fn to_client(parts: response::Parts, cx: &Cx, framing: Framing) -> Result<Box<ResponseHeader>> {
     let mut head = ResponseHeader::from(parts);
@@ -170,4 +186,31 @@ pub fn join(base: &str, path: &str) -> String {
         return path.to_string();
     }
     filters::dialects::join(base, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_compared_as_sequences() {
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        let mut wanted = HeaderMap::new();
+        for (name, before, after) in [
+            ("set-cookie", &["a", "b"][..], &["a", "b"][..]),
+            ("vary", &["a"], &["a", "origin"]),
+            ("x-fewer", &["a", "b"], &["b"]),
+            ("x-gone", &["a", "b"], &[]),
+            ("x-new", &[], &["a", "a"]),
+        ] {
+            for value in before {
+                head.append_header(name, *value).unwrap();
+            }
+            for value in after {
+                wanted.append(name, HeaderValue::from_static(value));
+            }
+        }
+        replace_fields(&mut head, &wanted).unwrap();
+        assert_eq!(head.headers, wanted);
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::lanes::Kind;
 use super::state::State;
-use super::{Gateway, respond};
+use super::{Gateway, head, respond};
 use bytes::Bytes;
 use filters::contract::{Fault, Stop, Upstream, Verdict};
 use filters::model::record::Status;
@@ -101,23 +101,13 @@ impl Gateway {
     pub(super) fn stream_head(&self, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         let state = state(ctx)?;
         state.cx.response_status = response.status.as_u16();
+        let lane = Arc::clone(&state.lane);
         if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
-            let before = response.as_owned_parts();
-            let mut parts = before.clone();
-            let lane = Arc::clone(&state.lane);
+            let mut parts = response.as_owned_parts();
             lane.chain
                 .response_filter(&mut state.cx, &mut parts)
                 .map_err(|stop| Error::explain(ErrorType::InternalError, stop.shown().to_string()))?;
-            for name in before.headers.keys().filter(|n| !parts.headers.contains_key(*n)) {
-                response.remove_header(name);
-            }
-            for (name, value) in parts
-                .headers
-                .iter()
-                .filter(|(n, v)| before.headers.get(*n) != Some(v))
-            {
-                response.insert_header(name.clone(), value.clone())?;
-            }
+            head::replace_fields(response, &parts.headers)?;
         }
         response.insert_header("x-request-id", state.cx.request_id.as_str())?;
         response.insert_header("x-litellm-call-id", state.cx.request_id.as_str())?;

@@ -354,3 +354,29 @@ async fn a_key_in_a_header_of_its_own_stays_here() {
         }
     }
 }
+
+#[tokio::test]
+async fn repeated_headers_stay_repeated() {
+    let upstream = Upstream::start(|_| {
+        let headers = [
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("vary", "accept-encoding"),
+            ("vary", "accept-language"),
+            ("link", "</1>"),
+            ("link", "</2>"),
+        ];
+        Script::answer(200, &headers, "{}")
+    })
+    .await;
+    let gateway = before(&upstream, json!({})).await;
+    let answer = ask(&gateway, "GET", "/tts/x", &[("origin", "https://app.test")], "").await;
+    let all = |name: &str| -> Vec<&str> {
+        let of_name = answer.head.headers.iter().filter(|(n, _)| n == name);
+        of_name.map(|(_, v)| v.as_str()).collect()
+    };
+    assert_eq!(all("set-cookie"), ["a=1", "b=2"]);
+    assert_eq!(all("link"), ["</1>", "</2>"]);
+    assert_eq!(all("vary"), ["accept-encoding", "accept-language", "origin"]);
+    assert_eq!(all("access-control-allow-origin"), ["*"]);
+}
