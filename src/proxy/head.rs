@@ -1,10 +1,12 @@
 //! Message heads: what of them travels between client and upstream.
 
+use super::lanes::Target;
 use super::paths;
 use filters::contract::Cx;
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
 use pingora::prelude::*;
 use pingora_http::{RequestHeader, ResponseHeader};
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
@@ -100,6 +102,84 @@ pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {
     parts
 }
 
+/// Takes from a stream lane's answer what says where it comes from. Unlike a model call's answer, the
+/// rest is the application's and stays.
+pub fn hide_target(head: &mut ResponseHeader, target: &Target) -> Result<()> {
+    for name in [
+        header::SERVER,
+        header::VIA,
+        HeaderName::from_static("x-powered-by"),
+    ] {
+        head.remove_header(&name);
+    }
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let theirs: Vec<HeaderValue> = head.headers.get_all(&name).iter().cloned().collect();
+        head.remove_header(&name);
+        for value in theirs {
+            let ours = value.to_str().ok().and_then(|text| ours(text, target));
+            if let Some(Ok(ours)) = ours.map(|text| HeaderValue::try_from(text.as_ref())) {
+                head.append_header(&name, ours)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A reference of a target's, as it is right for a client. One that names the target's host becomes the
+/// lane's path that leads there; None = there is no such path, or no sure reading. One without a host
+/// stays: whether the target knows under which path it is seen from here, nobody can tell.
+fn ours<'r>(reference: &'r str, target: &Target) -> Option<Cow<'r, str>> {
+    let (address, fragment) = match reference.find('#') {
+        Some(at) => reference.split_at(at),
+        None => (reference, ""),
+    };
+    let first = address.split(['/', '?']).next().unwrap_or_default();
+    let absolute = if address.starts_with("//") {
+        let scheme = if target.base.tls { "https:" } else { "http:" };
+        Cow::Owned(format!("{scheme}{address}"))
+    } else if first.contains(':') {
+        Cow::Borrowed(address)
+    } else {
+        return Some(Cow::Borrowed(reference));
+    };
+    let uri: http::Uri = absolute.parse().ok()?;
+    let authority = uri.authority()?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    if !host.eq_ignore_ascii_case(&target.base.host) {
+        return Some(Cow::Borrowed(reference));
+    }
+    let usual = match uri.scheme_str() {
+        Some("https") => 443,
+        Some("http") => 80,
+        _ => return None,
+    };
+    // The same host under another port is another service, whose name is nobody's business either.
+    if authority.port_u16().unwrap_or(usual) != target.base.port {
+        return None;
+    }
+    let rest = uri.path().strip_prefix(target.base.path.as_str())?;
+    let mut path = format!("{}{rest}", target.strip);
+    if path.is_empty() {
+        path.push('/');
+    }
+    // `/base` is no part of `/based`; and `//host` would lead elsewhere.
+    if !(rest.is_empty() || rest.starts_with('/')) || paths::odd(&path).is_some() {
+        return None;
+    }
+    // What the config adds to every query may be a secret, and is added again.
+    let added: Vec<&str> = target.query.iter().flat_map(|q| q.split('&')).collect();
+    let query = uri.query().unwrap_or_default().split('&');
+    let query: Vec<&str> = query
+        .filter(|pair| !pair.is_empty() && !added.contains(pair))
+        .collect();
+    if !query.is_empty() {
+        path.push('?');
+        path.push_str(&query.join("&"));
+    }
+    path.push_str(fragment);
+    Some(Cow::Owned(path))
+}
+
 /// Gives `head` the fields of `wanted`. Whole sequences are compared and put: a field may be repeated.
 pub fn replace_fields(head: &mut ResponseHeader, wanted: &HeaderMap) -> Result<()> {
     let names: HashSet<HeaderName> = head.headers.keys().chain(wanted.keys()).cloned().collect();
@@ -191,6 +271,58 @@ pub fn join(base: &str, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use filters::model::deployment::Base;
+
+    fn target(base: &str, strip: &str, query: Option<&str>) -> Target {
+        Target {
+            base: Base::parse(base).unwrap(),
+            strip: strip.into(),
+            query: query.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn references_to_the_target_lead_through_the_lane() {
+        let tts = target("http://tts.internal:8000/base", "/tts", Some("key=secret&v=1"));
+        let cases = [
+            ("http://tts.internal:8000/base/jobs/1", Some("/tts/jobs/1")),
+            ("http://TTS.internal:8000/base", Some("/tts")),
+            (
+                "https://tts.internal:8000/base/x?a=b#part",
+                Some("/tts/x?a=b#part"),
+            ),
+            ("//tts.internal:8000/base/x", Some("/tts/x")),
+            (
+                "http://tts.internal:8000/base/x?key=secret&v=1&a=b",
+                Some("/tts/x?a=b"),
+            ),
+            ("http://tts.internal:8000/base/x?v=1", Some("/tts/x")),
+            // No path of the lane leads there.
+            ("http://tts.internal:8000/other", None),
+            ("http://tts.internal:8000/based", None),
+            ("http://tts.internal:9000/base/x", None),
+            ("http://tts.internal/base/x", None),
+            ("ftp://tts.internal:8000/base/x", None),
+            ("http://tts.internal:8000/base/../x", None),
+            ("http:\\\\tts.internal:8000\\base", None),
+            // Somebody else's, and what names no host.
+            (
+                "https://cdn.example.com/a?b#c",
+                Some("https://cdn.example.com/a?b#c"),
+            ),
+            ("/jobs/1", Some("/jobs/1")),
+            ("jobs?at=http://tts.internal", Some("jobs?at=http://tts.internal")),
+            ("#here", Some("#here")),
+            ("", Some("")),
+        ];
+        for (reference, want) in cases {
+            assert_eq!(ours(reference, &tts).as_deref(), want, "{reference}");
+        }
+        let whole = target("https://[::1]", "", None);
+        assert_eq!(ours("https://[::1]/x", &whole).as_deref(), Some("/x"));
+        assert_eq!(ours("https://[::1]", &whole).as_deref(), Some("/"));
+        assert_eq!(ours("https://[::1]//evil.test/x", &whole), None);
+    }
 
     #[test]
     fn fields_are_compared_as_sequences() {

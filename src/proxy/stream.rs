@@ -102,6 +102,9 @@ impl Gateway {
         let state = state(ctx)?;
         state.cx.response_status = response.status.as_u16();
         let lane = Arc::clone(&state.lane);
+        if let Kind::Stream(target) = &lane.kind {
+            head::hide_target(response, target)?;
+        }
         if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
             let mut parts = response.as_owned_parts();
             lane.chain

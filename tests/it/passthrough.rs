@@ -380,3 +380,41 @@ async fn repeated_headers_stay_repeated() {
     assert_eq!(all("vary"), ["accept-encoding", "accept-language", "origin"]);
     assert_eq!(all("access-control-allow-origin"), ["*"]);
 }
+
+#[tokio::test]
+async fn an_answer_does_not_name_the_target() {
+    let upstream = Upstream::start(|seen| {
+        let host = seen.header("host").unwrap().to_string();
+        let place = format!("http://{host}/base/jobs/1?a=b");
+        let elsewhere = format!("http://{host}/other");
+        let headers = [
+            ("server", "theirs"),
+            ("via", "1.1 theirs"),
+            ("x-powered-by", "theirs"),
+            ("x-theirs", "kept"),
+            ("location", &*place),
+            ("content-location", &*elsewhere),
+        ];
+        Script::answer(201, &headers, "{}")
+    })
+    .await;
+    let gateway = with(
+        format!("http://127.0.0.1:{}/base", upstream.port),
+        json!({}),
+        Setup::new(),
+    )
+    .await;
+    let answer = ask(&gateway, "POST", "/tts/jobs", &[], "{}").await;
+    assert_eq!(answer.status(), 201, "{answer:?}");
+    let head = &answer.head;
+    assert_eq!(head.header("location"), Some("/tts/jobs/1?a=b"));
+    assert_eq!(
+        head.header("content-location"),
+        None,
+        "what has no path here is left out"
+    );
+    assert_eq!(head.header("x-theirs"), Some("kept"));
+    for name in ["server", "via", "x-powered-by"] {
+        assert_eq!(head.header(name), None, "{name}");
+    }
+}
