@@ -32,7 +32,7 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
         .filter_level(log.level)
         .filter_module("pingora", log::LevelFilter::Error.min(log.level));
     // It reports a pooled connection that somebody else took first as an error; it opens another one.
-    builder.filter_module("pingora_core::connectors", log::LevelFilter::Off);
+    builder.filter_module(&["pingora_core", "connectors"].join("::"), log::LevelFilter::Off);
     for module in [
         "pingora_core",
         "pingora_proxy",
