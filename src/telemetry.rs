@@ -61,7 +61,7 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
         } else {
             let mut line = Map::new();
             let _ = record.key_values().visit(&mut Pairs(&mut line));
-            let pairs: String = line.iter().map(|(k, v)| format!(" {k}={v}")).collect();
+            let pairs = text_pairs(&line);
             // A control character in a caller's text must not start a line of its own.
             let text: String = record.args().to_string().escape_debug_controls();
             writeln!(
@@ -74,6 +74,13 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
     });
     // A second logger in one process (tests) is no reason to fail.
     let _ = builder.try_init();
+}
+
+/// The pairs of a line, as text. JSON escapes some control characters and not those that a terminal takes
+/// for commands as well.
+fn text_pairs(line: &Map<String, Value>) -> String {
+    let pairs: String = line.iter().map(|(k, v)| format!(" {k}={v}")).collect();
+    pairs.escape_debug_controls()
 }
 
 trait EscapeControls {
@@ -281,19 +288,49 @@ impl Metrics for Telemetry {
                 self.tokens.with_label_values(&[model, kind]).inc_by(n);
             }
         }
+        // A call that broke off has its price too.
+        if let Some(nanos) = seen.cost_nanos {
+            self.spend
+                .with_label_values(&[model])
+                .inc_by(u64::try_from(nanos).unwrap_or(0));
+        }
         if seen.status >= 400 || seen.error.is_some() {
             self.errors
                 .with_label_values(&[model, seen.error.unwrap_or("error")])
                 .inc();
-        } else if seen.first_byte_seconds.is_some() && seen.model.is_some() {
-            match seen.cost_nanos {
-                Some(nanos) => {
-                    self.spend
-                        .with_label_values(&[model])
-                        .inc_by(u64::try_from(nanos).unwrap_or(0));
-                }
-                None => self.unpriced.with_label_values(&[model]).inc(),
-            }
+        } else if seen.first_byte_seconds.is_some() && seen.model.is_some() && seen.cost_nanos.is_none() {
+            self.unpriced.with_label_values(&[model]).inc();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_cannot_command_a_terminal() {
+        let mut line = Map::new();
+        line.insert("alias".into(), "a\u{9b}31m\u{7f}\nb".into());
+        let text = text_pairs(&line);
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+        assert!(text.contains("31m"));
+    }
+
+    #[test]
+    fn a_call_that_broke_off_counts_as_spent() {
+        let telemetry = Telemetry::new().unwrap();
+        telemetry.observe(&Observation {
+            lane: "l",
+            model: Some("m"),
+            status: 200,
+            error: Some("upstream_cut"),
+            seconds: 1.0,
+            first_byte_seconds: None,
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            cost_nanos: Some(70),
+        });
+        assert_eq!(telemetry.spend.with_label_values(&["m"]).get(), 70);
     }
 }

@@ -9,6 +9,7 @@ use crate::contract::{Call, Chain, Cx, Outcome, Result, Stop, Upstream};
 use crate::model::call::Endpoint;
 use crate::model::deployment::{Base, Deployment};
 use crate::model::key::{Key, KeyHash, MasterKey, key_name};
+use crate::model::price::ServiceTier;
 use crate::model::record::{Record, Status};
 use crate::model::secret::Secret;
 use crate::model::usage::Usage;
@@ -235,7 +236,11 @@ impl Catalog for Names {
         false
     }
 
-    fn worst_cost(&self, _model: &str, _endpoint: Endpoint, _usage: &Usage) -> Option<i64> {
+    fn worst_cost(&self, _: &str, _: Endpoint, _: &Usage, _: ServiceTier) -> Option<i64> {
+        None
+    }
+
+    fn max_output_tokens(&self, _model: &str) -> Option<u64> {
         None
     }
 }

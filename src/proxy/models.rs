@@ -9,7 +9,7 @@ use filters::contract::{Answer, Refusal};
 use filters::model::call::Endpoint;
 use filters::model::deployment::{Base, Deployment};
 use filters::model::key::Caller;
-use filters::model::price::{PriceOverride, Prices, ServiceTier};
+use filters::model::price::{Price, PriceOverride, Prices, ServiceTier};
 use filters::model::usage::Usage;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -219,23 +219,39 @@ impl Catalog for Models {
         })
     }
 
-    fn worst_cost(&self, model: &str, endpoint: Endpoint, usage: &Usage) -> Option<i64> {
+    fn worst_cost(&self, model: &str, endpoint: Endpoint, usage: &Usage, tier: ServiceTier) -> Option<i64> {
+        let at = |p: &Price| {
+            let standard = p.cost(usage, endpoint.into(), ServiceTier::Standard);
+            standard.max(p.cost(usage, endpoint.into(), tier))
+        };
         let found = self.find(model)?;
         found
             .group
             .deployments
             .iter()
             .filter_map(|d| match d.price {
-                Some(ref p) => p.cost(usage, endpoint.into(), ServiceTier::Standard),
+                Some(ref p) => at(p),
                 // A wildcard's price depends on the name that is called.
-                None if found.captured.is_some() => found.dress(d, model).ok().and_then(|(d, _)| {
-                    d.price
-                        .as_ref()
-                        .and_then(|p| p.cost(usage, endpoint.into(), ServiceTier::Standard))
-                }),
+                None if found.captured.is_some() => {
+                    let (d, _) = found.dress(d, model).ok()?;
+                    d.price.as_ref().and_then(at)
+                }
                 None => None,
             })
             .map(|n| n.0)
+            .max()
+    }
+
+    fn max_output_tokens(&self, model: &str) -> Option<u64> {
+        let found = self.find(model)?;
+        found
+            .group
+            .deployments
+            .iter()
+            .filter_map(|d| match d.max_output_tokens {
+                None if found.captured.is_some() => found.dress(d, model).ok()?.0.max_output_tokens,
+                known => known,
+            })
             .max()
     }
 }

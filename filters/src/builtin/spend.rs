@@ -27,16 +27,18 @@ impl Spend {
         let used = cx.metered.used.unwrap_or_default();
         let deployment = cx.deployment.as_ref();
         let cost = match (deployment, &cx.metered.used) {
-            (Some(d), Some(used)) => {
-                let tier = call
-                    .service_tier
-                    .as_deref()
-                    .map_or(ServiceTier::Standard, ServiceTier::parse);
-                d.price
-                    .as_ref()
-                    .and_then(|p| p.cost(used, call.endpoint.into(), tier))
-                    .map(|c| c.0)
-            }
+            (Some(d), Some(used)) => d.price.as_ref().and_then(|p| {
+                let at = |tier| p.cost(used, call.endpoint.into(), tier).map(|c| c.0);
+                match cx.metered.service_tier {
+                    Some(told) => at(told),
+                    // Asking for a cheap tier is not getting it; asking for a dear one may be.
+                    None => at(ServiceTier::Standard).max(
+                        call.service_tier
+                            .as_deref()
+                            .and_then(|asked| at(ServiceTier::parse(asked))),
+                    ),
+                }
+            }),
             // Nothing was answered, so nothing is owed.
             _ => Some(0),
         };
@@ -124,5 +126,109 @@ impl Filter for Spend {
         if !cx.recorded {
             self.write(cx, outcome.status, outcome.http_status, outcome.error.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::usage::MeterUsage;
+    use crate::contract::Call;
+    use crate::model::call::Endpoint;
+    use crate::model::money::Femto;
+    use crate::model::price::{Meter, Price, Rate};
+    use crate::testkit::{self, Kit};
+
+    fn rate(meter: Meter, tier: ServiceTier, nanos: u64) -> Rate {
+        Rate {
+            meter,
+            above: 0,
+            tier,
+            price: format!("{nanos}e-9").parse::<Femto>().unwrap(),
+        }
+    }
+
+    /// The row of a call that was answered so, by a deployment with these prices.
+    fn row(call: Call, answer: &str, rates: Vec<Rate>) -> Record {
+        let kit = Kit::default();
+        let mut cx = kit.cx();
+        let mut d = testkit::deployment("openai");
+        d.price = Some(Price::new(rates));
+        cx.deployment = Some(Arc::new(d));
+        cx.call = Some(call);
+        cx.response_status = 200;
+        let mut chunk = Bytes::copy_from_slice(answer.as_bytes());
+        MeterUsage
+            .response_body_filter(&mut cx, &mut chunk, true)
+            .unwrap();
+        Spend::new(&kit.ports())
+            .response_body_filter(&mut cx, &mut chunk, true)
+            .unwrap();
+        kit.ledger.rows().remove(0)
+    }
+
+    #[test]
+    fn the_answer_says_the_tier_that_is_billed() {
+        #[track_caller]
+        fn check(asked: &str, answered: &str, spend: i64) {
+            let rates = vec![
+                rate(Meter::Input, ServiceTier::Standard, 100),
+                rate(Meter::Input, ServiceTier::Flex, 50),
+                rate(Meter::Input, ServiceTier::Priority, 200),
+            ];
+            let call = testkit::call(
+                Endpoint::Chat,
+                &format!(r#"{{"model":"m","messages":[]{asked}}}"#),
+            );
+            let answer = format!(r#"{{"usage":{{"prompt_tokens":10,"completion_tokens":0}}{answered}}}"#);
+            let row = row(call, &answer, rates);
+            assert_eq!((row.spend_nanos, row.priced), (spend, true), "{asked} {answered}");
+        }
+        let (flex, priority) = (r#","service_tier":"flex""#, r#","service_tier":"priority""#);
+        check("", "", 1000);
+        check(flex, "", 1000);
+        check(flex, r#","service_tier":"default""#, 1000);
+        check(flex, flex, 500);
+        check(priority, "", 2000);
+        check(priority, r#","service_tier":"default""#, 1000);
+        check("", priority, 2000);
+    }
+
+    fn transcription() -> Call {
+        let form = format!(
+            "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\n\r\nID3{}\r\n\
+             --b\r\nContent-Disposition: form-data; name=\"response_format\"\r\n\r\ntext\r\n\
+             --b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper-1\r\n--b--\r\n",
+            "x".repeat(31_997)
+        );
+        Call::parse(
+            Endpoint::Transcriptions,
+            form.into(),
+            "multipart/form-data; boundary=b".into(),
+            None,
+            None,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn audio_whose_length_nobody_tells_is_not_heard_for_nothing() {
+        let by_second = || vec![rate(Meter::InputSecond, ServiceTier::Standard, 1000)];
+        let silent = row(transcription(), "so it was said", by_second());
+        assert_eq!(
+            (
+                silent.spend_nanos,
+                silent.priced,
+                silent.estimated,
+                silent.audio_millis
+            ),
+            (2000, true, true, 2000)
+        );
+        let tokens = r#"{"text":"so","usage":{"input_tokens":3,"output_tokens":1}}"#;
+        let told = row(transcription(), tokens, by_second());
+        assert_eq!((told.spend_nanos, told.estimated), (2000, true));
+        let by_token = vec![rate(Meter::Input, ServiceTier::Standard, 10)];
+        let guessed = row(transcription(), "so it was said", by_token);
+        assert_eq!((guessed.spend_nanos, guessed.estimated), (200, true));
     }
 }

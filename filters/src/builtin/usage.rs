@@ -4,6 +4,9 @@
 use crate::contract::cx::Metered;
 use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstream};
 use crate::model::call::Endpoint;
+use crate::model::deployment::Deployment;
+use crate::model::money::Femto;
+use crate::model::price::{Meter, ServiceTier};
 use crate::model::usage::{self, Usage};
 use crate::wire::{peek, splice, sse};
 use async_trait::async_trait;
@@ -43,6 +46,8 @@ impl Filter for MeterUsage {
 
     async fn upstream_request_filter(&self, cx: &mut Cx, up: &mut Upstream) -> Result<()> {
         cx.metered = Metered::default();
+        // Neither does an earlier attempt's error say anything of this one.
+        cx.response_status = 0;
         if let Some(call) = cx.call.as_ref().filter(|c| asks(c)) {
             up.edits.set("stream_options", with_include_usage(call));
         }
@@ -52,6 +57,7 @@ impl Filter for MeterUsage {
     fn response_body_filter(&self, cx: &mut Cx, chunk: &mut Bytes, end: bool) -> Result<()> {
         let Cx {
             call: Some(call),
+            deployment,
             metered,
             event_stream,
             response_status,
@@ -72,25 +78,31 @@ impl Filter for MeterUsage {
         // The stream's own last word ends the call for the client, so it does for us: the upstream may
         // take its time to close.
         if metered.used.is_none() && (end || metered.done) {
-            settle(call, metered, *event_stream);
+            let broke_off = metered.error.is_some();
+            settle(call, deployment.as_deref(), metered, *event_stream, broke_off);
         }
         Ok(())
     }
 
-    /// An answer that broke off is owed for as far as it came.
+    /// An answer that broke off is owed for as far as it came, and a question for having been read.
     fn logging(&self, cx: &mut Cx, _outcome: &Outcome) {
         let Cx {
             call: Some(call),
+            deployment,
             metered,
             event_stream,
+            response_status,
             ..
         } = cx
         else {
             return;
         };
         let came = metered.deltas > 0 || metered.told.is_some() || metered.pieces_len > 0;
-        if metered.used.is_none() && came {
-            settle(call, metered, *event_stream);
+        if metered.used.is_none() && (came || metered.sent) && *response_status < 300 {
+            settle(call, deployment.as_deref(), metered, *event_stream, !metered.done);
+            if let Some(used) = metered.used.as_mut().filter(|_| !came) {
+                used.estimated = true;
+            }
         }
     }
 }
@@ -207,6 +219,13 @@ fn note(endpoint: Endpoint, metered: &mut Metered, event: &[u8]) -> bool {
     {
         metered.error = Some("the upstream reported an error within its stream".into());
     }
+    // A chat says it with every event and means the same; the Responses API first says what was asked
+    // for and last what came of it.
+    if (metered.service_tier.is_none() || endpoint == Endpoint::Responses)
+        && let Some(tier) = usage::tier_in(&data)
+    {
+        metered.service_tier = Some(ServiceTier::parse(&tier));
+    }
     let Some(told) = Usage::find_in(&data) else {
         return false;
     };
@@ -242,26 +261,46 @@ fn text_of(data: &[u8], name: &Finder) -> usize {
     text.len()
 }
 
-/// Decides what the call used.
-fn settle(call: &Call, metered: &mut Metered, event_stream: bool) {
-    let told = metered.told.take().or_else(|| {
-        if event_stream {
-            None
-        } else {
-            find(call.endpoint, metered)
-        }
-    });
-    let answered = metered.pieces_len;
+/// Decides what the call used. `broke_off`: the answer has no proper end, so that what was told of it on
+/// the way may not be all.
+fn settle(call: &Call, d: Option<&Deployment>, metered: &mut Metered, event_stream: bool, broke_off: bool) {
+    if !event_stream && metered.told.is_none() {
+        read(call.endpoint, metered);
+    }
     metered.pieces = Vec::new();
-    let mut used = told.unwrap_or_else(|| match call.endpoint {
-        Endpoint::Chat | Endpoint::Completions | Endpoint::Responses if event_stream => {
-            Usage::estimate(call.body.len(), metered.text_bytes as usize, metered.deltas)
-        }
+    let mut used = match metered.told.take() {
+        // A whole answer that can be read is not a part of one.
+        Some(told) if broke_off && event_stream => told.at_least(&counted(call, metered, event_stream)),
+        Some(told) => told,
+        None => counted(call, metered, event_stream),
+    };
+    match call.endpoint {
+        Endpoint::Speech => used.characters = call.characters,
+        Endpoint::Rerank => used.queries = used.queries.max(1),
+        Endpoint::Images => used.images = used.images.max(call.images.max(1)),
+        Endpoint::Transcriptions | Endpoint::Translations => hear(call, d, &mut used),
+        _ => {}
+    }
+    metered.used = Some(used);
+}
+
+/// What the call used by our own count.
+fn counted(call: &Call, metered: &Metered, event_stream: bool) -> Usage {
+    match call.endpoint {
         Endpoint::Chat | Endpoint::Completions | Endpoint::Responses => {
-            Usage::estimate(call.body.len(), answered, 0)
+            let came = if event_stream {
+                metered.text_bytes
+            } else {
+                metered.pieces_len as u64
+            };
+            let bytes = usize::try_from(came.saturating_add(metered.held_bytes)).unwrap_or(usize::MAX);
+            Usage {
+                prompt_tokens: call.estimated_prompt(),
+                ..Usage::estimate(0, bytes, metered.deltas)
+            }
         }
         Endpoint::Embeddings | Endpoint::Moderations | Endpoint::Rerank => Usage {
-            prompt_tokens: usage::estimate_prompt(call.body.len()),
+            prompt_tokens: call.estimated_prompt(),
             estimated: true,
             ..Usage::default()
         },
@@ -276,29 +315,45 @@ fn settle(call: &Call, metered: &mut Metered, event_stream: bool) {
             estimated: true,
             ..Usage::default()
         },
-    });
-    match call.endpoint {
-        Endpoint::Speech => used.characters = call.characters,
-        Endpoint::Rerank => used.queries = used.queries.max(1),
-        Endpoint::Images => used.images = used.images.max(call.images.max(1)),
-        _ => {}
     }
-    metered.used = Some(used);
 }
 
-fn find(endpoint: Endpoint, metered: &Metered) -> Option<Usage> {
+/// Adds what the price of a transcription is multiplied with and nobody told: answers in plain text tell
+/// nothing, and not every server tells what its owner charges for.
+fn hear(call: &Call, d: Option<&Deployment>, used: &mut Usage) {
+    let price = d.and_then(|d| d.price.as_ref());
+    let by_second = price.is_some_and(|p| {
+        p.rates()
+            .iter()
+            .any(|r| matches!(r.meter, Meter::InputSecond | Meter::OutputSecond) && r.price > Femto::ZERO)
+    });
+    let silent = used.total_tokens() == 0;
+    if used.seconds_milli == 0 && (by_second || silent) {
+        used.seconds_milli = call.audio_millis;
+        used.estimated = true;
+    }
+    if silent && !by_second && price.is_some() {
+        used.prompt_tokens = call.estimated_prompt();
+        used.audio_prompt_tokens = used.prompt_tokens;
+        used.estimated = true;
+    }
+}
+
+/// Reads what an answer that is not a stream says of itself.
+fn read(endpoint: Endpoint, metered: &mut Metered) {
     if metered.pieces_len > MAX_ANSWER || endpoint == Endpoint::Speech {
-        return None;
+        return;
     }
     let whole: Bytes = match metered.pieces.as_slice() {
         [one] => one.clone(),
         many => many.concat().into(),
     };
-    if matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations) {
+    metered.service_tier = usage::tier_in(&whole).map(|t| ServiceTier::parse(&t));
+    metered.told = if matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations) {
         Usage::find_in_transcription(&whole)
     } else {
         Usage::find_in(&whole)
-    }
+    };
 }
 
 #[cfg(test)]
@@ -384,6 +439,92 @@ mod tests {
         let used = m.used.unwrap();
         assert!(used.estimated && used.prompt_tokens > 0);
         assert_eq!(used.completion_tokens, 4, "two deltas of thirteen bytes");
+    }
+
+    fn ended(cx: &mut Cx) -> Option<Usage> {
+        let outcome = Outcome {
+            status: crate::model::record::Status::Aborted,
+            http_status: 499,
+            error: None,
+            error_kind: None,
+        };
+        MeterUsage.logging(cx, &outcome);
+        cx.metered.used
+    }
+
+    #[test]
+    fn a_question_that_went_out_is_owed_though_its_client_left() {
+        let mut cx = testkit::Kit::default().cx();
+        cx.call = Some(testkit::call(Endpoint::Chat, r#"{"model":"m","messages":[]}"#));
+        assert_eq!(ended(&mut cx), None, "nothing went out");
+        cx.metered.sent = true;
+        for status in [302, 500] {
+            cx.response_status = status;
+            assert_eq!(ended(&mut cx), None, "{status}: no answer, no debt");
+        }
+        cx.response_status = 0;
+        cx.metered.held_bytes = 400;
+        let used = ended(&mut cx).unwrap();
+        assert_eq!(
+            (used.prompt_tokens, used.completion_tokens, used.estimated),
+            (7, 100, true)
+        );
+    }
+
+    #[test]
+    fn a_stream_that_broke_off_is_owed_for_what_came() {
+        let early = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":90,\"completion_tokens\":1}}\n\n";
+        for by_error in [false, true] {
+            let mut cx = testkit::Kit::default().cx();
+            cx.call = Some(testkit::call(
+                Endpoint::Chat,
+                r#"{"model":"m","messages":[],"stream":true}"#,
+            ));
+            (cx.event_stream, cx.response_status) = (true, 200);
+            let mut chunk = Bytes::from(format!("{early}{DELTAS}"));
+            MeterUsage
+                .response_body_filter(&mut cx, &mut chunk, false)
+                .unwrap();
+            if by_error {
+                cx.metered.error = Some("it broke off".into());
+                let mut rest = Bytes::new();
+                MeterUsage.response_body_filter(&mut cx, &mut rest, true).unwrap();
+            }
+            let used = ended(&mut cx).unwrap();
+            assert_eq!(
+                (used.prompt_tokens, used.completion_tokens, used.estimated),
+                (90, 4, true)
+            );
+        }
+    }
+
+    #[test]
+    fn a_break_after_all_was_told_is_no_estimate() {
+        let told = Usage {
+            prompt_tokens: 90,
+            completion_tokens: 9,
+            ..Usage::default()
+        };
+        assert_eq!(told.at_least(&Usage::estimate(4, 4, 1)), told);
+    }
+
+    #[test]
+    fn the_tier_is_read_off_streams_and_whole_answers() {
+        let tiered = DELTAS.replacen('{', "{\"service_tier\":\"flex\",", 1);
+        let (_, m) = run(
+            r#"{"model":"m","messages":[],"stream":true}"#,
+            &format!("{tiered}{USAGE}{DONE}"),
+            7,
+        );
+        assert_eq!(m.service_tier, Some(ServiceTier::Flex));
+        let mut cx = testkit::Kit::default().cx();
+        cx.call = Some(testkit::call(Endpoint::Chat, r#"{"model":"m","messages":[]}"#));
+        cx.response_status = 200;
+        let mut whole = Bytes::from_static(br#"{"choices":[],"service_tier":"priority"}"#);
+        MeterUsage
+            .response_body_filter(&mut cx, &mut whole, true)
+            .unwrap();
+        assert_eq!(cx.metered.service_tier, Some(ServiceTier::Priority));
     }
 
     #[test]

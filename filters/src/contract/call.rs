@@ -2,6 +2,7 @@
 
 use super::error::Refusal;
 use crate::model::call::Endpoint;
+use crate::model::usage;
 use crate::wire::multipart::{self, Part};
 use crate::wire::peek::{self, Kind, Object, PeekError};
 use bytes::Bytes;
@@ -42,7 +43,8 @@ pub struct Call {
     pub characters: u64,
     /// Images asked for.
     pub images: u64,
-    /// Length of an uploaded WAV, milliseconds; 0 = unknown.
+    /// Length of the uploaded audio, milliseconds: a WAV's by its header, any other's guessed from its
+    /// size. 0 = there is none.
     pub audio_millis: u64,
     pub body: Bytes,
     pub content_type: String,
@@ -139,6 +141,11 @@ const MAX_DEPTH: usize = 100;
 /// Longer `metadata` is not kept.
 const MAX_METADATA: usize = 16 * 1024;
 const MAX_MODEL_BYTES: usize = 256;
+/// Bytes that a second of compressed audio is taken for: 128 kbit/s, as music is encoded. Speech often
+/// takes less, so this guesses short rather than long.
+const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
+/// What a token of audio stands for where models count audio in tokens, milliseconds.
+const AUDIO_TOKEN_MILLIS: u64 = 100;
 
 fn wanted() -> &'static [&'static str] {
     static ALL: std::sync::OnceLock<Vec<&'static str>> = std::sync::OnceLock::new();
@@ -174,6 +181,17 @@ impl Call {
         }
         call.model.clone_from(&call.requested_model);
         Ok(call)
+    }
+
+    /// Input tokens by our own count: of the JSON as it is, of a form by the length of its audio.
+    pub fn estimated_prompt(&self) -> u64 {
+        match self.scanned {
+            Scanned::Json(_) => usage::estimate_prompt_of(&self.body),
+            Scanned::Form { .. } => self
+                .audio_millis
+                .div_ceil(AUDIO_TOKEN_MILLIS)
+                .clamp(1, usage::MOST),
+        }
     }
 
     fn json(endpoint: Endpoint, body: Bytes, content_type: String) -> Result<Call, Refusal> {
@@ -237,9 +255,11 @@ impl Call {
             (Endpoint::Speech, Some(f)) => peek::str_value(&body, f).map_or(0, |t| t.chars().count() as u64),
             _ => 0,
         };
+        // Which of them counts is the upstream's to decide, so the largest is what may come.
         let max_tokens = ["max_completion_tokens", "max_tokens", "max_output_tokens"]
             .into_iter()
-            .find_map(number);
+            .filter_map(number)
+            .max();
         let (user, service_tier, store, n) = (
             text("user").ok().flatten(),
             text("service_tier").ok().flatten(),
@@ -291,7 +311,7 @@ impl Call {
         let Some(file) = parts.iter().find(|p| p.name == "file") else {
             return Err(missing("file", endpoint));
         };
-        let audio_millis = wav_millis(&body[file.value.clone()]).unwrap_or(0);
+        let audio_millis = audio_millis(&body[file.value.clone()]);
         Ok(Call {
             endpoint,
             requested_model,
@@ -345,7 +365,15 @@ fn strings(json: &[u8]) -> Vec<String> {
     }
 }
 
-/// The length of a WAV file by its header, milliseconds.
+/// The length of an audio file, milliseconds; at least one, so that no file is heard for nothing.
+fn audio_millis(file: &[u8]) -> u64 {
+    wav_millis(file)
+        .unwrap_or_else(|| (file.len() as u64).saturating_mul(1000) / AUDIO_BYTES_PER_SECOND)
+        .max(1)
+}
+
+/// The length of a WAV file by its header, milliseconds. The header is the caller's word: one whose
+/// numbers disagree with each other says nothing.
 fn wav_millis(file: &[u8]) -> Option<u64> {
     let le32 = |at: usize| {
         file.get(at..at + 4)?
@@ -357,14 +385,32 @@ fn wav_millis(file: &[u8]) -> Option<u64> {
     if file.get(..4)? != b"RIFF" || file.get(8..12)? != b"WAVE" {
         return None;
     }
+    let le16 = |at: usize| {
+        file.get(at..at + 2)?
+            .try_into()
+            .ok()
+            .map(u16::from_le_bytes)
+            .map(u64::from)
+    };
     let (mut at, mut bytes_per_second) = (12usize, 0u64);
     // Each step moves on by at least a chunk's head, so this ends.
     loop {
         let (id, len) = (file.get(at..at + 4)?, le32(at + 4)?);
         match id {
-            b"fmt " => bytes_per_second = le32(at + 16)?,
+            b"fmt " => {
+                // Players go by the sample rate, so the byte rate alone must not decide. A second
+                // header would leave open which one counts.
+                let by_samples = le32(at + 12)? * le16(at + 20)?;
+                if bytes_per_second > 0 || by_samples != le32(at + 16)? {
+                    return None;
+                }
+                bytes_per_second = by_samples;
+            }
             b"data" => {
-                let there = len.min((file.len() - at).saturating_sub(8) as u64);
+                let rest = (file.len() - at).saturating_sub(8) as u64;
+                // Recorders that cannot go back to fill the length in leave 0 or all ones; both mean
+                // up to the end.
+                let there = if len == 0 { rest } else { len.min(rest) };
                 return (bytes_per_second > 0).then(|| there.saturating_mul(1000) / bytes_per_second);
             }
             _ => {}
@@ -493,5 +539,32 @@ mod tests {
             let _ = wav_millis(&wav[..cut]);
         }
         assert_eq!(wav_millis(b"ID3"), None);
+        let mut open = wav.clone();
+        open[40..44].copy_from_slice(&[0; 4]);
+        assert_eq!(wav_millis(&open), Some(500), "an open end is the file's end");
+    }
+
+    #[test]
+    fn a_wav_that_contradicts_itself_is_measured_by_its_size() {
+        let mut wav =
+            b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\x00\0\0\x7f\x02\0\x10\0data".to_vec();
+        wav.extend_from_slice(&32_000u32.to_le_bytes());
+        wav.extend(vec![0u8; 32_000]);
+        assert_eq!(wav_millis(&wav), None, "a byte rate that makes an hour a second");
+        assert_eq!(audio_millis(&wav), 2002);
+        assert_eq!(audio_millis(&[0xff; 160_000]), 10_000);
+        assert_eq!(audio_millis(b""), 1);
+    }
+
+    #[test]
+    fn the_largest_limit_is_what_may_come() {
+        let c = chat(r#"{"model":"a","messages":[],"max_completion_tokens":1,"max_tokens":9000}"#);
+        assert_eq!(c.max_tokens, Some(9000));
+        let c = chat(r#"{"model":"a","messages":[],"max_output_tokens":70,"max_tokens":null}"#);
+        assert_eq!(c.max_tokens, Some(70));
+    }
+
+    fn chat(body: &str) -> Call {
+        crate::testkit::call(Endpoint::Chat, body)
     }
 }

@@ -5,6 +5,7 @@ use super::ports::{Catalog, Reservation};
 use crate::dialects::StreamTranslator;
 use crate::model::deployment::Deployment;
 use crate::model::key::Caller;
+use crate::model::price::ServiceTier;
 use crate::model::record::Attempt;
 use crate::model::usage::Usage;
 use crate::wire::sse::Splitter;
@@ -148,6 +149,8 @@ pub struct Metered {
     pub pieces_len: usize,
     /// From the upstream's own words, so far.
     pub told: Option<Usage>,
+    /// The service tier that the answer says it was served at, which decides the price.
+    pub service_tier: Option<ServiceTier>,
     /// Events that carried a piece of the answer, and bytes of text in them: for the estimate.
     pub deltas: u64,
     pub text_bytes: u64,

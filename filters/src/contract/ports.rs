@@ -2,6 +2,7 @@
 
 use crate::model::call::Endpoint;
 use crate::model::key::{Key, KeyHash, MasterKey};
+use crate::model::price::ServiceTier;
 use crate::model::record::Record;
 use crate::model::usage::Usage;
 use async_trait::async_trait;
@@ -94,9 +95,11 @@ pub trait Catalog: Send + Sync {
     fn names(&self) -> &[String];
     /// `model` belongs to this access group.
     fn in_access_group(&self, model: &str, group: &str) -> bool;
-    /// What a call that uses this much costs at the dearest deployment of the name, nano-dollars.
-    /// None = not priced.
-    fn worst_cost(&self, model: &str, endpoint: Endpoint, usage: &Usage) -> Option<i64>;
+    /// What a call that uses this much costs at the dearest deployment of the name, nano-dollars: at this
+    /// tier or at the standard one, whichever is dearer. None = not priced.
+    fn worst_cost(&self, model: &str, endpoint: Endpoint, usage: &Usage, tier: ServiceTier) -> Option<i64>;
+    /// The longest answer that a deployment of the name gives, tokens. None = not known.
+    fn max_output_tokens(&self, model: &str) -> Option<u64>;
 }
 
 /// All ports, handed to filters when they are built.

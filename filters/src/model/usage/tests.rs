@@ -380,3 +380,55 @@ proptest! {
         let _ = Usage::find_in_transcription(&named);
     }
 }
+
+#[test]
+fn files_within_a_prompt_are_not_counted_as_text() {
+    let text = |n: usize| "A".repeat(n);
+    #[track_caller]
+    fn check(body: &str, tokens: u64) {
+        assert_eq!(estimate_prompt_of(body.as_bytes()), tokens);
+    }
+    check("", 1);
+    check(&text(4000), 1000);
+    check(
+        &format!(r#"{{"url":"data:image/png;base64,{}"}}"#, text(4_000_000)),
+        1508,
+    );
+    check(&format!(r#"{{"url":"data:image/png;base64,{}"}}"#, text(40)), 18);
+    check(
+        &format!(
+            r#"{{"url":"data:image/png;base64,{}\/{}"}}"#,
+            text(1000),
+            text(4_000_000)
+        ),
+        1508,
+    );
+    check(&format!(r#"{{"data" : "{}"}}"#, text(4_000_000)), 1504);
+    check(&format!(r#"{{"data":"{}"}}"#, text(4000)), 1003);
+    // Words are words, whatever stands before them.
+    let words = "many words ".repeat(4000);
+    assert!(estimate_prompt_of(format!(r#"{{"x":"data:a;base64,{words}"}}"#).as_bytes()) > 11_000);
+    assert!(estimate_prompt_of(format!(r#"{{"x":"no;base64,{}"}}"#, text(44_000)).as_bytes()) > 11_000);
+    check(&format!(r#"["data:","no;base64,{}"]"#, text(44_000)), 11_006);
+}
+
+#[test]
+fn the_tier_is_the_answers_own() {
+    let tier = |json: &str| tier_in(json.as_bytes());
+    assert_eq!(tier(r#"{"service_tier":"flex"}"#).as_deref(), Some("flex"));
+    assert_eq!(
+        tier(r#"{"type":"x","response":{"service_tier":"priority"}}"#).as_deref(),
+        Some("priority")
+    );
+    for none in [
+        r#"{"service_tier":null}"#,
+        r#"{"service_tier":"auto"}"#,
+        r#"{"service_tier":7}"#,
+        r#"{"metadata":{"service_tier":"flex"}}"#,
+        r#"{"response":{"metadata":{"service_tier":"flex"}}}"#,
+        r#"{"service_tier":"flex""#,
+        "{}",
+    ] {
+        assert_eq!(tier(none), None, "{none}");
+    }
+}
