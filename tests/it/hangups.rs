@@ -102,9 +102,13 @@ async fn a_client_leaves_before_the_answer() {
         assert_eq!(seen.end().await, End::Aborted);
         let row = gateway.rows_once(n + 1).await.remove(0);
         assert_eq!(
-            (row.status, row.http_status, row.spend_nanos),
-            (Status::Aborted, 499, 0),
+            (row.status, row.http_status, row.completion_tokens, row.estimated),
+            (Status::Aborted, 499, 0, true),
             "{row:?}"
+        );
+        assert!(
+            row.spend_nanos > 0,
+            "the upstream had read the prompt, so somebody owes for it: {row:?}"
         );
     }
 }

@@ -48,7 +48,8 @@ pub struct Cx {
     pub attempts: Vec<Attempt>,
     /// First byte of the answer from upstream. Written by the driver.
     pub first_byte: Option<Instant>,
-    /// The answer's status, once there is one. Written by the driver.
+    /// The answer's status, once there is one. Written by the driver; `usage` clears it before each
+    /// attempt, and `translate` corrects it for a translated error.
     pub response_status: u16,
     /// The answer is a stream of server-sent events. Written by the driver.
     pub event_stream: bool,
