@@ -71,6 +71,8 @@ impl Gateway {
                 Some(chunk) => (chunk, false),
                 None => match watch(session, ready.reading.next()).await {
                     Watched::Upstream(Ok(got)) => got,
+                    // After the stream's own last word nothing is missing.
+                    Watched::Upstream(Err(_)) if state.cx.metered.done => (Bytes::new(), true),
                     Watched::Upstream(Err(e)) => {
                         return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
                     }

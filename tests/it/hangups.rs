@@ -312,3 +312,38 @@ async fn others_do_not_notice() {
         200
     );
 }
+
+#[tokio::test]
+async fn what_comes_after_done_is_nobodys_business() {
+    let upstream = Upstream::start(|_| Script::sse(&[&delta("hello"), &usage(7, 3), "[DONE]"]).close()).await;
+    let gateway = before(&upstream).await;
+    let answer = ask(&gateway, "POST", CHAT, &[], &call(true)).await;
+    let text = answer.text();
+    assert!(
+        text.ends_with("data: [DONE]\n\n"),
+        "no error follows the end: {text}"
+    );
+    let row = gateway.row(answer.head.id()).await;
+    assert_eq!(
+        (row.status, row.completion_tokens),
+        (Status::Success, 3),
+        "{row:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_takes_no_longer_than_a_call_may() {
+    let upstream = Upstream::start(|_| Script::nothing().hang()).await;
+    let gateway = Setup::new()
+        .model("small", &upstream)
+        .setting("timeouts", json!({"total": "300ms"}))
+        .start()
+        .await;
+    let answer = ask(&gateway, "POST", CHAT, &[], &call(false)).await;
+    assert_eq!(answer.status(), 408, "{}", answer.text());
+    assert_eq!(
+        upstream.last().end().await,
+        End::Aborted,
+        "the upstream is let go of"
+    );
+}
