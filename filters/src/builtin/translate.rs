@@ -1,9 +1,9 @@
 //! Dresses a call for its deployment and turns the answer back: the model's name by a splice where the
 //! upstream speaks OpenAI's dialect, the whole body where it speaks another.
 
-use crate::contract::call::GATEWAY_FIELDS;
 use crate::contract::ports::{Clock, Ports};
 use crate::contract::{Call, Cx, Fault, Filter, Needs, Refusal, Result, Scanned, Stop, Upstream};
+use crate::dialects::params::GATEWAY_ONLY;
 use crate::dialects::{self, Dialect, DialectError, Params};
 use crate::model::call::Endpoint;
 use crate::model::deployment::Deployment;
@@ -219,7 +219,7 @@ fn same_dialect(
     let keeps_metadata = call.endpoint == Endpoint::Responses || call.store;
     let mut remove: Vec<&str> = up.edits.remove.clone();
     remove.extend(
-        GATEWAY_FIELDS
+        GATEWAY_ONLY
             .iter()
             .copied()
             .filter(|f| object.get(f).is_some() && !(*f == "metadata" && keeps_metadata)),

@@ -1,6 +1,7 @@
 //! A model call as the client made it: what the gateway must know of the body. The body stays bytes.
 
 use super::error::Refusal;
+use crate::dialects::params::GATEWAY_ONLY;
 use crate::model::call::Endpoint;
 use crate::model::usage;
 use crate::wire::multipart::{self, Part};
@@ -50,38 +51,6 @@ pub struct Call {
     pub content_type: String,
     pub scanned: Scanned,
 }
-
-/// Fields that steer the gateway, in LiteLLM's words; they are never sent on.
-pub const GATEWAY_FIELDS: &[&str] = &[
-    "metadata",
-    "litellm_metadata",
-    "litellm_session_id",
-    "litellm_trace_id",
-    "tags",
-    "cache",
-    "caching",
-    "ttl",
-    "fallbacks",
-    "context_window_fallbacks",
-    "content_policy_fallbacks",
-    "disable_fallbacks",
-    "num_retries",
-    "max_retries",
-    "timeout",
-    "request_timeout",
-    "stream_timeout",
-    "drop_params",
-    "additional_drop_params",
-    "allowed_openai_params",
-    "guardrails",
-    "no-log",
-    "region",
-    "extra_headers",
-    "mock_response",
-    "mock_timeout",
-    "mock_testing_fallbacks",
-    "mock_testing_rate_limit_error",
-];
 
 /// Fields that would let a caller choose where the gateway connects or what it presents there.
 const ROUTING_FIELDS: &[&str] = &[
@@ -149,7 +118,12 @@ const AUDIO_TOKEN_MILLIS: u64 = 100;
 
 fn wanted() -> &'static [&'static str] {
     static ALL: std::sync::OnceLock<Vec<&'static str>> = std::sync::OnceLock::new();
-    ALL.get_or_init(|| [KNOWN_FIELDS, GATEWAY_FIELDS, ROUTING_FIELDS].concat())
+    ALL.get_or_init(|| {
+        let mut all = [KNOWN_FIELDS, GATEWAY_ONLY, ROUTING_FIELDS].concat();
+        all.sort_unstable();
+        all.dedup();
+        all
+    })
 }
 
 impl Call {
@@ -243,13 +217,13 @@ impl Call {
             .find_map(|n| field(n).filter(|f| f.kind == Kind::Object && f.value.len() <= MAX_METADATA))
             .map(|f| body.slice(f.value.clone()));
         let mut tags = field("tags")
-            .map(|f| strings(&body[f.value.clone()]))
+            .map(|f| strings(body.get(f.value.clone()).unwrap_or_default()))
             .unwrap_or_default();
         if let Some(m) = &metadata
             && let Ok(o) = peek::scan(m, &["tags"], MAX_DEPTH)
             && let Some(f) = o.get("tags")
         {
-            tags.extend(strings(&m[f.value.clone()]));
+            tags.extend(strings(m.get(f.value.clone()).unwrap_or_default()));
         }
         let characters = match (endpoint, field("input")) {
             (Endpoint::Speech, Some(f)) => peek::str_value(&body, f).map_or(0, |t| t.chars().count() as u64),
@@ -299,7 +273,7 @@ impl Call {
         let text = |name: &str| -> Result<Option<String>, Refusal> {
             let part = multipart::only(&parts, name).map_err(|e| bad(e).param(name))?;
             part.map(|p| {
-                std::str::from_utf8(&body[p.value.clone()])
+                std::str::from_utf8(body.get(p.value.clone()).unwrap_or_default())
                     .map(|t| t.trim().to_string())
                     .map_err(|_| must_be(name, "text"))
             })
@@ -311,7 +285,7 @@ impl Call {
         let Some(file) = parts.iter().find(|p| p.name == "file") else {
             return Err(missing("file", endpoint));
         };
-        let audio_millis = audio_millis(&body[file.value.clone()]);
+        let audio_millis = audio_millis(body.get(file.value.clone()).unwrap_or_default());
         Ok(Call {
             endpoint,
             requested_model,
