@@ -8,7 +8,7 @@ use crate::contract::upstream::Edits;
 use crate::contract::{Call, Chain, Cx, Outcome, Result, Stop, Upstream};
 use crate::model::call::Endpoint;
 use crate::model::deployment::{Base, Deployment};
-use crate::model::key::{Key, KeyHash, MasterKey, key_name};
+use crate::model::key::{Holder, Key, KeyHash, MasterKey, key_name};
 use crate::model::price::ServiceTier;
 use crate::model::record::{Record, Status};
 use crate::model::secret::Secret;
@@ -248,14 +248,15 @@ impl Catalog for Names {
 /// Keys in memory, behind a store that can be away.
 #[derive(Default)]
 pub struct FakeKeys {
-    stored: Mutex<HashMap<KeyHash, Arc<Key>>>,
-    cached: Mutex<HashMap<KeyHash, Arc<Key>>>,
+    stored: Mutex<HashMap<KeyHash, Arc<Holder>>>,
+    cached: Mutex<HashMap<KeyHash, Arc<Holder>>>,
     away: AtomicBool,
 }
 
 impl FakeKeys {
-    pub fn insert(&self, key: Key) {
-        lock(&self.stored).insert(key.hash, Arc::new(key));
+    pub fn insert(&self, key: impl Into<Holder>) {
+        let holder = key.into();
+        lock(&self.stored).insert(holder.hash, Arc::new(holder));
     }
 
     /// From now on the store cannot be asked.
@@ -266,11 +267,11 @@ impl FakeKeys {
 
 #[async_trait]
 impl Keys for FakeKeys {
-    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Holder>>> {
         lock(&self.cached).get(hash).cloned().map(Some)
     }
 
-    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         if self.away.load(Ordering::SeqCst) {
             return Err(Unavailable("the store is away".into()));
         }

@@ -58,6 +58,18 @@ impl From<StoreError> for Stopped {
                 "This key is in use already. Leave `key` out to have a new one made.",
             )
             .into(),
+            StoreError::Conflict { what: Taken::Id } => Refusal::new(
+                409,
+                "bad_request_error",
+                "An object of this id exists already. Choose another id, or update the one there is.",
+            )
+            .into(),
+            StoreError::Stale(_) => Refusal::new(
+                409,
+                "bad_request_error",
+                "Somebody else changed this at the same time. Look at it and try again.",
+            )
+            .into(),
             // The database's words stay in the log.
             StoreError::Invalid(why) => {
                 log::debug!("event=value_refused by=store cause={why:?}");

@@ -5,7 +5,7 @@ use super::budgets::Counters;
 use crate::store::Store;
 use async_trait::async_trait;
 use filters::contract::ports::{Keys, Unavailable};
-use filters::model::key::{Key, KeyHash};
+use filters::model::key::{Holder, KeyHash};
 use moka::sync::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,7 @@ pub struct KeyCache {
 
 #[derive(Clone)]
 struct Entry {
-    key: Option<Arc<Key>>,
+    key: Option<Arc<Holder>>,
     at: Instant,
 }
 
@@ -64,18 +64,18 @@ impl KeyCache {
 
 #[async_trait]
 impl Keys for KeyCache {
-    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Holder>>> {
         self.known.get(hash).filter(Entry::is_fresh).map(|e| e.key)
     }
 
-    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         // Asked before the store: a row that lands in between counts twice for a while, never not at all.
         let added = self.counters.added(hash);
         let on_the_way = (self.unlanded)(hash);
         let changes = self.changes.load(Ordering::SeqCst);
         match self.store.key_by_hash(hash).await {
             Ok(found) => {
-                let key = found.map(Arc::new);
+                let key = found.map(|k| Arc::new(Holder::alone(k)));
                 if let Some(k) = &key {
                     self.counters
                         .known(*hash, k.spend_nanos.saturating_add(on_the_way), added);

@@ -13,6 +13,9 @@ pub enum StoreError {
     /// Something of that name is there already.
     #[error("this {what} is taken already")]
     Conflict { what: Taken },
+    /// Somebody else changed it since it was read: read it again.
+    #[error("{0} was changed meanwhile")]
+    Stale(String),
     /// This value can never be stored: trying again is of no use.
     #[error("the store refuses the value: {0}")]
     Invalid(String),
@@ -26,6 +29,8 @@ pub enum StoreError {
 pub enum Taken {
     Key,
     KeyAlias,
+    /// An object of that id.
+    Id,
 }
 
 impl std::fmt::Display for Taken {
@@ -33,6 +38,7 @@ impl std::fmt::Display for Taken {
         f.write_str(match self {
             Taken::Key => "key",
             Taken::KeyAlias => "key alias",
+            Taken::Id => "id",
         })
     }
 }

@@ -8,10 +8,13 @@ mod filter;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
+pub mod table;
 
 pub use error::{StoreError, Taken};
+pub use table::{Audit, AuditFilter, Balance, Change, Doc, DocFilter, DocPage, News, Table};
 
 use async_trait::async_trait;
+use filters::model::account::Account;
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::Record;
 use filters::model::secret::Secret;
@@ -165,6 +168,56 @@ pub trait Store: Send + Sync {
     async fn ready(&self);
 
     async fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<Key>>;
+
+    /// Carries out all changes, and keeps the audit rows, in one transaction: all or nothing. What
+    /// depends on a version that is no longer current is [`StoreError::Stale`]. Other replicas hear of it
+    /// through [`Store::news`] once it is committed.
+    async fn change(&self, changes: &[Change<'_>], audit: &[Audit]) -> Result<()> {
+        let _ = (changes, audit);
+        Err(StoreError::other("not there yet"))
+    }
+
+    /// What other replicas, and this one, changed from now on. Lagging behind counts as
+    /// [`News::Everything`].
+    fn news(&self) -> tokio::sync::broadcast::Receiver<News> {
+        tokio::sync::broadcast::channel(1).1
+    }
+
+    async fn document(&self, table: Table, id: &str) -> Result<Option<Doc>> {
+        let _ = (table, id);
+        Err(StoreError::other("not there yet"))
+    }
+
+    async fn documents(&self, table: Table, filter: &DocFilter) -> Result<DocPage> {
+        let _ = (table, filter);
+        Err(StoreError::other("not there yet"))
+    }
+
+    /// Newest first.
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<Audit>> {
+        let _ = filter;
+        Err(StoreError::other("not there yet"))
+    }
+
+    /// What the accounts have spent, in the order asked for; an unknown account has spent nothing.
+    async fn balances(&self, accounts: &[Account]) -> Result<Vec<Balance>> {
+        let _ = accounts;
+        Err(StoreError::other("not there yet"))
+    }
+
+    /// The account's budget period is this one now: `started <= now < ends`, microseconds since 1970;
+    /// `ends` = None: it never resets. Does nothing if the account is in that period already. What ended
+    /// before `started` counts to the past, when it lands earlier or later; what ended at or after
+    /// `started` counts to the new period even if it landed before this call.
+    async fn begin_period(
+        &self,
+        account: &Account,
+        started_micros: i64,
+        ends_micros: Option<i64>,
+    ) -> Result<()> {
+        let _ = (account, started_micros, ends_micros);
+        Err(StoreError::other("not there yet"))
+    }
 
     /// Adds a key, and its user and team if they are new. [`StoreError::Conflict`] names what is taken.
     async fn insert_key(&self, key: &Key) -> Result<()>;

@@ -67,6 +67,7 @@ pub fn record(id: &str) -> Record {
     Record {
         request_id: id.into(),
         endpoint: Endpoint::Chat,
+        organization_id: None,
         key_hash: Some(KeyHash::of("sk-a")),
         key_alias: Some("alias of sk-a".into()),
         user_id: Some("alice".into()),

@@ -145,7 +145,7 @@ mod tests {
         let mut key = testkit::key("sk-a");
         key.models = models.iter().map(|m| m.to_string()).collect();
         key.aliases.insert("fast".into(), "gpt-3.5-turbo".into());
-        let got = resolve(&Caller::Key(Arc::new(key)), catalog.as_ref(), asked);
+        let got = resolve(&Caller::Key(Arc::new(key.into())), catalog.as_ref(), asked);
         assert_eq!(
             got.as_deref().map_err(|s| s.status()),
             want,
@@ -183,7 +183,11 @@ mod tests {
         );
         let mut key = testkit::key("sk-a");
         key.models = vec!["gpt-4".into()];
-        let refusal = not_found(&Caller::Key(Arc::new(key)), catalog.as_ref(), "claud-sonet");
+        let refusal = not_found(
+            &Caller::Key(Arc::new(key.into())),
+            catalog.as_ref(),
+            "claud-sonet",
+        );
         assert!(
             !refusal.message.contains("claude-sonnet"),
             "hidden names stay hidden: {}",

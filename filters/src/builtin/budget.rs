@@ -150,7 +150,7 @@ mod tests {
         let mut cx = testkit::Kit::default().cx();
         let mut key = testkit::key("sk-1");
         key.max_budget_nanos = Some(5);
-        cx.caller = Caller::Key(Arc::new(key));
+        cx.caller = Caller::Key(Arc::new(key.into()));
         cx.catalog = shop.clone();
         cx.call = Some(testkit::call(endpoint, body));
         let head = http::Request::new(()).into_parts().0;

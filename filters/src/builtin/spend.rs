@@ -55,6 +55,7 @@ impl Spend {
             key_alias: key.and_then(|k| k.key_alias.clone()),
             user_id: cx.caller.user_id().map(Into::into),
             team_id: key.and_then(|k| k.team_id.clone()),
+            organization_id: key.and_then(|k| k.organization_id().map(Into::into)),
             end_user: call.user.clone(),
             requested_model: call.requested_model.clone(),
             model_group: cx.catalog.group_of(&call.model).unwrap_or_default().to_string(),

@@ -1,7 +1,7 @@
 //! The narrow ways in which filters see the world. The host implements them; tests fake them.
 
 use crate::model::call::Endpoint;
-use crate::model::key::{Key, KeyHash, MasterKey};
+use crate::model::key::{Holder, Key, KeyHash, MasterKey};
 use crate::model::price::ServiceTier;
 use crate::model::record::Record;
 use crate::model::usage::Usage;
@@ -17,9 +17,9 @@ pub struct Unavailable(pub String);
 #[async_trait]
 pub trait Keys: Send + Sync {
     /// From memory, without waiting. `Some(None)` = known to be unknown.
-    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>>;
+    fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Holder>>>;
     /// From the store. A key that was known keeps being found while the store is away.
-    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable>;
+    async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable>;
 }
 
 /// What a key has left. Money in nano-dollars.
@@ -134,11 +134,11 @@ struct Nowhere;
 
 #[async_trait]
 impl Keys for Nowhere {
-    fn cached(&self, _hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+    fn cached(&self, _hash: &KeyHash) -> Option<Option<Arc<Holder>>> {
         None
     }
 
-    async fn find(&self, _hash: &KeyHash) -> Result<Option<Arc<Key>>, Unavailable> {
+    async fn find(&self, _hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         Err(Unavailable("there is no store".into()))
     }
 }

@@ -1,10 +1,13 @@
 //! Virtual keys and who is calling.
 
+use super::limits::Limits;
+use super::party::{self, Party};
 use super::secret::Secret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// SHA-256 of the whole key text including `sk-`, as LiteLLM stores it: issued keys survive a move.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,12 +86,81 @@ pub struct Key {
     pub expires_micros: Option<i64>,
     pub blocked: bool,
     pub metadata: serde_json::Map<String, serde_json::Value>,
-    /// Fields that are kept for LiteLLM's scripts and not enforced yet, under LiteLLM's names
-    /// (`tpm_limit`, `budget_duration`, …).
+    /// All other fields, under LiteLLM's names (`tpm_limit`, `budget_duration`, `organization_id`, …).
     pub extra: serde_json::Map<String, serde_json::Value>,
     pub created_at_micros: i64,
     pub created_by: Option<String>,
     pub updated_at_micros: i64,
+}
+
+impl Key {
+    /// A text among the further fields; empty is absent.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.extra
+            .get(name)
+            .and_then(serde_json::Value::as_str)
+            .filter(|t| !t.is_empty())
+    }
+}
+
+/// A key and everybody it belongs to, as a request sees them: one reading of the store, never changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    pub key: Key,
+    pub limits: Limits,
+    pub user: Option<Arc<Party>>,
+    pub team: Option<Arc<Party>>,
+    /// The key's user within the key's team.
+    pub member: Option<Arc<Party>>,
+    pub organization: Option<Arc<Party>>,
+    /// The key's own tags: its calls are counted under them, whatever tags the caller adds.
+    pub tags: Vec<String>,
+}
+
+impl Holder {
+    /// A key that belongs to nobody whose limits would count.
+    pub fn alone(key: Key) -> Self {
+        let mut limits = Limits::of(&key.extra);
+        limits.budget.nanos = key.max_budget_nanos;
+        let tags = party::texts(&key.extra, "tags");
+        Self {
+            key,
+            limits,
+            user: None,
+            team: None,
+            member: None,
+            organization: None,
+            tags,
+        }
+    }
+
+    /// The key's own organization, else its team's.
+    pub fn organization_id(&self) -> Option<&str> {
+        self.key
+            .text("organization_id")
+            .or_else(|| self.team.as_ref()?.text("organization_id"))
+    }
+
+    /// Everybody whose limits count beside the key's, the widest first.
+    pub fn parties(&self) -> impl Iterator<Item = &Arc<Party>> {
+        [&self.organization, &self.team, &self.member, &self.user]
+            .into_iter()
+            .flatten()
+    }
+}
+
+impl std::ops::Deref for Holder {
+    type Target = Key;
+
+    fn deref(&self) -> &Key {
+        &self.key
+    }
+}
+
+impl From<Key> for Holder {
+    fn from(key: Key) -> Self {
+        Self::alone(key)
+    }
 }
 
 /// Who is calling, once `auth` has decided.
@@ -97,17 +169,25 @@ pub enum Caller {
     /// The holder of the master key: may do everything.
     Master { hash: KeyHash },
     /// A virtual key.
-    Key(std::sync::Arc<Key>),
+    Key(Arc<Holder>),
     /// Nobody in particular: a keyless pass-through from an internal network.
     Anonymous,
 }
 
 impl Caller {
+    /// The master key, or a key whose user is a proxy admin.
     pub fn is_admin(&self) -> bool {
-        matches!(self, Caller::Master { .. })
+        match self {
+            Caller::Master { .. } => true,
+            Caller::Key(k) => k
+                .user
+                .as_ref()
+                .is_some_and(|u| u.text("user_role") == Some("proxy_admin")),
+            Caller::Anonymous => false,
+        }
     }
 
-    pub fn key(&self) -> Option<&Key> {
+    pub fn key(&self) -> Option<&Holder> {
         match self {
             Caller::Key(k) => Some(k),
             _ => None,

@@ -56,6 +56,8 @@ pub struct Record {
     pub user_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization_id: Option<String>,
     /// The `user` field of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_user: Option<String>,

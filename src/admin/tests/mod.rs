@@ -111,7 +111,7 @@ impl Bench {
         let made = self.master("POST /key/generate", fields).await;
         let secret = made["key"].as_str().unwrap().to_string();
         let key = self.row(&secret).await.unwrap();
-        (secret, Caller::Key(Arc::new(key)))
+        (secret, Caller::Key(Arc::new(key.into())))
     }
 
     async fn row(&self, secret: &str) -> Option<Key> {

@@ -103,6 +103,7 @@ fn record(id: &str, secret: &str, user: Option<&str>, at: i64) -> Record {
         key_alias: None,
         user_id: user.map(Into::into),
         team_id: Some("red".into()),
+        organization_id: None,
         end_user: Some("eve".into()),
         requested_model: "gpt-4".into(),
         model_group: "small".into(),
@@ -163,7 +164,7 @@ async fn keys_have_both_shapes() {
         .append(&[record("r1", own, Some("alice"), NOON)])
         .await
         .unwrap();
-    let caller = Caller::Key(Arc::new(bench.row(own).await.unwrap()));
+    let caller = Caller::Key(Arc::new(bench.row(own).await.unwrap().into()));
     let hash = KeyHash::of(own).hex();
     for uri in [
         "/key/info".to_string(),

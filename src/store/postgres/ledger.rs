@@ -278,6 +278,7 @@ fn record(row: &Row) -> Result<Record> {
         key_alias: c.next()?,
         user_id: c.next()?,
         team_id: c.next()?,
+        organization_id: None,
         end_user: c.next()?,
         requested_model: c.next()?,
         model_group: c.next()?,

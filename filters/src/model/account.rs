@@ -1,0 +1,141 @@
+//! Whose spend a call adds to. Every record is charged to all the accounts that follow from its fields,
+//! whether anybody limits them or not, so that a limit set later knows what was spent before.
+
+use super::record::Record;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::fmt;
+
+/// What kind of subject an account is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// All calls together.
+    Gateway,
+    Organization,
+    Team,
+    /// One user within one team.
+    Member,
+    User,
+    Key,
+    /// Who the caller's own `user` field names: LiteLLM's customer.
+    EndUser,
+    Tag,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 8] = [
+        Kind::Gateway,
+        Kind::Organization,
+        Kind::Team,
+        Kind::Member,
+        Kind::User,
+        Kind::Key,
+        Kind::EndUser,
+        Kind::Tag,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Gateway => "gateway",
+            Kind::Organization => "organization",
+            Kind::Team => "team",
+            Kind::Member => "member",
+            Kind::User => "user",
+            Kind::Key => "key",
+            Kind::EndUser => "end_user",
+            Kind::Tag => "tag",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.as_str() == text)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One account: a subject, and for what it may spend on a single model, that model's group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Account {
+    pub kind: Kind,
+    /// The subject's id: a key's hash in hexadecimal, [`member`] for a member, empty for the gateway.
+    pub id: String,
+    /// The configured name that was routed by; empty = all models together.
+    pub model: String,
+}
+
+impl Account {
+    pub fn new(kind: Kind, id: impl Into<String>) -> Self {
+        Self {
+            kind,
+            id: id.into(),
+            model: String::new(),
+        }
+    }
+
+    pub fn of_model(kind: Kind, id: impl Into<String>, model: impl Into<String>) -> Self {
+        Self {
+            kind,
+            id: id.into(),
+            model: model.into(),
+        }
+    }
+}
+
+/// A member's id: both ids are one line each, so a tab keeps them apart.
+pub fn member(team_id: &str, user_id: &str) -> String {
+    format!("{team_id}\t{user_id}")
+}
+
+/// The subjects that a record is charged to, each once. Each is charged twice over: in all, and for the
+/// record's model group if it has one.
+pub fn charged(record: &Record) -> Vec<(Kind, Cow<'_, str>)> {
+    let mut subjects: Vec<(Kind, Cow<'_, str>)> = Vec::with_capacity(8);
+    subjects.push((Kind::Gateway, Cow::Borrowed("")));
+    let team = given(&record.team_id);
+    let user = given(&record.user_id);
+    for (kind, id) in [
+        (Kind::Organization, given(&record.organization_id)),
+        (Kind::Team, team),
+        (Kind::User, user),
+        (Kind::EndUser, given(&record.end_user)),
+    ] {
+        if let Some(id) = id {
+            subjects.push((kind, Cow::Borrowed(id)));
+        }
+    }
+    if let (Some(team), Some(user)) = (team, user) {
+        subjects.push((Kind::Member, Cow::Owned(member(team, user))));
+    }
+    if let Some(hash) = &record.key_hash {
+        subjects.push((Kind::Key, Cow::Owned(hash.hex())));
+    }
+    for (i, tag) in record.tags.iter().enumerate() {
+        if !tag.is_empty() && !record.tags.iter().take(i).any(|t| t == tag) {
+            subjects.push((Kind::Tag, Cow::Borrowed(tag)));
+        }
+    }
+    subjects
+}
+
+fn given(id: &Option<String>) -> Option<&str> {
+    id.as_deref().filter(|t| !t.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_both_ways() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(Kind::parse("nobody"), None);
+    }
+}
