@@ -15,6 +15,7 @@ mod lifecycle;
 mod outage;
 mod passthrough;
 mod refusals;
+mod reload;
 mod secrets;
 mod store;
 mod tidy;
