@@ -7,6 +7,7 @@ mod calls;
 mod crash;
 mod dialects;
 mod early_answers;
+mod edge;
 mod fallback;
 mod hangups;
 mod kit;
