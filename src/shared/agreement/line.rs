@@ -6,6 +6,7 @@
 
 use super::{Away, Settings};
 use filters::model::secret::Secret;
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
@@ -25,6 +26,9 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// Questions that may wait for their turn to be written, on one connection.
 const QUEUE: usize = 1024;
 
+/// Between two words in the log about refusals of single accounts.
+const SILENCE: Duration = Duration::from_secs(10);
+
 #[derive(Clone)]
 enum State {
     /// For the first time, or just after a connection broke: worth waiting for.
@@ -41,6 +45,8 @@ pub struct Line {
     answered: AtomicBool,
     /// Written every second while nothing is asked: says that Redis answers and takes writes.
     sign_of_life: String,
+    /// When a refusal was last put in the log.
+    refused: Mutex<Option<Instant>>,
     settings: Settings,
 }
 
@@ -92,6 +98,7 @@ impl Line {
             state: watch::Sender::new(first),
             answered: AtomicBool::new(false),
             sign_of_life,
+            refused: Mutex::new(None),
             settings,
         }
     }
@@ -112,7 +119,7 @@ impl Line {
             }
             Ok(Err(e)) => {
                 if is_about_one_key(&e) {
-                    log::warn!("event=redis_refused error={e:?}", e = e.to_string());
+                    self.refused(&e);
                 } else if e.is_connection_dropped() {
                     self.broke(number, &e);
                 } else {
@@ -124,6 +131,17 @@ impl Line {
                 self.lose(number, "no answer in time");
                 Err(Away)
             }
+        }
+    }
+
+    /// One account that cannot be asked about may be asked about a thousand times a second.
+    fn refused(&self, why: &RedisError) {
+        let now = Instant::now();
+        let mut last = self.refused.lock();
+        if last.is_none_or(|at| now.duration_since(at) >= SILENCE) {
+            *last = Some(now);
+            drop(last);
+            log::warn!("event=redis_refused error={:?}", why.to_string());
         }
     }
 

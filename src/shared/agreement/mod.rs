@@ -345,6 +345,5 @@ mod tests {
     fn numbers_stay_where_doubles_are_exact() {
         assert_eq!((amount(-5), amount(i64::MAX), amount(7)), (0, MOST, 7));
         assert_eq!((count(u64::MAX), count(7)), (MOST, 7));
-        assert!(MOST < (1_i64 << 53));
     }
 }

@@ -43,20 +43,19 @@ for i = 7, #ARGV - 1, 2 do
   if counts[at] then add(at, -n) end
 end
 
-local steps = {}
-local function sort_steps()
-  steps = {}
+local function sorted()
+  local steps = {}
   for at in pairs(counts) do steps[#steps + 1] = at end
   table.sort(steps)
+  return steps
 end
 
 if adjust > 0 then
   add(current, adjust)
 elseif adjust < 0 then
   -- From the oldest on: what is newer stays counted for as long as it may have to.
-  sort_steps()
   local back = -adjust
-  for _, at in ipairs(steps) do
+  for _, at in ipairs(sorted()) do
     local n = math.min(back, counts[at])
     if n > 0 then add(at, -n) end
     back = back - n
@@ -74,13 +73,16 @@ if want > 0 and left >= want then
 end
 
 -- When granted, until nothing counts any more; else until enough of the oldest has left.
-sort_steps()
 local resets, freed = 0, 0
-for _, at in ipairs(steps) do
-  if counts[at] > 0 then
-    resets = (at + step + window) * 1000 - now
-    freed = freed + counts[at]
-    if granted == 0 and want > 0 and left + freed >= want then break end
+if granted > 0 then
+  resets = (current + step + window) * 1000 - now
+else
+  for _, at in ipairs(sorted()) do
+    if counts[at] > 0 then
+      resets = (at + step + window) * 1000 - now
+      freed = freed + counts[at]
+      if want > 0 and left + freed >= want then break end
+    end
   end
 end
 
