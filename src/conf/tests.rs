@@ -100,7 +100,17 @@ fn the_default_and_every_example_load_clean() {
 #[test]
 fn the_annotated_default_says_what_the_defaults_are() {
     let loaded = load(Some(&root().join("conf/tollkeeper.yaml")), &Env::default()).unwrap();
-    assert_eq!(loaded.conf.tollkeeper, Own::default());
+    // The one thing it turns on: the seeds' 100 requests a second for an address, 200 at once.
+    let expected = Own {
+        rate_limit: Some(RateLimit {
+            average: 100,
+            period: Duration::from_secs(1),
+            burst: 200,
+            source: RateSource::Client,
+        }),
+        ..Own::default()
+    };
+    assert_eq!(loaded.conf.tollkeeper, expected);
 }
 
 #[test]
