@@ -220,7 +220,11 @@ fn judge_key(key: &Key) -> Result<usize> {
         plain("aliases", model)?;
     }
     let mut bytes: usize = key.models.iter().map(|m| m.len() + 4).sum();
-    bytes += key.aliases.iter().map(|(a, m)| a.len() + m.len() + 8).sum::<usize>();
+    bytes += key
+        .aliases
+        .iter()
+        .map(|(a, m)| a.len() + m.len() + 8)
+        .sum::<usize>();
     bytes += judge_fields("metadata", &key.metadata)?.len();
     bytes += judge_fields("key", &key.extra)?.len();
     if bytes > MAX_FIELDS {
@@ -280,9 +284,9 @@ fn judge_fields(what: &str, fields: &Map<String, Value>) -> Result<String> {
 
 fn judge_value(field: &str, value: &Value, depth: u32) -> Result<()> {
     let deeper = || {
-        depth.checked_sub(1).ok_or_else(|| {
-            StoreError::invalid(format!("{field} is nested more than {MAX_DEPTH} deep"))
-        })
+        depth
+            .checked_sub(1)
+            .ok_or_else(|| StoreError::invalid(format!("{field} is nested more than {MAX_DEPTH} deep")))
     };
     match value {
         Value::String(text) => plain(field, text),
@@ -323,7 +327,9 @@ fn cleaned(text: &str) -> String {
 
 /// The start of a text, at most so many bytes.
 fn head(text: &str, most: usize) -> &str {
-    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    let end = (0..=most.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
     text.get(..end.unwrap_or(0)).unwrap_or("")
 }
 

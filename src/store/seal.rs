@@ -64,12 +64,8 @@ impl Seal {
 
     pub fn open(&self, text: &str) -> Result<Secret, SealError> {
         let coded = text.strip_prefix(PREFIX).ok_or(SealError::NotSealed)?;
-        let bytes = URL_SAFE_NO_PAD
-            .decode(coded)
-            .map_err(|_| SealError::NotSealed)?;
-        let (nonce, closed) = bytes
-            .split_first_chunk::<NONCE>()
-            .ok_or(SealError::NotSealed)?;
+        let bytes = URL_SAFE_NO_PAD.decode(coded).map_err(|_| SealError::NotSealed)?;
+        let (nonce, closed) = bytes.split_first_chunk::<NONCE>().ok_or(SealError::NotSealed)?;
         let payload = Payload {
             msg: closed,
             aad: PREFIX.as_bytes(),
@@ -122,7 +118,14 @@ mod tests {
         }
         let cut = &closed[..PREFIX.len() + 20];
         assert_eq!(seal("salt").open(cut), Err(SealError::WrongKey));
-        for odd in ["", "sk-provider", "tk-sealed-1:", "tk-sealed-1:AAAA", "tk-sealed-1:%%%", "tk-sealed-2:AAAA"] {
+        for odd in [
+            "",
+            "sk-provider",
+            "tk-sealed-1:",
+            "tk-sealed-1:AAAA",
+            "tk-sealed-1:%%%",
+            "tk-sealed-2:AAAA",
+        ] {
             assert_eq!(seal("salt").open(odd), Err(SealError::NotSealed), "{odd}");
         }
         assert_eq!(format!("{:?}", seal("salt")), "Seal(***)");
