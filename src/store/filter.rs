@@ -1,7 +1,7 @@
 //! From a filter to a WHERE clause. Values are always bound, never written into the text.
 
 use super::plan::plain;
-use super::rows::{day_number, key_spend, limit, offset};
+use super::rows::{day_number, limit, offset};
 use super::table::{AuditFilter, DocFilter, Order};
 use super::{DailyFilter, KeyFilter, KeySort, Page, Result, SpendFilter, StoreError};
 use filters::model::key::KeyHash;
@@ -127,11 +127,25 @@ impl<'a> Clause<'a> {
 const MAX_SEARCH: usize = 1_000;
 
 /// The database's own clock.
-pub fn now(dialect: Dialect) -> &'static str {
+fn now(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Postgres => "now()",
         Dialect::Sqlite => "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
     }
+}
+
+/// What a key has spent in the current period. No join: without statistics, Postgres would compare each key
+/// with each account.
+pub fn key_spend(dialect: Dialect) -> String {
+    let now = now(dialect);
+    let id = match dialect {
+        Dialect::Postgres => "encode(hash, 'hex')",
+        Dialect::Sqlite => "lower(hex(hash))",
+    };
+    format!(
+        "coalesce((SELECT CASE WHEN period_ends <= {now} THEN 0 ELSE spend_nanos - baseline_nanos END \
+         FROM tk_accounts WHERE kind = 'key' AND id = {id} AND model = ''), 0)"
+    )
 }
 
 pub fn keys(filter: &KeyFilter, dialect: Dialect) -> Result<Clause<'_>> {
@@ -171,7 +185,7 @@ pub fn keys_order(filter: &KeyFilter, dialect: Dialect) -> String {
     let way = way(filter.order);
     match filter.sort {
         KeySort::Created => format!("created_at {way}, hash"),
-        KeySort::Spend => format!("{} {way}, hash", key_spend(now(dialect))),
+        KeySort::Spend => format!("{} {way}, hash", key_spend(dialect)),
         KeySort::Alias => format!(
             "key_alias IS NULL, {} {way}, hash",
             bytewise("key_alias", dialect)

@@ -9,19 +9,12 @@ use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Serialize};
 
-/// Of a key and its account. Spend is that of the current period; the period's end is compared with the
-/// database's own clock.
-pub fn key_columns(now: &str) -> String {
+/// Of a key. `spend` reads its account, see `filter::key_spend`.
+pub fn key_columns(spend: &str) -> String {
     format!(
-        "hash, key_name, key_alias, user_id, team_id, models, aliases, {}, max_budget_nanos, expires, blocked, \
-         metadata, extra, created_at, created_by, updated_at",
-        key_spend(now)
+        "hash, key_name, key_alias, user_id, team_id, models, aliases, {spend}, max_budget_nanos, expires, blocked, \
+         metadata, extra, created_at, created_by, updated_at"
     )
-}
-
-/// What a key has spent in the current period.
-pub fn key_spend(now: &str) -> String {
-    format!("CASE WHEN period_ends <= {now} THEN 0 ELSE coalesce(spend_nanos - baseline_nanos, 0) END")
 }
 
 pub const DOC_COLUMNS: &str = "id, fields, version, created_at, updated_at";

@@ -379,6 +379,16 @@ async fn ten_thousand_keys_are_listed_by_page() {
             let changes: Vec<Change<'_>> = some.iter().map(Change::InsertKey).collect();
             s.change(&changes, &[]).await.unwrap();
         }
+        for sort in [KeySort::Created, KeySort::Spend, KeySort::Alias] {
+            let filter = KeyFilter {
+                sort,
+                order: Order::Rising,
+                search: Some("k0".into()),
+                ..KeyFilter::default()
+            };
+            let first = s.list_keys(&filter, Page { limit: 3, offset: 0 }).await.unwrap();
+            assert_eq!((first.total, first.keys.len()), (10_000, 3));
+        }
         let mut seen = Vec::new();
         for offset in (0..10_000).step_by(1_000) {
             let page = Page { limit: 1_000, offset };
@@ -999,4 +1009,89 @@ async fn replicas_hear_of_each_other() {
     })
     .await;
     assert_eq!(next(&mut news).await, News::Doc(Table::User, "alice".into()));
+}
+
+/// Every migration in turn, over what a database of the first version held.
+#[tokio::test]
+async fn what_the_first_version_kept_is_still_there() {
+    const KEY: &str = "INSERT INTO tk_keys VALUES (HASH, 'sk-...x', 'a', 'alice', 'red', '[]', '{}', 1500, 1500, NULL, \
+        NULL, false, '{}', '{\"organization_id\": \"acme\"}', TIME, NULL, TIME);";
+    const USERS: &str =
+        "INSERT INTO tk_users VALUES ('alice', 'Al', 'a@example.org', NULL, '[\"small\"]', 7, 12500000001, \
+        '{\"a\": {\"b\": null}}', '{\"tpm_limit\": 5}', TIME, TIME), \
+        ('bob', NULL, NULL, NULL, '[]', 0, NULL, '{}', '{}', TIME, TIME);
+        INSERT INTO tk_teams VALUES ('red', 9);";
+    let old = [KEY, USERS].concat();
+    let check = |fields: &str| {
+        let fields: Value = serde_json::from_str(fields).unwrap();
+        let expected = json!({
+            "user_alias": "Al", "user_email": "a@example.org", "models": ["small"], "max_budget": 12.500000001,
+            "metadata": {"a": {"b": null}}, "tpm_limit": 5,
+        });
+        assert_eq!(fields, expected);
+    };
+
+    let c = rusqlite::Connection::open_in_memory().unwrap();
+    let one = |sql: &str| -> String { c.query_row(sql, [], |row| row.get(0)).unwrap() };
+    c.execute_batch(include_str!("../../migrations/sqlite/V1__keys_and_ledger.sql"))
+        .unwrap();
+    let hash = format!("x'{}'", KeyHash::of("sk-x").hex());
+    c.execute_batch(&old.replace("HASH", &hash).replace("TIME", "1795176000000000"))
+        .unwrap();
+    for next in [
+        include_str!("../../migrations/sqlite/V2__accounts_and_days.sql"),
+        include_str!("../../migrations/sqlite/V3__objects.sql"),
+    ] {
+        c.execute_batch(next).unwrap();
+    }
+    check(&one(
+        "SELECT fields FROM tk_users WHERE id = 'alice' AND version = 1 AND created_at = 1795176000000000",
+    ));
+    assert_eq!(
+        one("SELECT fields FROM tk_users WHERE id = 'bob'"),
+        r#"{"models":[],"metadata":{}}"#
+    );
+    assert_eq!(one("SELECT group_concat(id) FROM tk_teams"), "red");
+    assert_eq!(one("SELECT organization_id FROM tk_keys"), "acme");
+
+    let server = postgres::shared();
+    let url = server.database();
+    let name = url.rsplit('/').next().unwrap();
+    server.sql(
+        name,
+        include_str!("../../migrations/postgres/V1__keys_and_ledger.sql"),
+    );
+    let hash = format!("'\\x{}'", KeyHash::of("sk-x").hex());
+    server.sql(
+        name,
+        &old.replace("HASH", &hash)
+            .replace("TIME", "'2026-11-20 12:00:00+00'"),
+    );
+    for next in [
+        include_str!("../../migrations/postgres/V2__accounts_and_days.sql"),
+        include_str!("../../migrations/postgres/V3__objects.sql"),
+    ] {
+        server.sql(name, next);
+    }
+    check(&server.sql(
+        name,
+        "SELECT fields FROM tk_users WHERE id = 'alice' AND version = 1 AND created_at = '2026-11-20 12:00:00+00'",
+    ));
+    assert_eq!(
+        server.sql(name, "SELECT fields FROM tk_users WHERE id = 'bob'"),
+        r#"{"models": [], "metadata": {}}"#
+    );
+    assert_eq!(
+        server.sql(name, "SELECT string_agg(id, ',') FROM tk_teams"),
+        "red"
+    );
+    assert_eq!(server.sql(name, "SELECT organization_id FROM tk_keys"), "acme");
+    assert_eq!(
+        server.sql(
+            name,
+            "SELECT string_agg(column_name, ',' ORDER BY column_name) FROM information_schema.columns \
+             WHERE table_name IN ('tk_users', 'tk_teams')"
+        ),
+        "created_at,created_at,fields,fields,id,id,updated_at,updated_at,version,version"
+    );
 }

@@ -9,13 +9,9 @@ use filters::model::key::{Key, KeyHash};
 use std::sync::LazyLock;
 use tokio_postgres::Row;
 
-/// A key and its account.
-const KEYS: &str =
-    "tk_keys LEFT JOIN tk_accounts ON kind = 'key' AND id = encode(hash, 'hex') AND model = ''";
-
 static SELECT: LazyLock<String> = LazyLock::new(|| {
-    let columns = rows::key_columns(filter::now(Dialect::Postgres));
-    format!("SELECT {columns} FROM {KEYS}")
+    let columns = rows::key_columns(&filter::key_spend(Dialect::Postgres));
+    format!("SELECT {columns} FROM tk_keys")
 });
 
 /// The account may be there already: a key that was deleted is made again, or its rows came first. The new

@@ -8,12 +8,9 @@ use filters::model::key::{Key, KeyHash};
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 use std::sync::LazyLock;
 
-/// A key and its account.
-const KEYS: &str = "tk_keys LEFT JOIN tk_accounts ON kind = 'key' AND id = lower(hex(hash)) AND model = ''";
-
 static SELECT: LazyLock<String> = LazyLock::new(|| {
-    let columns = rows::key_columns(filter::now(Dialect::Sqlite));
-    format!("SELECT {columns} FROM {KEYS}")
+    let columns = rows::key_columns(&filter::key_spend(Dialect::Sqlite));
+    format!("SELECT {columns} FROM tk_keys")
 });
 
 const INSERT: &str =
