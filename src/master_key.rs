@@ -1,6 +1,7 @@
 //! The master key: configured, or kept in a file of ours that nobody else can read.
 
 use crate::conf::{Conf, Secret};
+use crate::store::seal::Seal;
 use base64::Engine;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,6 +14,13 @@ pub struct Key {
     pub made: Option<PathBuf>,
     /// The file it was read from.
     pub read: Option<PathBuf>,
+}
+
+/// What secrets in the store are sealed with: the salt key, or the master key where there is none, as
+/// LiteLLM has it.
+pub fn seal(conf: &Conf, master: &Secret) -> Seal {
+    let salt = conf.general.salt_key.as_ref().unwrap_or(master);
+    Seal::new(&salt.expose().into())
 }
 
 /// The configured master key, else the one in the data directory, else a new one.
