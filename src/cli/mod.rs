@@ -54,7 +54,7 @@ enum Command {
         strict: bool,
     },
     /// Make, list, change and delete virtual keys of the running gateway.
-    Key(key::KeyArgs),
+    Key(Box<key::KeyArgs>),
     /// What was called and what it cost, by model, key, user, team or day.
     Usage(usage::UsageArgs),
     /// The calls of the running gateway, and with -f those that come.
@@ -111,7 +111,7 @@ pub fn run(registry: Registry) -> i32 {
             format,
             strict,
         }) => check::run(config, format, strict, &env, &registry),
-        Some(Command::Key(args)) => ask(key::run(args, &env)),
+        Some(Command::Key(args)) => ask(key::run(*args, &env)),
         Some(Command::Usage(args)) => ask(usage::run(args, &env)),
         Some(Command::Logs(args)) => ask(logs::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),

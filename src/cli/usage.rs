@@ -152,7 +152,7 @@ impl Sums {
     fn ordered(&self, by: By) -> Vec<(&String, &Sum)> {
         let mut list: Vec<_> = self.by.iter().collect();
         if by != By::Day {
-            list.sort_by(|(_, a), (_, b)| (b.spend, b.requests).cmp(&(a.spend, a.requests)));
+            list.sort_by_key(|(_, sum)| std::cmp::Reverse((sum.spend, sum.requests)));
         }
         list
     }
