@@ -18,10 +18,10 @@ const URL: &str = "TOLLKEEPER_URL";
 #[derive(Args, Default)]
 pub struct Reach {
     /// The gateway's address; else $TOLLKEEPER_URL, else the config's first listener.
-    #[arg(long, value_name = "URL", global = true)]
+    #[arg(long, value_name = "URL", global = true, display_order = 100)]
     url: Option<String>,
     /// The config to take address and master key from; else the first one found, as `serve` looks for it.
-    #[arg(short, long, value_name = "FILE", global = true)]
+    #[arg(short, long, value_name = "FILE", global = true, display_order = 101)]
     config: Option<PathBuf>,
 }
 

@@ -198,10 +198,11 @@ pub fn table(header: &[&str], rows: Vec<Vec<Cell>>, right: &[usize]) -> Table {
     table
         .load_style(comfy_table::presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        // `anstream` decides about colours.
+        // `anstream` decides about colours. Blanks stay outside of them, so that they can be cut.
         .enforce_styling()
         .set_header(header.iter().map(|h| Cell::new(h).add_attribute(Attribute::Bold)))
         .add_rows(rows);
+    table.style_text_only();
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if right.contains(&i) {

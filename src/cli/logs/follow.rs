@@ -201,7 +201,127 @@ async fn reader_gone() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::cli::client::Gateway;
+    use crate::conf::Secret;
+    use serde_json::{Value, json};
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// A ledger: what was called, by the second in which it began.
+    type Ledger = Arc<Mutex<Vec<(i64, String)>>>;
+
+    /// Serves pages of a ledger as the API does. With `grows`, a row lands after each page.
+    async fn serve(ledger: Ledger, grows: bool) -> Gateway {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                answer(stream, &ledger).await;
+                if grows {
+                    let mut rows = ledger.lock().unwrap();
+                    let n = rows.len();
+                    rows.push((100_000 + n as i64, format!("grown {n}")));
+                }
+            }
+        });
+        let key = Secret::new("sk-x");
+        Gateway::new(base.parse().unwrap(), "test".into(), &key, "test".into()).unwrap()
+    }
+
+    async fn answer(mut stream: TcpStream, ledger: &Ledger) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let number = |name: &str| -> usize {
+            let (_, rest) = head.split_once(&format!("{name}=")).unwrap();
+            rest.split(['&', ' ']).next().unwrap().parse().unwrap()
+        };
+        let (page, limit) = (number("page"), number("limit"));
+        let mut rows = ledger.lock().unwrap().clone();
+        rows.sort_by_key(|(second, _)| std::cmp::Reverse(*second));
+        let from = (page - 1) * limit;
+        let shown: Vec<Value> = rows
+            .iter()
+            .skip(from)
+            .take(limit)
+            .map(|(s, id)| line(*s, id))
+            .collect();
+        let next = match from + limit < rows.len() {
+            true => format!("x-next-page: {}\r\n", page + 1),
+            false => String::new(),
+        };
+        let body = Value::Array(shown).to_string();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n{next}\r\n",
+            body.len()
+        );
+        stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .await
+            .unwrap();
+    }
+
+    fn line(second: i64, id: &str) -> Value {
+        let at = Timestamp::from_second(1_800_000_000 + second).unwrap();
+        json!({"request_id": id, "startTime": at.to_string()})
+    }
+
+    fn source(gateway: &Gateway) -> Source<'_> {
+        Source {
+            gateway,
+            key: None,
+            status: None,
+            model: None,
+        }
+    }
+
+    async fn ids(source: &Source<'_>, seen: &mut Seen, reach: &Reach) -> Vec<String> {
+        let looked = look(source, seen, reach).await.unwrap();
+        looked.fresh.iter().map(|r| r.id().to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn every_row_comes_once_however_late_it_lands() {
+        let ledger: Ledger = Arc::default();
+        let gateway = serve(Arc::clone(&ledger), false).await;
+        let (source, mut seen) = (source(&gateway), Seen::default());
+        assert!(ids(&source, &mut seen, &FAR).await.is_empty());
+        let add = |second: i64, id: &str| ledger.lock().unwrap().push((second, id.into()));
+        // More than one page of the near look, all within a minute.
+        (0..450).for_each(|n| add(20_000 + n / 10, &format!("{n}")));
+        let first = ids(&source, &mut seen, &NEAR).await;
+        assert_eq!(first.len(), 450);
+        assert_eq!(
+            (first[0].as_str(), first[449].as_str()),
+            ("0", "449"),
+            "oldest first"
+        );
+        // One that began a little, one that began long ago; and one from before any look.
+        add(20_010, "slow");
+        add(20_000 - 6_000, "very slow");
+        add(20_000 - 10_000, "of the past");
+        assert_eq!(ids(&source, &mut seen, &NEAR).await, ["slow"]);
+        assert_eq!(ids(&source, &mut seen, &FAR).await, ["very slow"]);
+        seen.forget();
+        assert!(ids(&source, &mut seen, &FAR).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn rows_that_move_on_between_pages_are_not_lost() {
+        let ledger: Ledger = Arc::default();
+        (0..1_000).for_each(|n| ledger.lock().unwrap().push((99_999, n.to_string())));
+        let gateway = serve(Arc::clone(&ledger), true).await;
+        let (source, mut seen) = (source(&gateway), Seen::default());
+        let mut all = ids(&source, &mut seen, &NEAR).await;
+        all.retain(|id| !id.starts_with("grown"));
+        let shown = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!((shown, all.len()), (1_000, 1_000));
+    }
 
     fn row(id: &str, started: &str) -> Row {
         Row::new(json!({"request_id": id, "startTime": started}))
