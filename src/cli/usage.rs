@@ -26,6 +26,7 @@ const MOST_PAGES: usize = 500;
 pub struct UsageArgs {
     #[command(flatten)]
     reach: Reach,
+    /// What to add up by.
     #[arg(long, value_enum, default_value_t = By::Model)]
     by: By,
     /// How far back, today included: 7d, 2w, 1mo; or a day as YYYY-MM-DD (UTC).

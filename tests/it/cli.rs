@@ -268,7 +268,12 @@ async fn a_keys_life() {
 
     let unasked = shell.run(&["key", "delete", "My Project"]).await;
     assert_eq!(unasked.code, 2, "nobody can be asked: {}", unasked.err);
-    shell.run(&["key", "delete", "My Project", "--yes"]).await.ok();
+    let deleted = shell.run(&["key", "delete", "My Project", "--yes"]).await.ok();
+    assert!(
+        deleted.err.contains("✓ Deleted key \"My Project\""),
+        "{}",
+        deleted.err
+    );
     assert_eq!(call(&gateway, key).await.0, 401);
 }
 

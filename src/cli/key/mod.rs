@@ -9,7 +9,7 @@ mod view;
 
 use super::client::{Failure, Gateway};
 use super::reach::Reach;
-use super::show::{self, GREEN, clean, put, say};
+use super::show::{self, GREEN, YELLOW, clean, put, say};
 use crate::conf::Env;
 use clap::{Args, Subcommand};
 use fields::Fields;
@@ -24,7 +24,9 @@ pub struct KeyArgs {
     command: KeyCommand,
 }
 
-/// A key is named by its alias, by its hash or the start of it, or as `-`: then it is read from stdin.
+/// How a key is named. Never by itself: others of the machine can read a command line.
+const NAMED: &str = "The key's alias, its hash or the start of it; - reads sk-... from stdin";
+
 #[derive(Subcommand)]
 enum KeyCommand {
     /// Make a key. It is shown once, on stdout, and never again.
@@ -58,7 +60,7 @@ enum KeyCommand {
     },
     /// One key in full; without a name the one that TOLLKEEPER_API_KEY holds.
     Info {
-        #[arg(value_name = "NAME|HASH|-")]
+        #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: Option<String>,
         /// Print the API's object.
         #[arg(long)]
@@ -69,7 +71,7 @@ enum KeyCommand {
         after_help = "Examples:\n  tollkeeper key update app --budget 100\n  tollkeeper key update app --duration none --models all"
     )]
     Update {
-        #[arg(value_name = "NAME|HASH|-")]
+        #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: String,
         #[command(flatten)]
         fields: Fields,
@@ -79,17 +81,17 @@ enum KeyCommand {
     },
     /// Refuse a key's calls until it is unblocked.
     Block {
-        #[arg(value_name = "NAME|HASH|-")]
+        #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: String,
     },
     /// Let a blocked key call again.
     Unblock {
-        #[arg(value_name = "NAME|HASH|-")]
+        #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: String,
     },
     /// Give a key a new secret; name, budget and spend stay.
     Rotate {
-        #[arg(value_name = "NAME|HASH|-")]
+        #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: String,
         /// How long the old secret works beside the new one, such as 1h.
         #[arg(long, value_name = "DURATION")]
@@ -103,7 +105,7 @@ enum KeyCommand {
     },
     /// Take keys away for good. Their calls stay in the ledger.
     Delete {
-        #[arg(value_name = "NAME|HASH|-", required = true)]
+        #[arg(value_name = "NAME|HASH|-", required = true, help = NAMED)]
         keys: Vec<String>,
         /// Do not ask.
         #[arg(short, long)]
@@ -274,9 +276,16 @@ async fn delete(gateway: &Gateway, keys: &[String], yes: bool) -> Result<(), Fai
         }
     }
     let hashes = rows.iter().map(name::hash).collect::<Result<Vec<_>, _>>()?;
-    gateway.post("/key/delete", &json!({"keys": hashes})).await?;
-    for row in &rows {
-        say(format_args!("{GREEN}✓{GREEN:#} Deleted {}", view::title(row)));
+    let answer = gateway.post("/key/delete", &json!({"keys": hashes})).await?;
+    let gone = answer.get("deleted_keys").and_then(Value::as_array);
+    for (row, hash) in rows.iter().zip(hashes) {
+        match gone.is_some_and(|g| g.iter().any(|h| h.as_str() == Some(hash))) {
+            true => say(format_args!("{GREEN}✓{GREEN:#} Deleted {}", view::title(row))),
+            false => say(format_args!(
+                "{YELLOW}!{YELLOW:#} {} was gone already",
+                view::title(row)
+            )),
+        }
     }
     Ok(())
 }
