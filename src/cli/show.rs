@@ -12,6 +12,9 @@ use serde_json::Value;
 use std::fmt::Display;
 use std::io::Write;
 
+/// Columns of a terminal below which a table is not made to fit.
+const NARROW: u16 = 60;
+
 pub const GREEN: Style = AnsiColor::Green.on_default();
 pub const YELLOW: Style = AnsiColor::Yellow.on_default();
 pub const RED: Style = AnsiColor::Red.on_default();
@@ -197,12 +200,15 @@ pub fn table(header: &[&str], rows: Vec<Vec<Cell>>, right: &[usize]) -> Table {
     let mut table = Table::new();
     table
         .load_style(comfy_table::presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
         // `anstream` decides about colours. Blanks stay outside of them, so that they can be cut.
         .enforce_styling()
         .set_header(header.iter().map(|h| Cell::new(h).add_attribute(Attribute::Bold)))
         .add_rows(rows);
     table.style_text_only();
+    // Some terminals say that they are no column wide; a table squeezed into that cannot be read.
+    if table.width().is_some_and(|w| w >= NARROW) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if right.contains(&i) {
