@@ -1,17 +1,17 @@
-//! Virtual keys: made, changed, blocked, deleted. Only the master key does any of it.
-//!
-//! `models`, `aliases`, `max_budget`, `blocked` and the expiry bind at once; the fields of
-//! [`limits`] are kept and shown and bind nothing yet.
+//! Virtual keys: made, changed, blocked, deleted.
 
-use super::ask::{Master, hash_of};
+use super::ask::hash_of;
 use super::error::{Result, missing, not_found, taken, wrong_value};
-use super::fields::Fields;
+use super::fields::{Field, Fields, Kind};
+use super::rights::Actor;
+use super::routes::{Route, Who};
 use super::shapes::{self, DEFAULT_USER};
-use super::{Desk, duration, limits};
+use super::{Desk, duration, terms};
 use crate::store::{StoreError, Taken};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::routing::on;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use filters::contract::Fault;
@@ -21,6 +21,89 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+pub const ROUTES: &[Route] = &[
+    Route {
+        group: "keys",
+        who: Who::Admin,
+        summary: "Make a virtual key",
+        body: &[MADE, PLAIN, terms::TERMS],
+        answer: "KeyMade",
+        ..Route::post(&["/key/generate"], |m| on(m, generate))
+    },
+    Route {
+        group: "keys",
+        who: Who::Admin,
+        summary: "Change a virtual key",
+        body: &[NAMED, PLAIN, terms::TERMS],
+        answer: "Key",
+        ..Route::post(&["/key/update"], |m| on(m, update))
+    },
+    Route {
+        group: "keys",
+        who: Who::Admin,
+        summary: "Delete virtual keys",
+        body: &[&[
+            Field::new("keys", Kind::Texts, "Keys (sk-...) or their hashes"),
+            Field::new("key_aliases", Kind::Texts, "Aliases of keys"),
+        ]],
+        answer: "KeysDeleted",
+        ..Route::post(&["/key/delete"], |m| on(m, delete))
+    },
+    Route {
+        group: "keys",
+        who: Who::Admin,
+        summary: "Refuse a key until it is unblocked",
+        body: &[NAMED],
+        answer: "Key",
+        ..Route::post(&["/key/block"], |m| on(m, block))
+    },
+    Route {
+        group: "keys",
+        who: Who::Admin,
+        summary: "Take a blocked key again",
+        body: &[NAMED],
+        answer: "Key",
+        ..Route::post(&["/key/unblock"], |m| on(m, unblock))
+    },
+];
+
+pub const NAMED: &[Field] = &[Field::required("key", Kind::Key, "The key (sk-...) or its hash")];
+
+const MADE: &[Field] = &[
+    Field::new(
+        "key",
+        Kind::Text,
+        "A key of one's own: sk- and 16 characters or more",
+    ),
+    Field::new("spend", Kind::Money, "Dollars it has spent already"),
+];
+
+/// Fields that a key has a place of its own for; see [`terms`] for the others.
+pub const PLAIN: &[Field] = &[
+    Field::new("key_alias", Kind::Id, "A name of its own; each key another one"),
+    Field::new(
+        "duration",
+        Kind::Period,
+        "How long it lives from now on; none = for ever",
+    ),
+    Field::new("user_id", Kind::Id, "Whose key it is"),
+    Field::new("team_id", Kind::Id, "The team that it is used for"),
+    Field::new("models", Kind::List, "Models it may call; none = all"),
+    Field::new("aliases", Kind::Names, "Its own names for models"),
+    Field::new(
+        "max_budget",
+        Kind::Money,
+        "Dollars it may spend, in all or per budget_duration",
+    ),
+    Field::new("metadata", Kind::Object, "Whatever one likes"),
+    Field::new("blocked", Kind::Flag, "Refused until unblocked"),
+    Field::new(
+        "send_invite_email",
+        Kind::Flag,
+        "Kept for LiteLLM's scripts; nothing is sent",
+    ),
+];
 
 /// Random bytes of a made key.
 const KEY_BYTES: usize = 16;
@@ -85,18 +168,14 @@ fn refused(e: StoreError, key: &Key) -> super::Stopped {
 }
 
 /// `POST /key/generate`.
-pub async fn generate(
-    Master(master): Master,
-    State(desk): State<Arc<Desk>>,
-    body: Body,
-) -> Result<Json<Value>> {
+pub async fn generate(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let secret = match fields.text("key")? {
         Some(own) => own_key(own)?.to_string(),
         None => new_key()?,
     };
     let hash = KeyHash::of(&secret);
-    if hash == master {
+    if Some(hash) == actor.caller.key_hash() {
         return Err(taken("key", "This is the master key. Choose another one.").into());
     }
     let now = desk.clock.now_micros();
@@ -189,13 +268,13 @@ fn apply(fields: &Fields, key: &mut Key) -> Result<()> {
     if fields.has("blocked") {
         key.blocked = fields.flag("blocked")?.unwrap_or(false);
     }
-    limits::keep(fields, key)
+    terms::keep(fields, key)
 }
 
 /// `POST /key/update`: what is named changes, null unsets, the rest stays. `duration` counts from now;
 /// `"-1"` is never, and null leaves the expiry alone, as in LiteLLM: a form's empty field must not make
 /// a key live for ever.
-pub async fn update(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+pub async fn update(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let hash = hash_of(fields.required("key")?).ok_or_else(no_such_key)?;
     if fields.has("spend") {
@@ -216,12 +295,12 @@ pub async fn update(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Res
 }
 
 /// `POST /key/block`: refused from now on, and kept.
-pub async fn block(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+pub async fn block(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     set_blocked(desk, body, true).await
 }
 
 /// `POST /key/unblock`.
-pub async fn unblock(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+pub async fn unblock(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     set_blocked(desk, body, false).await
 }
 
@@ -268,7 +347,7 @@ fn row_of_change(key: &Key) -> Value {
 }
 
 /// `POST /key/delete`: keys as `sk-…`, as hashes, by alias. Those that were not there are listed apart.
-pub async fn delete(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+pub async fn delete(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let (keys, aliases) = (fields.texts("keys")?, fields.texts("key_aliases")?);
     if keys.is_empty() && aliases.is_empty() {

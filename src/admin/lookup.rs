@@ -1,17 +1,48 @@
 //! Virtual keys shown: one, or a list. A virtual key sees itself and its user's other keys.
 
 use super::Desk;
-use super::ask::{Asking, Master, Params};
+use super::ask::{Asking, Params};
 use super::error::{Result, forbidden, not_found};
+use super::fields::{Field, Kind};
+use super::rights::Actor;
+use super::routes::{Route, Who};
 use super::shapes::{self, DEFAULT_USER};
 use crate::store::{KeyFilter, KeyPage, Page};
 use axum::Json;
 use axum::extract::State;
+use axum::routing::on;
 use filters::contract::Fault;
 use filters::model::key::{Caller, Key, KeyHash};
 use filters::model::money::Nanos;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+pub const ROUTES: &[Route] = &[
+    Route {
+        group: "keys",
+        who: Who::Reader,
+        summary: "A key; without one, the key that asks",
+        query: &[Field::new("key", Kind::Key, "The key (sk-...) or its hash")],
+        answer: "KeyInfo",
+        ..Route::get(&["/key/info"], |m| on(m, info))
+    },
+    Route {
+        group: "keys",
+        who: Who::Overseer,
+        summary: "Keys, newest first",
+        query: &[
+            Field::new("page", Kind::Count, "From 1"),
+            Field::new("size", Kind::Count, "Keys of a page, at most 100"),
+            Field::new("user_id", Kind::Text, "Keys of this user"),
+            Field::new("team_id", Kind::Text, "Keys of this team"),
+            Field::new("key_alias", Kind::Text, "The key of this alias"),
+            Field::new("key_hash", Kind::Key, "This key"),
+            Field::new("return_full_object", Kind::Flag, "Rows in place of hashes"),
+        ],
+        answer: "KeyList",
+        ..Route::get(&["/key/list"], |m| on(m, list))
+    },
+];
 
 /// `GET /key/info`: the caller's own key, or `?key=` as `sk-…` or hash.
 pub async fn info(
@@ -77,7 +108,7 @@ async fn master_info(desk: &Desk, hash: KeyHash) -> Result<Value> {
 }
 
 /// `GET /key/list`: hashes, or rows with `return_full_object=true`, newest first.
-pub async fn list(_: Master, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
+pub async fn list(_: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
     let slice = params.page(&["size", "page_size"], 10, 100)?;
     let full = params.flag("return_full_object")?.unwrap_or(false);
     let filter = KeyFilter {

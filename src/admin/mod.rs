@@ -10,26 +10,36 @@
 //! `sk-...` with the last four characters.
 
 mod ask;
+mod audit;
 mod duration;
 mod error;
 mod fields;
 mod keys;
-mod limits;
 mod lookup;
+mod rights;
+mod routes;
 mod shapes;
 mod spend;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod users;
 
 pub use error::Stopped;
+pub use routes::{is_info, open_paths, paths};
 
 use crate::shared::keys::KeyCache;
 use crate::store::Store;
 use axum::Router;
-use axum::routing::{get, post};
+use filters::contract::Fault;
 use filters::contract::ports::{Catalog, Clock};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a change is begun in all when others come first.
+const MOST_TRIES: u32 = 40;
+/// The longest pause before it is begun again; it is drawn, so that two do not meet for ever.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the API works on.
 #[derive(Clone)]
@@ -43,7 +53,7 @@ pub struct Admin {
 }
 
 /// What the handlers share.
-struct Desk {
+pub struct Desk {
     store: Arc<dyn Store>,
     keys: Arc<KeyCache>,
     catalog: Arc<dyn Fn() -> Arc<dyn Catalog> + Send + Sync>,
@@ -64,16 +74,30 @@ pub fn router(admin: Admin) -> Router {
         clock: admin.clock,
         changing: tokio::sync::Mutex::new(()),
     };
-    Router::new()
-        .route("/key/generate", post(keys::generate).fallback(error::only_post))
-        .route("/key/update", post(keys::update).fallback(error::only_post))
-        .route("/key/delete", post(keys::delete).fallback(error::only_post))
-        .route("/key/block", post(keys::block).fallback(error::only_post))
-        .route("/key/unblock", post(keys::unblock).fallback(error::only_post))
-        .route("/key/info", get(lookup::info).fallback(error::only_get))
-        .route("/key/list", get(lookup::list).fallback(error::only_get))
-        .route("/spend/logs", get(spend::logs).fallback(error::only_get))
-        .route("/user/info", get(users::info).fallback(error::only_get))
-        .fallback(error::unknown_route)
-        .with_state(Arc::new(desk))
+    routes::router().with_state(Arc::new(desk))
+}
+
+/// Runs a change to its end even when the client leaves meanwhile, and begins it again while somebody
+/// else's change comes first: `attempt` reads, judges and writes what it has read, every time.
+async fn settle<T, F, Fut>(attempt: F) -> error::Result<T>
+where
+    T: Send + 'static,
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output = error::Result<T>> + Send,
+{
+    let task = tokio::spawn(async move {
+        for _ in 1..MOST_TRIES {
+            match attempt().await {
+                Err(e) if e.is_stale() => {
+                    tokio::time::sleep(LONGEST_PAUSE.mul_f64(rand::random::<f64>())).await;
+                }
+                done => return done,
+            }
+        }
+        attempt().await
+    });
+    match task.await {
+        Ok(done) => done,
+        Err(e) => Err(Fault::internal(e).into()),
+    }
 }

@@ -1,6 +1,6 @@
 //! How keys, users and times look in answers.
 
-use super::limits;
+use super::terms;
 use crate::store::Doc;
 use filters::model::key::Key;
 use filters::model::money::Nanos;
@@ -22,7 +22,7 @@ pub fn iso(micros: i64) -> String {
 
 /// A key's row, without its token.
 pub fn key_row(key: &Key) -> Map<String, Value> {
-    let mut row = limits::shown(key);
+    let mut row = terms::shown(key);
     let fields = json!({
         "key_name": key.key_name,
         "key_alias": key.key_alias,

@@ -224,7 +224,7 @@ async fn a_holder_changes_nothing() {
         "POST /key/unblock",
         "GET /key/list",
     ] {
-        refused(&bench, &holder, route, &body.to_string(), 403, "master key").await;
+        refused(&bench, &holder, route, &body.to_string(), 401, "Only proxy admin").await;
         refused(
             &bench,
             &Caller::Anonymous,
