@@ -1,18 +1,26 @@
-//! Who is calling: the master key, a virtual key, or nobody where the lane allows it.
+//! Who is calling: the master key, a virtual key, or nobody where the lane allows it; and whether the key
+//! is one for this path.
 //!
-//! Keys are hashed first and looked up by hash; what a caller wrote never reaches a query.
+//! Keys are hashed first and looked up by hash; what a caller wrote never reaches a query. A key that was
+//! rotated stands for its successor while its grace lasts, so that both spend from one account.
 
-use crate::contract::cx::{Auth as LaneAuth, Cx};
+use crate::contract::cx::{Auth as LaneAuth, Cx, Purpose};
 use crate::contract::ports::{Clock, Keys, Ports};
-use crate::contract::{Fault, Filter, Needs, Refusal, Result, Verdict};
-use crate::model::key::{Caller, Key, KeyHash, MasterKey};
+use crate::contract::{Fault, Filter, Needs, Refusal, Result, Stop, Verdict};
+use crate::model::account::Kind;
+use crate::model::key::{Caller, Holder, Key, KeyHash, MasterKey};
+use crate::model::party::{self, Party};
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, request};
 use serde::Deserialize;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Longer texts are no keys of anybody's.
 const MAX_KEY_BYTES: usize = 1024;
+
+/// How many rotations a grace may span.
+const MOST_ROTATIONS: usize = 8;
 
 /// Headers that may carry the key, besides `x-litellm-api-key`, which wins over all of them.
 const KEY_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
@@ -75,49 +83,130 @@ impl Auth {
             )
             .into());
         }
-        let key = match self.keys.cached(&hash) {
+        let mut key = self.find(&hash).await?;
+        for _ in 0..MOST_ROTATIONS {
+            let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
+                self.standing(&key)?;
+                return Ok(Caller::Key(key));
+            };
+            // Its own block counts as well: it may be the secret that leaked.
+            if key.blocked {
+                return Err(blocked());
+            }
+            let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
+            if until.is_none_or(|at| at <= self.clock.now_micros()) {
+                return Err(expired(&key));
+            }
+            key = self.find(&next).await?;
+        }
+        Err(expired(&key))
+    }
+
+    /// A key that was issued.
+    async fn find(&self, hash: &KeyHash) -> Result<Arc<Holder>> {
+        let key = match self.keys.cached(hash) {
             Some(known) => known,
-            None => self.keys.find(&hash).await.map_err(|e| {
+            None => self.keys.find(hash).await.map_err(|e| {
                 Fault::unavailable(
                     "Keys cannot be looked up right now because the database is away. Try again in a few seconds.",
                     e,
                 )
             })?,
         };
-        let Some(key) = key else {
-            return Err(Refusal::new(
+        key.ok_or_else(|| {
+            Refusal::new(
                 401,
                 "token_not_found_in_db",
                 "Authentication Error, Invalid API key provided. It was never issued here, or it was deleted.",
             )
             .param("key")
             .header("www-authenticate", "Bearer")
-            .into());
-        };
-        self.standing(&key)?;
-        Ok(Caller::Key(key))
+            .into()
+        })
     }
 
-    fn standing(&self, key: &Key) -> Result<()> {
+    fn standing(&self, key: &Holder) -> Result<()> {
         if key.blocked {
-            return Err(Refusal::unauthorized(
-                "Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.",
-            )
-            .into());
+            return Err(blocked());
+        }
+        for party in [&key.team, &key.organization, &key.user, &key.member].into_iter().flatten() {
+            if party.blocked {
+                return Err(blocked_party(party));
+            }
         }
         if key.expires_micros.is_some_and(|at| at <= self.clock.now_micros()) {
-            return Err(Refusal::new(
-                401,
-                "expired_key",
-                format!(
-                    "Authentication Error - Expired Key. {} has expired; ask for a new one.",
-                    key.key_name
-                ),
-            )
-            .param(key.key_name.clone())
-            .into());
+            return Err(expired(key));
         }
         Ok(())
+    }
+}
+
+fn blocked() -> Stop {
+    Refusal::unauthorized("Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.")
+        .into()
+}
+
+fn blocked_party(party: &Party) -> Stop {
+    let (name, route) = match party.kind {
+        Kind::Team => ("Team", "/team/unblock"),
+        Kind::Organization => ("Organization", "/organization/update"),
+        Kind::Member => ("Team member", "/team/member_update"),
+        _ => ("User", "/user/update"),
+    };
+    // A member's id names both sides with a tab in between.
+    let id = party.id.replace('\t', " ");
+    Refusal::unauthorized(format!(
+        "Authentication Error, {name}={id} is blocked. Update via `{route}` if you are an admin."
+    ))
+    .into()
+}
+
+fn expired(key: &Key) -> Stop {
+    Refusal::new(
+        401,
+        "expired_key",
+        format!(
+            "Authentication Error - Expired Key. {} has expired; ask for a new one.",
+            key.key_name
+        ),
+    )
+    .param(key.key_name.clone())
+    .into()
+}
+
+/// Whether a key's `allowed_routes` let it call this path. None at all allow everything.
+fn may_call(key: &Key, path: &str, purpose: Purpose) -> Result<()> {
+    let allowed = party::texts(&key.extra, "allowed_routes");
+    let mut routes = allowed.clone();
+    if purpose == Purpose::Model && !allowed.is_empty() {
+        routes.extend(party::texts(&key.extra, "allowed_passthrough_routes"));
+    }
+    if allowed.is_empty() || routes.iter().any(|route| covers(route, path, purpose)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        403,
+        "auth_error",
+        format!(
+            "Virtual key is not allowed to call this route. Only allowed to call routes: [{}]. Tried to call \
+             route: {path}",
+            allowed.join(", ")
+        ),
+    )
+    .into())
+}
+
+/// One entry: a group of LiteLLM's, a path, or the beginning of paths with `*`. What only shows is a part
+/// of management.
+fn covers(route: &str, path: &str, purpose: Purpose) -> bool {
+    match route {
+        "llm_api_routes" | "openai_routes" => purpose == Purpose::Model,
+        "info_routes" => purpose == Purpose::Info,
+        "management_routes" => matches!(purpose, Purpose::Management | Purpose::Info),
+        _ => match route.strip_suffix('*') {
+            Some(start) => path.starts_with(start) || start.strip_suffix('/') == Some(path),
+            None => path == route,
+        },
     }
 }
 
@@ -139,7 +228,11 @@ impl Filter for Auth {
         // On a lane that wants no key, a key-like header is the upstream's business or a leftover;
         // judging it would make a keyless call fail for what it need not have sent.
         if !keyless {
-            cx.caller = self.caller(self.presented(&head.headers)?).await?;
+            let caller = self.caller(self.presented(&head.headers)?).await?;
+            if let Some(key) = caller.key() {
+                may_call(key, head.uri.path(), cx.purpose)?;
+            }
+            cx.caller = caller;
         }
         Ok(Verdict::Continue)
     }
