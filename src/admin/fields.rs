@@ -4,7 +4,7 @@
 
 use super::duration;
 use super::error::{Result, missing, wrong_type, wrong_value};
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use filters::contract::Refusal;
 use filters::model::money::{MoneyError, Nanos};
 use serde_json::{Map, Value};
@@ -176,19 +176,21 @@ pub struct Fields(Map<String, Value>);
 
 impl Fields {
     pub async fn read(body: Body) -> Result<Self> {
-        let bytes = axum::body::to_bytes(body, MAX_BODY).await.map_err(|e| {
-            if e.into_inner().is::<http_body_util::LengthLimitError>() {
-                Refusal::new(
-                    413,
-                    "invalid_request_error",
-                    format!("The body is larger than {MAX_BODY} bytes."),
-                )
-            } else {
-                Refusal::bad_request("The body ended before it was complete.").param("request_body")
-            }
-        })?;
+        Self::parse(&bytes(body).await?)
+    }
+
+    /// The same where no body at all stands for an empty object.
+    pub async fn read_or_none(body: Body) -> Result<Self> {
+        let bytes = bytes(body).await?;
+        if bytes.is_empty() {
+            return Ok(Fields(Map::new()));
+        }
+        Self::parse(&bytes)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self> {
         // serde_json stops at a depth of 128.
-        let value: Value = serde_json::from_slice(&bytes)
+        let value: Value = serde_json::from_slice(bytes)
             .map_err(|e| Refusal::bad_request(format!("Invalid JSON payload: {e}.")).param("request_body"))?;
         match value {
             Value::Object(map) => {
@@ -292,6 +294,21 @@ impl Fields {
     pub fn amount(&self, name: &str) -> Result<Option<Nanos>> {
         self.value(name).map(|v| amount(name, v)).transpose()
     }
+}
+
+async fn bytes(body: Body) -> Result<Bytes> {
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|e| {
+        let refusal = if e.into_inner().is::<http_body_util::LengthLimitError>() {
+            Refusal::new(
+                413,
+                "invalid_request_error",
+                format!("The body is larger than {MAX_BODY} bytes."),
+            )
+        } else {
+            Refusal::bad_request("The body ended before it was complete.").param("request_body")
+        };
+        refusal.into()
+    })
 }
 
 /// One line of at most [`MAX_ID`] bytes.

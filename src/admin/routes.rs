@@ -7,7 +7,7 @@
 //! `ROUTES` to [`TABLES`].
 
 use super::fields::Field;
-use super::{Desk, audit, error, keys, lookup, rights, spend, users};
+use super::{Desk, audit, error, keys, lookup, rights, rotation, spend, users};
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -21,6 +21,7 @@ use std::sync::Arc;
 /// All rows, by module.
 const TABLES: &[&[Route]] = &[
     keys::ROUTES,
+    rotation::ROUTES,
     lookup::ROUTES,
     users::ROUTES,
     spend::ROUTES,

@@ -2,9 +2,12 @@
 //! LiteLLM's names in [`Key::extra`](filters::model::key::Key). Limits are read from there by
 //! [`Limits::of`](filters::model::limits::Limits::of); "Kept" is what nothing here acts on.
 
+use super::duration;
 use super::error::Result;
 use super::fields::{Field, Fields, Kind};
 use filters::model::key::Key;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 const KEY_TYPES: &[&str] = &["llm_api", "management", "read_only", "default"];
@@ -89,7 +92,8 @@ fn routes_of(key_type: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Takes over what the body says; null unsets.
-pub fn keep(fields: &Fields, key: &mut Key) -> Result<()> {
+pub fn keep(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
+    let period = key.text("budget_duration").map(str::to_string);
     for Field { name, kind, .. } in TERMS {
         match fields.value(name) {
             Some(value) => {
@@ -108,6 +112,10 @@ pub fn keep(fields: &Fields, key: &mut Key) -> Result<()> {
     {
         key.extra.insert("allowed_routes".into(), json!(routes));
     }
+    // A rolling period begins when its budget is set.
+    if key.text("budget_duration") != period.as_deref() {
+        key.extra.insert("budget_since_micros".into(), json!(now_micros));
+    }
     Ok(())
 }
 
@@ -120,4 +128,20 @@ pub fn shown(key: &Key) -> Map<String, Value> {
             ((*name).to_string(), value.unwrap_or_else(|| kind.unset()))
         })
         .collect()
+}
+
+/// When the key's budget starts anew, microseconds since 1970; None = never.
+pub fn reset_at(key: &Key, now_micros: i64) -> Option<i64> {
+    let span = duration::span(key.text("budget_duration")?).ok()?;
+    let since = key.extra.get("budget_since_micros").and_then(Value::as_i64);
+    let since = Timestamp::from_microsecond(since.unwrap_or(key.created_at_micros)).ok()?;
+    let since = since.to_zoned(TimeZone::UTC);
+    let length = since.checked_add(span).ok()?.timestamp().as_microsecond() - since.timestamp().as_microsecond();
+    // Months differ in length: begin a little before and look.
+    let passed = now_micros.saturating_sub(since.timestamp().as_microsecond()).max(0) / length.max(1);
+    (passed.saturating_sub(passed / 16).max(1)..)
+        .take(4096)
+        .map_while(|n| since.checked_add(span.checked_mul(n).ok()?).ok())
+        .map(|at| at.timestamp().as_microsecond())
+        .find(|at| *at > now_micros)
 }

@@ -48,7 +48,7 @@ pub async fn info(
         (Caller::Key(key), asked) => match (key.user_id.as_deref(), asked) {
             (Some(own), None) => user(&desk, own, slice).await?,
             (Some(own), Some(id)) if own == id => user(&desk, own, slice).await?,
-            (None, None) => nobody(key),
+            (None, None) => nobody(key, desk.clock.now_micros()),
             _ => return Err(others()),
         },
         (Caller::Anonymous, _) => return Err(others()),
@@ -106,11 +106,11 @@ async fn everybody(desk: &Desk, slice: Slice) -> Result<Value> {
 }
 
 /// A key without a user stands for itself.
-fn nobody(key: &Key) -> Value {
+fn nobody(key: &Key, now: i64) -> Value {
     json!({
         "user_id": null,
         "user_info": null,
-        "keys": [shapes::key_with_token(key)],
+        "keys": [shapes::key_with_token(key, now)],
         "teams": [],
         "total_count": 1,
         "spend": Nanos(key.spend_nanos),
@@ -129,8 +129,9 @@ async fn keys(desk: &Desk, user_id: Option<&str>, slice: Slice) -> Result<(Vec<V
         offset: slice.offset,
     };
     let found = desk.store.list_keys(&filter, page).await?;
+    let now = desk.clock.now_micros();
     Ok((
-        found.keys.iter().map(shapes::key_with_token).collect(),
+        found.keys.iter().map(|k| shapes::key_with_token(k, now)).collect(),
         found.total,
     ))
 }
