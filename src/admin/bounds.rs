@@ -44,7 +44,14 @@ const OPEN: &[&str] = &[
 ];
 
 /// Fields of other objects, and of rows, that a key has no place for: asked for by somebody who tries.
-const FOREIGN: &[&str] = &["user_role", "spend", "token", "created_by", "updated_by", "rotated_to"];
+const FOREIGN: &[&str] = &[
+    "user_role",
+    "spend",
+    "token",
+    "created_by",
+    "updated_by",
+    "rotated_to",
+];
 
 /// Limits that are numbers.
 const NUMBERS: [&str; 4] = ["max_budget", "tpm_limit", "rpm_limit", "max_parallel_requests"];
@@ -134,7 +141,8 @@ impl Desk {
             Some(id) => self.store.document(Table::Team, id).await?,
             None => self.own_user(actor).await?,
         };
-        self.organization(actor, fields, key, party.as_ref().filter(|_| team_id.is_some())).await?;
+        self.organization(actor, fields, key, party.as_ref().filter(|_| team_id.is_some()))
+            .await?;
         let bounds = Bounds {
             party: party.as_ref().map(|d| &d.fields),
             key: Some(key).filter(|_| !leads),
@@ -185,7 +193,12 @@ impl Desk {
 
     /// The team that a new key is for: one that the actor leads, or whose members may make keys.
     async fn team_to_make_for(&self, actor: &Actor, id: &str, fields: &mut Fields) -> Result<Doc> {
-        let refused = || above("team_id", "You are not allowed to make keys for this team: only its admins are.");
+        let refused = || {
+            above(
+                "team_id",
+                "You are not allowed to make keys for this team: only its admins are.",
+            )
+        };
         let team = self.store.document(Table::Team, id).await?.ok_or_else(refused)?;
         let user_id = fields.id("user_id")?;
         if self.leads(actor, &team).await? {
@@ -224,7 +237,9 @@ impl Desk {
 
     /// A key of the actor's own.
     fn personal(&self, actor: &Actor, fields: &mut Fields) -> Result<()> {
-        let Some(own) = actor.user_id().filter(|_| matches!(actor.role, Role::User | Role::OrganizationAdmin))
+        let Some(own) = actor
+            .user_id()
+            .filter(|_| matches!(actor.role, Role::User | Role::OrganizationAdmin))
         else {
             return Err(actor.not_admin());
         };
@@ -238,12 +253,20 @@ impl Desk {
     }
 
     /// A key's organization is its team's, the one it had, or one that the actor leads.
-    async fn organization(&self, actor: &Actor, fields: &Fields, key: &Key, team: Option<&Doc>) -> Result<()> {
+    async fn organization(
+        &self,
+        actor: &Actor,
+        fields: &Fields,
+        key: &Key,
+        team: Option<&Doc>,
+    ) -> Result<()> {
         let given = fields.id("organization_id")?;
         if !fields.has("organization_id") || given.as_deref() == key.text("organization_id") {
             return Ok(());
         }
-        let of_team = team.and_then(|t| t.fields.get("organization_id")).and_then(Value::as_str);
+        let of_team = team
+            .and_then(|t| t.fields.get("organization_id"))
+            .and_then(Value::as_str);
         let fits = match given.as_deref() {
             Some(id) => Some(id) == of_team || self.leads_organization(actor, id).await?,
             None => false,
@@ -298,8 +321,12 @@ fn closed(fields: &Fields, key: &Key) -> Result<()> {
             _ => shown.get(name).cloned(),
         };
         let given = fields.value(name).cloned();
-        let empty = given.as_ref().is_none_or(|v| *v == json!([]) || *v == json!({}) || *v == json!(false));
-        let unset = now.as_ref().is_none_or(|v| v.is_null() || *v == json!([]) || *v == json!({}) || *v == json!(false));
+        let empty = given
+            .as_ref()
+            .is_none_or(|v| *v == json!([]) || *v == json!({}) || *v == json!(false));
+        let unset = now
+            .as_ref()
+            .is_none_or(|v| v.is_null() || *v == json!([]) || *v == json!({}) || *v == json!(false));
         if now == given || (empty && unset) {
             continue;
         }
@@ -311,7 +338,10 @@ fn closed(fields: &Fields, key: &Key) -> Result<()> {
     let metadata = fields.object("metadata")?;
     for name in ["temp_budget_increase", "temp_budget_expiry"] {
         if fields.has("metadata") && metadata.get(name) != key.metadata.get(name) {
-            return Err(above("metadata", format!("Only a proxy admin may set '{name}' of a key.")));
+            return Err(above(
+                "metadata",
+                format!("Only a proxy admin may set '{name}' of a key."),
+            ));
         }
     }
     Ok(())
@@ -320,24 +350,39 @@ fn closed(fields: &Fields, key: &Key) -> Result<()> {
 /// What an owner leaves as whoever leads the team, or an admin, has set it.
 fn kept(fields: &Fields, key: &Key) -> Result<()> {
     for name in OF_MODELS {
-        let now = key.extra.get(name).filter(|v| v.as_object().is_some_and(|o| !o.is_empty()));
+        let now = key
+            .extra
+            .get(name)
+            .filter(|v| v.as_object().is_some_and(|o| !o.is_empty()));
         if fields.has(name) && now.is_some() && fields.value(name) != now {
-            return Err(above(name, format!("'{name}' of this key is set already, and only an admin may change it.")));
+            return Err(above(
+                name,
+                format!("'{name}' of this key is set already, and only an admin may change it."),
+            ));
         }
     }
     let tags = fields.texts("tags")?;
     if fields.has("tags") && texts(&key.extra, "tags").iter().any(|t| !tags.contains(t)) {
-        return Err(above("tags", "Tags of a key can be added to; only an admin may take one away."));
+        return Err(above(
+            "tags",
+            "Tags of a key can be added to; only an admin may take one away.",
+        ));
     }
     if fields.has("key_type") && fields.value("key_type") != key.extra.get("key_type") {
-        return Err(above("key_type", "Only a proxy admin may change 'key_type' of a key."));
+        return Err(above(
+            "key_type",
+            "Only a proxy admin may change 'key_type' of a key.",
+        ));
     }
     Ok(())
 }
 
 /// A key that is confined to some routes makes keys that are confined to the same.
 fn routes(own: &Holder, fields: &mut Fields) -> Result<()> {
-    let confined = own.extra.get("allowed_routes").filter(|r| r.as_array().is_some_and(|a| !a.is_empty()));
+    let confined = own
+        .extra
+        .get("allowed_routes")
+        .filter(|r| r.as_array().is_some_and(|a| !a.is_empty()));
     let Some(confined) = confined else {
         return Ok(());
     };
@@ -366,7 +411,10 @@ impl Bounds<'_> {
     /// Limits that are numbers, and the period of the budget.
     fn numbers(&self, fields: &mut Fields, new: bool) -> Result<()> {
         let party = self.party.map(Limits::of).unwrap_or_default();
-        let key = self.key.map(|k| Holder::alone(k.clone()).limits).unwrap_or_default();
+        let key = self
+            .key
+            .map(|k| Holder::alone(k.clone()).limits)
+            .unwrap_or_default();
         for name in NUMBERS {
             let (of_party, of_key) = (number(&party, name), number(&key, name));
             let by_key = of_key.filter(|_| self.both || of_party.is_none());
@@ -377,7 +425,11 @@ impl Bounds<'_> {
                 Some(v) => Some(i64::try_from(fields::count(name, v)?).unwrap_or(i64::MAX)),
             };
             let Some(bound) = bound else { continue };
-            let shown = if name == "max_budget" { json!(Nanos(bound)) } else { json!(bound) };
+            let shown = if name == "max_budget" {
+                json!(Nanos(bound))
+            } else {
+                json!(bound)
+            };
             match given {
                 Some(n) if n <= bound => {}
                 // What the party has binds its keys in any case; what a key has goes with that key.
@@ -387,7 +439,9 @@ impl Bounds<'_> {
                 _ => {
                     return Err(above(
                         name,
-                        format!("'{name}' may be {shown} at most: that is the limit you have. Ask an admin for more."),
+                        format!(
+                            "'{name}' may be {shown} at most: that is the limit you have. Ask an admin for more."
+                        ),
                     ));
                 }
             }
@@ -397,7 +451,10 @@ impl Bounds<'_> {
         if counts {
             let period = key.budget.period.as_deref();
             if fields.has("budget_duration") && fields.text("budget_duration")? != period {
-                return Err(above("budget_duration", "Only an admin may change the period of this budget."));
+                return Err(above(
+                    "budget_duration",
+                    "Only an admin may change the period of this budget.",
+                ));
             }
             if new && let Some(period) = period {
                 fields.set("budget_duration", json!(period));
@@ -413,7 +470,11 @@ impl Bounds<'_> {
         let lists = [&of_party, &of_key];
         let allowed = |name: &str| {
             // A group stands for all of its models.
-            let group: Vec<&String> = catalog.names().iter().filter(|n| catalog.in_access_group(n, name)).collect();
+            let group: Vec<&String> = catalog
+                .names()
+                .iter()
+                .filter(|n| catalog.in_access_group(n, name))
+                .collect();
             lists.iter().all(|list| {
                 access::lists(list, catalog, name, in_team)
                     && group.iter().all(|n| access::lists(list, catalog, n, in_team))
@@ -423,25 +484,36 @@ impl Bounds<'_> {
         let wide = |name: &String| match name.as_str() {
             "all-team-models" if !in_team => true,
             name if LISTS.contains(&name) => false,
-            "all-proxy-models" | "*" => lists.iter().any(|l| !l.is_empty() && !l.contains(&name.to_string())),
+            "all-proxy-models" | "*" => lists
+                .iter()
+                .any(|l| !l.is_empty() && !l.contains(&name.to_string())),
             name => !allowed(name),
         };
         if let Some(model) = models.iter().find(|m| wide(m)) {
             let model: String = model.chars().take(96).collect();
-            return Err(above("models", format!("The model '{model}' is not one that you may call yourself.")));
+            return Err(above(
+                "models",
+                format!("The model '{model}' is not one that you may call yourself."),
+            ));
         }
         if models.is_empty() && !of_key.is_empty() {
             if new {
                 fields.set("models", json!(of_key));
             } else if fields.has("models") {
-                return Err(above("models", "An empty list stands for all models, and you may not call them all."));
+                return Err(above(
+                    "models",
+                    "An empty list stands for all models, and you may not call them all.",
+                ));
             }
         }
         for (alias, model) in fields.names("aliases")? {
             let kept = self.key.filter(|_| !new).and_then(|k| k.aliases.get(&alias)) == Some(&model);
             if !kept && !allowed(&model) {
                 let model: String = model.chars().take(96).collect();
-                return Err(above("aliases", format!("The model '{model}' is not one that you may call yourself.")));
+                return Err(above(
+                    "aliases",
+                    format!("The model '{model}' is not one that you may call yourself."),
+                ));
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::rights::{Actor, role_among};
 use super::routes::{Route, Who};
 use super::shapes::{self, DEFAULT_USER, iso};
 use super::{Desk, duration, settle, terms};
-use crate::store::{Change, Doc, KeyFilter, MAX_ROWS, Page, StoreError, Table, Taken};
+use crate::store::{Change, KeyFilter, MAX_ROWS, Page, StoreError, Table, Taken};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -25,7 +25,7 @@ use filters::model::money::Nanos;
 use jiff::Timestamp;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 pub const ROUTES: &[Route] = &[
@@ -57,7 +57,11 @@ pub const ROUTES: &[Route] = &[
         group: "keys",
         who: Who::Admin,
         summary: "Change several keys",
-        body: &[&[Field::required("keys", Kind::Objects, "What /key/update takes, once per key")]],
+        body: &[&[Field::required(
+            "keys",
+            Kind::Objects,
+            "What /key/update takes, once per key",
+        )]],
         answer: "KeysUpdated",
         ..Route::post(&["/key/bulk_update"], |m| on(m, update_many))
     },
@@ -103,8 +107,16 @@ const MADE: &[Field] = &[
 
 /// A budget that is raised for a while; both or none.
 const RAISED: &[Field] = &[
-    Field::new("temp_budget_increase", Kind::Money, "Dollars that it may spend besides, for a while"),
-    Field::new("temp_budget_expiry", Kind::Text, "How long from now on, or until when"),
+    Field::new(
+        "temp_budget_increase",
+        Kind::Money,
+        "Dollars that it may spend besides, for a while",
+    ),
+    Field::new(
+        "temp_budget_expiry",
+        Kind::Text,
+        "How long from now on, or until when",
+    ),
 ];
 
 /// Fields that a key has a place of its own for; see [`terms`] for the others.
@@ -165,8 +177,6 @@ pub fn refused(e: StoreError, key: &Key) -> Stopped {
             ),
         )
         .into(),
-        // Somebody made the key's user at the same moment: read again, then it is there.
-        (StoreError::Conflict { what: Taken::Id }, _) => StoreError::Stale("user".into()).into(),
         _ => e.into(),
     }
 }
@@ -186,7 +196,8 @@ async fn generate(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Re
 async fn service_account(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let mut fields = Fields::read(body).await?;
     let Some(team) = fields.id("team_id")? else {
-        let message = "team_id is required for service account keys. Please specify `team_id` in the request body.";
+        let message =
+            "team_id is required for service account keys. Please specify `team_id` in the request body.";
         return Err(wrong_value("team_id", message).into());
     };
     if fields.id("user_id")?.is_some() {
@@ -203,15 +214,18 @@ async fn service_account(actor: Actor, State(desk): State<Arc<Desk>>, body: Body
 async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<Value>> {
     let secret = new_secret(&desk, &actor, fields.text("key")?)?;
     settle(move || {
-        let (desk, actor, fields, secret) = (Arc::clone(&desk), actor.clone(), fields.clone(), secret.clone());
+        let (desk, actor, fields, secret) =
+            (Arc::clone(&desk), actor.clone(), fields.clone(), secret.clone());
         async move { insert(&desk, &actor, fields, &secret).await.map(Json) }
     })
     .await
 }
 
-async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields, secret: &str) -> Result<Value> {
+async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value> {
     let now = desk.clock.now_micros();
     desk.bound_new(actor, &mut fields).await?;
+    let secret = new_secret(desk, actor, fields.text("key")?)?;
+    let secret = secret.as_str();
     let policy = (desk.policy)();
     policy.check_maker(actor, desk.role_in(actor, &fields).await?.as_deref(), &fields)?;
     policy.fill(&mut fields);
@@ -239,16 +253,10 @@ async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields, secret: &str) ->
         key.expires_micros = Some(expiry(now, text)?);
     }
     desk.check_names(&key, None).await?;
-    let user = desk.new_user(&key, now).await?;
-    let mut changes = vec![Change::InsertKey(&key)];
-    if let Some(doc) = &user {
-        changes.push(Change::Put {
-            table: Table::User,
-            doc,
-        });
-    }
     let entry = Entry::created("key", key.hash.hex(), told(&key, now));
-    desk.write(actor, &changes, vec![entry]).await.map_err(|e| refused(e, &key))?;
+    desk.write(actor, &[Change::InsertKey(&key)], vec![entry])
+        .await
+        .map_err(|e| refused(e, &key))?;
     Ok(shapes::generated(&key, secret, now))
 }
 
@@ -259,9 +267,17 @@ pub fn new_secret(desk: &Desk, actor: &Actor, own: Option<&str>) -> Result<Strin
         None => drawn()?,
     };
     let hash = KeyHash::of(&secret);
-    if actor.caller.key_hash() == Some(hash) || (desk.is_master)(&hash) {
-        // The same words for a key that exists: nobody learns from here what the master key is.
-        return Err(taken("key", "This key is in use already. Leave `key` out to have a new one made.").into());
+    let master = actor.caller.key_hash() == Some(hash) || (desk.is_master)(&hash);
+    if master && actor.is_admin() {
+        return Err(taken("key", "This is the master key. Choose another one.").into());
+    }
+    if master {
+        // The words for a key that exists: nobody else learns from here what the master key is.
+        return Err(taken(
+            "key",
+            "This key is in use already. Leave `key` out to have a new one made.",
+        )
+        .into());
     }
     Ok(secret)
 }
@@ -338,24 +354,13 @@ impl Desk {
             && before.and_then(|k| k.text("budget_id")) != budget
             && self.store.document(Table::Budget, id).await?.is_none()
         {
-            return Err(wrong_value("budget_id", "There is no budget of this id. Make it with /budget/new.").into());
+            return Err(wrong_value(
+                "budget_id",
+                "There is no budget of this id. Make it with /budget/new.",
+            )
+            .into());
         }
         Ok(())
-    }
-
-    /// A row for the key's user if there is none: it has no role and no limits until somebody says so.
-    async fn new_user(&self, key: &Key, now_micros: i64) -> Result<Option<Doc>> {
-        let Some(id) = &key.user_id else { return Ok(None) };
-        if id == DEFAULT_USER || self.store.document(Table::User, id).await?.is_some() {
-            return Ok(None);
-        }
-        Ok(Some(Doc {
-            id: id.clone(),
-            fields: Map::new(),
-            version: 0,
-            created_at_micros: now_micros,
-            updated_at_micros: now_micros,
-        }))
     }
 
     /// The actor's role in the team that a key is for.
@@ -409,7 +414,10 @@ pub fn alter(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
 
 /// A budget that is raised for a while, kept where LiteLLM keeps it.
 fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
-    let (more, until) = (fields.amount("temp_budget_increase")?, fields.text("temp_budget_expiry")?);
+    let (more, until) = (
+        fields.amount("temp_budget_increase")?,
+        fields.text("temp_budget_expiry")?,
+    );
     match (more, until) {
         (None, None) => {
             if fields.has("temp_budget_increase") || fields.has("temp_budget_expiry") {
@@ -423,15 +431,29 @@ fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
                 Ok(at) => at,
                 Err(e) => until
                     .parse::<Timestamp>()
-                    .map_err(|_| wrong_value("temp_budget_expiry", format!("'temp_budget_expiry' {e}, or a moment.")))?
+                    .map_err(|_| {
+                        wrong_value(
+                            "temp_budget_expiry",
+                            format!("'temp_budget_expiry' {e}, or a moment."),
+                        )
+                    })?
                     .as_microsecond(),
             };
             key.metadata.insert("temp_budget_increase".into(), json!(more));
-            key.metadata.insert("temp_budget_expiry".into(), json!(iso(until)));
+            key.metadata
+                .insert("temp_budget_expiry".into(), json!(iso(until)));
             Ok(())
         }
-        (None, _) => Err(missing("temp_budget_increase", "Give 'temp_budget_increase' with 'temp_budget_expiry'.").into()),
-        (_, None) => Err(missing("temp_budget_expiry", "Give 'temp_budget_expiry' with 'temp_budget_increase'.").into()),
+        (None, _) => Err(missing(
+            "temp_budget_increase",
+            "Give 'temp_budget_increase' with 'temp_budget_expiry'.",
+        )
+        .into()),
+        (_, None) => Err(missing(
+            "temp_budget_expiry",
+            "Give 'temp_budget_expiry' with 'temp_budget_increase'.",
+        )
+        .into()),
     }
 }
 
@@ -439,7 +461,11 @@ fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
 async fn update_many(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let Some(Value::Array(list)) = fields.value("keys") else {
-        return Err(missing("keys", "Name what to change: 'keys', a list of objects with a 'key' each.").into());
+        return Err(missing(
+            "keys",
+            "Name what to change: 'keys', a list of objects with a 'key' each.",
+        )
+        .into());
     };
     if list.is_empty() || list.len() > MOST_UPDATED {
         let message = format!("'keys' must have 1 to {MOST_UPDATED} entries.");
@@ -501,7 +527,13 @@ async fn set_blocked(desk: Arc<Desk>, actor: Actor, body: Body, blocked: bool) -
 type Altered<'a> = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// Reads a key, changes it and writes it back, again if somebody else was quicker.
-async fn change<F>(desk: Arc<Desk>, actor: Actor, hash: KeyHash, action: &'static str, alter: F) -> Result<Value>
+async fn change<F>(
+    desk: Arc<Desk>,
+    actor: Actor,
+    hash: KeyHash,
+    action: &'static str,
+    alter: F,
+) -> Result<Value>
 where
     F: for<'a> Fn(&'a Desk, &'a Actor, &'a mut Key, i64) -> Altered<'a> + Send + Sync + 'static,
 {
@@ -517,19 +549,14 @@ where
             let mut key = before.clone();
             alter(&desk, &actor, &mut key, now).await?;
             touch(&mut key, &before, &actor, now);
-            let user = desk.new_user(&key, now).await?;
-            let mut changes = vec![Change::UpdateKey {
+            let change = Change::UpdateKey {
                 key: &key,
                 read_at_micros: before.updated_at_micros,
-            }];
-            if let Some(doc) = &user {
-                changes.push(Change::Put {
-                    table: Table::User,
-                    doc,
-                });
-            }
+            };
             let entry = Entry::changed(action, "key", hash.hex(), told(&before, now), told(&key, now));
-            desk.write(&actor, &changes, vec![entry]).await.map_err(|e| refused(e, &key))?;
+            desk.write(&actor, &[change], vec![entry])
+                .await
+                .map_err(|e| refused(e, &key))?;
             let mut row = shapes::key_with_token(&key, now);
             if let Value::Object(row) = &mut row {
                 row.insert("key".into(), json!(key.hash));
@@ -611,7 +638,10 @@ async fn delete_named(desk: &Desk, actor: &Actor, keys: Vec<String>, aliases: Ve
     }
     let now = desk.clock.now_micros();
     let gone: Vec<KeyHash> = found.iter().map(|k| k.hash).collect();
-    let entries = found.iter().map(|k| Entry::deleted("key", k.hash.hex(), told(k, now))).collect();
+    let entries = found
+        .iter()
+        .map(|k| Entry::deleted("key", k.hash.hex(), told(k, now)))
+        .collect();
     desk.write(actor, &[Change::DeleteKeys(&gone)], entries).await?;
     let (there, not_there): (Vec<_>, Vec<_>) = named
         .into_iter()

@@ -33,7 +33,11 @@ pub const ROUTES: &[Route] = &[
         group: "keys",
         who: Who::Reader,
         summary: "Several keys",
-        body: &[&[Field::required("keys", Kind::Texts, "Keys (sk-...) or their hashes")]],
+        body: &[&[Field::required(
+            "keys",
+            Kind::Texts,
+            "Keys (sk-...) or their hashes",
+        )]],
         answer: "KeyInfos",
         ..Route::post(&["/v2/key/info"], |m| on(m, infos))
     },
@@ -78,9 +82,21 @@ const LIST: &[Field] = &[
     Field::new("blocked", Kind::Flag, "Blocked ones, or the others"),
     Field::new("expired", Kind::Flag, "Expired ones, or the others"),
     Field::new("return_full_object", Kind::Flag, "Rows in place of hashes"),
-    Field::new("include_team_keys", Kind::Flag, "Also keys of the teams that one leads"),
-    Field::new("include_created_by_keys", Kind::Flag, "Also keys that the user has made"),
-    Field::new("sort_by", Kind::OneOf(&["created_at", "spend", "key_alias"]), "What they are sorted by"),
+    Field::new(
+        "include_team_keys",
+        Kind::Flag,
+        "Also keys of the teams that one leads",
+    ),
+    Field::new(
+        "include_created_by_keys",
+        Kind::Flag,
+        "Also keys that the user has made",
+    ),
+    Field::new(
+        "sort_by",
+        Kind::OneOf(&["created_at", "spend", "key_alias"]),
+        "What they are sorted by",
+    ),
     Field::new("sort_order", Kind::OneOf(&["asc", "desc"]), "Which way"),
 ];
 
@@ -121,10 +137,18 @@ async fn infos(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Resul
     let fields = Fields::read(body).await?;
     let asked = fields.texts("keys")?;
     if asked.is_empty() {
-        return Err(missing("keys", "Name the keys to show: 'keys' (sk-... or hashes), a list.").into());
+        return Err(missing(
+            "keys",
+            "Name the keys to show: 'keys' (sk-... or hashes), a list.",
+        )
+        .into());
     }
     if asked.len() > MOST_INFOS {
-        return Err(wrong_value("keys", format!("At most {MOST_INFOS} keys are shown in one call.")).into());
+        return Err(wrong_value(
+            "keys",
+            format!("At most {MOST_INFOS} keys are shown in one call."),
+        )
+        .into());
     }
     let hashes: Vec<KeyHash> = asked.iter().filter_map(|k| super::ask::hash_of(k)).collect();
     let now = desk.clock.now_micros();
@@ -134,7 +158,9 @@ async fn infos(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Resul
             shown.push(shapes::key_with_token(&key, now));
         }
     }
-    Ok(Json(json!({"key": asked.iter().map(|k| hash_text(k)).collect::<Vec<_>>(), "info": shown})))
+    Ok(Json(
+        json!({"key": asked.iter().map(|k| hash_text(k)).collect::<Vec<_>>(), "info": shown}),
+    ))
 }
 
 /// A key as an answer repeats it: never the key itself.
@@ -233,7 +259,10 @@ async fn aliases(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) ->
         order: Order::Rising,
         ..KeyFilter::default()
     };
-    let wide = Wide { teams: true, made: false };
+    let wide = Wide {
+        teams: true,
+        made: false,
+    };
     let found = desk.visible(&actor, filter, wide, slice).await?;
     let aliases: Vec<&String> = found.keys.iter().filter_map(|k| k.key_alias.as_ref()).collect();
     Ok(Json(json!({
@@ -254,7 +283,13 @@ struct Wide {
 
 impl Desk {
     /// A page of those keys that the filter names and the caller may see.
-    async fn visible(&self, actor: &Actor, mut filter: KeyFilter, wide: Wide, slice: Slice) -> Result<KeyPage> {
+    async fn visible(
+        &self,
+        actor: &Actor,
+        mut filter: KeyFilter,
+        wide: Wide,
+        slice: Slice,
+    ) -> Result<KeyPage> {
         let page = Page {
             limit: slice.size as u32,
             offset: slice.offset,
@@ -269,7 +304,9 @@ impl Desk {
         if !actor.sees_all() && !actor.is_user(Some(&user)) {
             // Somebody else's keys are shown within a team that one leads.
             return match &filter.team_id {
-                Some(team) if self.leads_team(actor, team).await? => Ok(self.store.list_keys(&filter, page).await?),
+                Some(team) if self.leads_team(actor, team).await? => {
+                    Ok(self.store.list_keys(&filter, page).await?)
+                }
                 _ => Err(not_yours("user_id", actor)),
             };
         }
@@ -311,7 +348,14 @@ impl Desk {
                 limit: MAX_ROWS,
                 offset: 0,
             };
-            hashes.extend(self.store.list_keys(&part, all).await?.keys.iter().map(|k| k.hash));
+            hashes.extend(
+                self.store
+                    .list_keys(&part, all)
+                    .await?
+                    .keys
+                    .iter()
+                    .map(|k| k.hash),
+            );
         }
         filter.hashes = Some(hashes.into_iter().collect());
         Ok(self.store.list_keys(&filter, page).await?)

@@ -29,10 +29,14 @@ impl Policy {
         };
         let defaults = object(settings, "default_key_generate_params")?;
         let most = object(settings, "upperbound_key_generate_params")?;
-        for (section, map) in [("default_key_generate_params", &defaults), ("upperbound_key_generate_params", &most)] {
+        for (section, map) in [
+            ("default_key_generate_params", &defaults),
+            ("upperbound_key_generate_params", &most),
+        ] {
             for (name, value) in map.iter().filter(|(_, v)| !v.is_null()) {
                 let kind = kind_of(name);
-                let kind = kind.ok_or_else(|| format!("litellm_settings.{section}: no key has a field {name}"))?;
+                let kind =
+                    kind.ok_or_else(|| format!("litellm_settings.{section}: no key has a field {name}"))?;
                 kind.read(name, value)
                     .map_err(|e| format!("litellm_settings.{section}: {}", e.0.shown()))?;
             }
@@ -49,7 +53,9 @@ impl Policy {
     /// Puts in what a new key has unless it is said otherwise.
     pub fn fill(&self, fields: &mut Fields) {
         for (name, value) in &self.defaults {
-            let unset = fields.value(name).is_none_or(|v| *v == json!([]) || *v == json!({}));
+            let unset = fields
+                .value(name)
+                .is_none_or(|v| *v == json!([]) || *v == json!({}));
             if unset {
                 fields.set(name, value.clone());
             }
@@ -69,7 +75,8 @@ impl Policy {
             // LiteLLM's word for "never".
             let never = name == "duration" && given.as_str() == Some("-1");
             if never || size(name, given, now_micros)? > size(name, most, now_micros)? {
-                let message = format!("{name} is over max limit set in config - user_value={given}; max_value={most}");
+                let message =
+                    format!("{name} is over max limit set in config - user_value={given}; max_value={most}");
                 return Err(wrong_value(name, message).into());
             }
         }
@@ -83,7 +90,12 @@ impl Policy {
             let role = team_role.unwrap_or("none");
             (&self.team, "allowed_team_member_roles", role, "Team")
         } else {
-            (&self.personal, "allowed_user_roles", actor.role.as_str(), "Personal")
+            (
+                &self.personal,
+                "allowed_user_roles",
+                actor.role.as_str(),
+                "Personal",
+            )
         };
         let allowed = texts(rules, list);
         if !actor.is_admin() && rules.contains_key(list) && !allowed.iter().any(|r| r == role) {
@@ -94,7 +106,8 @@ impl Policy {
         }
         for name in texts(rules, "required_params") {
             if fields.value(&name).is_none() {
-                let message = format!("Required param {name} not in data: the config wants it of every such key.");
+                let message =
+                    format!("Required param {name} not in data: the config wants it of every such key.");
                 return Err(wrong_value(&name, message).into());
             }
         }
@@ -131,12 +144,17 @@ mod tests {
 
     #[test]
     fn bounds_fill_and_refuse() {
-        let policy = policy(json!({"upperbound_key_generate_params": {"max_budget": 10, "duration": "30d"}})).unwrap();
+        let policy =
+            policy(json!({"upperbound_key_generate_params": {"max_budget": 10, "duration": "30d"}})).unwrap();
         let mut fields = Fields::of(Map::new());
         policy.cut(&mut fields, 0, true).unwrap();
         assert_eq!(fields.value("max_budget"), Some(&json!(10)));
         assert_eq!(fields.value("duration"), Some(&json!("30d")));
-        for (name, value) in [("max_budget", json!(10.01)), ("duration", json!("31d")), ("duration", json!("-1"))] {
+        for (name, value) in [
+            ("max_budget", json!(10.01)),
+            ("duration", json!("31d")),
+            ("duration", json!("-1")),
+        ] {
             let mut fields = Fields::of(Map::from_iter([(name.to_string(), value)]));
             assert!(policy.cut(&mut fields, 0, false).is_err(), "{name}");
         }

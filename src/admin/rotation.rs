@@ -44,8 +44,16 @@ pub const ROUTES: &[Route] = &[
 
 const WHICH: &[Field] = &[Field::new("key", Kind::Key, "The key (sk-...) or its hash")];
 const NEW: &[Field] = &[
-    Field::new("grace_period", Kind::Period, "How long the old secret works beside the new one; none = not at all"),
-    Field::new("new_key", Kind::Text, "A secret of one's own: sk- and 16 characters or more"),
+    Field::new(
+        "grace_period",
+        Kind::Period,
+        "How long the old secret works beside the new one; none = not at all",
+    ),
+    Field::new(
+        "new_key",
+        Kind::Text,
+        "A secret of one's own: sk- and 16 characters or more",
+    ),
 ];
 
 /// The longest grace: half a year.
@@ -91,7 +99,8 @@ async fn rotate(desk: Arc<Desk>, actor: Actor, hash: KeyHash, fields: Fields) ->
     }
     let secret = new_secret(&desk, &actor, fields.text("new_key")?)?;
     settle(move || {
-        let (desk, actor, fields, secret) = (Arc::clone(&desk), actor.clone(), fields.clone(), secret.clone());
+        let (desk, actor, fields, secret) =
+            (Arc::clone(&desk), actor.clone(), fields.clone(), secret.clone());
         async move { once(&desk, &actor, &hash, &fields, &secret).await.map(Json) }
     })
     .await
@@ -112,8 +121,13 @@ async fn once(desk: &Desk, actor: &Actor, hash: &KeyHash, fields: &Fields, secre
     new.hash = KeyHash::of(secret);
     new.key_name = key_name(secret);
     touch(&mut new, &old, actor, now);
-    let count = old.extra.get("rotation_count").and_then(Value::as_u64).unwrap_or(0);
-    new.extra.insert("rotation_count".into(), json!(count.saturating_add(1)));
+    let count = old
+        .extra
+        .get("rotation_count")
+        .and_then(Value::as_u64)
+        .unwrap_or(0);
+    new.extra
+        .insert("rotation_count".into(), json!(count.saturating_add(1)));
     new.extra.insert("last_rotation_at".into(), json!(iso(now)));
 
     let carried = carried(desk, &old, &new, now).await?;
@@ -129,12 +143,17 @@ async fn once(desk: &Desk, actor: &Actor, hash: &KeyHash, fields: &Fields, secre
 /// A key may always rotate itself and nothing but that; whoever may change a key may also say what else
 /// changes with it.
 async fn may_rotate(desk: &Desk, actor: &Actor, old: &Key, fields: &Fields) -> Result<()> {
-    let changes = fields.names_given().find(|name| !OWN_FIELDS.contains(name) && is_field(name));
+    let changes = fields
+        .names_given()
+        .find(|name| !OWN_FIELDS.contains(name) && is_field(name));
     let itself = actor.caller.key_hash() == Some(old.hash);
     if itself && changes.is_none() {
         return Ok(());
     }
-    if itself && actor.role == Role::Holder && let Some(name) = changes {
+    if itself
+        && actor.role == Role::Holder
+        && let Some(name) = changes
+    {
         let message = format!("A key may rotate itself, and not change its '{name}' with that.");
         return Err(Refusal::new(403, "auth_error", message).param(name).into());
     }
@@ -192,15 +211,24 @@ struct Carried {
 async fn carried(desk: &Desk, old: &Key, new: &Key, now: i64) -> Result<Vec<Carried>> {
     let models: Vec<String> = Limits::of(&old.extra).models.into_keys().collect();
     let of = |hash: &KeyHash| {
-        let models = models.iter().map(|m| Account::of_model(Holder::Key, hash.hex(), m));
-        std::iter::once(Account::new(Holder::Key, hash.hex())).chain(models).collect::<Vec<_>>()
+        let models = models
+            .iter()
+            .map(|m| Account::of_model(Holder::Key, hash.hex(), m));
+        std::iter::once(Account::new(Holder::Key, hash.hex()))
+            .chain(models)
+            .collect::<Vec<_>>()
     };
     // The spool is asked first: a row that lands in between counts twice, and never not at all.
     let on_the_way = (desk.unlanded)(&old.hash).max(0);
     let balances = desk.store.balances(&of(&old.hash)).await?;
     let carried = of(&new.hash).into_iter().zip(balances).map(|(account, balance)| {
         let on_the_way = if account.model.is_empty() { on_the_way } else { 0 };
-        let Balance { total_nanos, period_nanos, period_started_micros, period_ends_micros } = balance;
+        let Balance {
+            total_nanos,
+            period_nanos,
+            period_started_micros,
+            period_ends_micros,
+        } = balance;
         let (spent, period) = match (period_started_micros, period_ends_micros) {
             (Some(start), Some(end)) if end > now => (period_nanos, Some((start, end))),
             (Some(_), Some(_)) => (0, None),
@@ -233,7 +261,9 @@ async fn write(
         let mut first = new.clone();
         first.key_alias = None;
         first.blocked = true;
-        desk.write(actor, &[Change::InsertKey(&first)], Vec::new()).await.map_err(|e| refused(e, new))?;
+        desk.write(actor, &[Change::InsertKey(&first)], Vec::new())
+            .await
+            .map_err(|e| refused(e, new))?;
         for c in carried {
             if let Some((start, end)) = c.period {
                 desk.store.begin_period(&c.account, start, Some(end)).await?;
@@ -263,7 +293,13 @@ async fn write(
         nanos: c.nanos,
     }));
     let after = told(new, now);
-    let entry = Entry::changed("rotated", "key", old.hash.hex(), told(old, now), with_token(after, &new.hash));
+    let entry = Entry::changed(
+        "rotated",
+        "key",
+        old.hash.hex(),
+        told(old, now),
+        with_token(after, &new.hash),
+    );
     let done = desk.write(actor, &changes, vec![entry]).await;
     if done.is_err() && staged {
         // Nobody knows its secret; it is only in the way of the next try.

@@ -136,9 +136,13 @@ pub fn reset_at(key: &Key, now_micros: i64) -> Option<i64> {
     let since = key.extra.get("budget_since_micros").and_then(Value::as_i64);
     let since = Timestamp::from_microsecond(since.unwrap_or(key.created_at_micros)).ok()?;
     let since = since.to_zoned(TimeZone::UTC);
-    let length = since.checked_add(span).ok()?.timestamp().as_microsecond() - since.timestamp().as_microsecond();
+    let length =
+        since.checked_add(span).ok()?.timestamp().as_microsecond() - since.timestamp().as_microsecond();
     // Months differ in length: begin a little before and look.
-    let passed = now_micros.saturating_sub(since.timestamp().as_microsecond()).max(0) / length.max(1);
+    let passed = now_micros
+        .saturating_sub(since.timestamp().as_microsecond())
+        .max(0)
+        / length.max(1);
     (passed.saturating_sub(passed / 16).max(1)..)
         .take(4096)
         .map_while(|n| since.checked_add(span.checked_mul(n).ok()?).ok())

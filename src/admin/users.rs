@@ -131,7 +131,11 @@ async fn keys(desk: &Desk, user_id: Option<&str>, slice: Slice) -> Result<(Vec<V
     let found = desk.store.list_keys(&filter, page).await?;
     let now = desk.clock.now_micros();
     Ok((
-        found.keys.iter().map(|k| shapes::key_with_token(k, now)).collect(),
+        found
+            .keys
+            .iter()
+            .map(|k| shapes::key_with_token(k, now))
+            .collect(),
         found.total,
     ))
 }

@@ -94,7 +94,10 @@ fn denied(key: &Holder, catalog: &dyn Catalog, requested: &str, name: &str) -> O
         }
     }
     let personal = key.team_id.is_none();
-    let others = [key.user.as_deref().filter(|_| personal), key.organization.as_deref()];
+    let others = [
+        key.user.as_deref().filter(|_| personal),
+        key.organization.as_deref(),
+    ];
     others
         .into_iter()
         .flatten()

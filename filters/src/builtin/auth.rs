@@ -129,7 +129,10 @@ impl Auth {
         if key.blocked {
             return Err(blocked());
         }
-        for party in [&key.team, &key.organization, &key.user, &key.member].into_iter().flatten() {
+        for party in [&key.team, &key.organization, &key.user, &key.member]
+            .into_iter()
+            .flatten()
+        {
             if party.blocked {
                 return Err(blocked_party(party));
             }
@@ -142,8 +145,10 @@ impl Auth {
 }
 
 fn blocked() -> Stop {
-    Refusal::unauthorized("Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.")
-        .into()
+    Refusal::unauthorized(
+        "Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.",
+    )
+    .into()
 }
 
 fn blocked_party(party: &Party) -> Stop {

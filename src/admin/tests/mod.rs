@@ -57,6 +57,9 @@ impl Bench {
             store: Arc::clone(&store),
             keys: Arc::clone(&keys),
             catalog: Arc::new(|| testkit::catalog(&["small", "embed"])),
+            policy: Arc::new(Arc::default),
+            is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
+            unlanded: Arc::new(|_| 0),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
         });
         Self {
