@@ -10,7 +10,7 @@ use super::error::{Result, Stopped, missing, not_found, taken, wrong_value};
 use super::fields::{Field, Fields, Kind};
 use super::rights::{Actor, role_among};
 use super::routes::{Route, Who};
-use super::shapes::{self, DEFAULT_USER, iso};
+use super::shapes;
 use super::{Desk, duration, settle, terms};
 use crate::store::{Change, KeyFilter, MAX_ROWS, Page, StoreError, Table, Taken};
 use axum::Json;
@@ -212,11 +212,9 @@ async fn service_account(actor: Actor, State(desk): State<Arc<Desk>>, body: Body
 }
 
 async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<Value>> {
-    let secret = new_secret(&desk, &actor, fields.text("key")?)?;
     settle(move || {
-        let (desk, actor, fields, secret) =
-            (Arc::clone(&desk), actor.clone(), fields.clone(), secret.clone());
-        async move { insert(&desk, &actor, fields, &secret).await.map(Json) }
+        let (desk, actor, fields) = (Arc::clone(&desk), actor.clone(), fields.clone());
+        async move { insert(&desk, &actor, fields).await.map(Json) }
     })
     .await
 }
@@ -339,6 +337,8 @@ pub fn apply(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
     }
     if fields.has("metadata") {
         key.metadata = fields.object("metadata")?;
+        // Shown among the metadata, as LiteLLM does, and not set there.
+        RAISED.iter().for_each(|f| drop(key.metadata.remove(f.name)));
     }
     if fields.has("blocked") {
         key.blocked = fields.flag("blocked")?.unwrap_or(false);
@@ -412,7 +412,7 @@ pub fn alter(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     raise(fields, key, now)
 }
 
-/// A budget that is raised for a while, kept where LiteLLM keeps it.
+/// A budget that is raised for a while; see the filter `auth`.
 fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     let (more, until) = (
         fields.amount("temp_budget_increase")?,
@@ -420,40 +420,35 @@ fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     );
     match (more, until) {
         (None, None) => {
-            if fields.has("temp_budget_increase") || fields.has("temp_budget_expiry") {
-                key.metadata.remove("temp_budget_increase");
-                key.metadata.remove("temp_budget_expiry");
+            if RAISED.iter().any(|f| fields.has(f.name)) {
+                key.extra.remove("temp_budget_nanos");
+                key.extra.remove("temp_budget_until_micros");
             }
             Ok(())
         }
-        (Some(more), Some(until)) => {
+        (Some(Nanos(more)), Some(until)) => {
+            let wrong = |e| {
+                wrong_value(
+                    "temp_budget_expiry",
+                    format!("'temp_budget_expiry' {e}, or a moment."),
+                )
+            };
             let until = match duration::after(now, until) {
                 Ok(at) => at,
-                Err(e) => until
-                    .parse::<Timestamp>()
-                    .map_err(|_| {
-                        wrong_value(
-                            "temp_budget_expiry",
-                            format!("'temp_budget_expiry' {e}, or a moment."),
-                        )
-                    })?
-                    .as_microsecond(),
+                Err(e) => until.parse::<Timestamp>().map_err(|_| wrong(e))?.as_microsecond(),
             };
-            key.metadata.insert("temp_budget_increase".into(), json!(more));
-            key.metadata
-                .insert("temp_budget_expiry".into(), json!(iso(until)));
+            key.extra.insert("temp_budget_nanos".into(), json!(more));
+            key.extra.insert("temp_budget_until_micros".into(), json!(until));
             Ok(())
         }
-        (None, _) => Err(missing(
-            "temp_budget_increase",
-            "Give 'temp_budget_increase' with 'temp_budget_expiry'.",
-        )
-        .into()),
-        (_, None) => Err(missing(
-            "temp_budget_expiry",
-            "Give 'temp_budget_expiry' with 'temp_budget_increase'.",
-        )
-        .into()),
+        (None, _) => {
+            let message = "Give 'temp_budget_increase' with 'temp_budget_expiry'.";
+            Err(missing("temp_budget_increase", message).into())
+        }
+        (_, None) => {
+            let message = "Give 'temp_budget_expiry' with 'temp_budget_increase'.";
+            Err(missing("temp_budget_expiry", message).into())
+        }
     }
 }
 

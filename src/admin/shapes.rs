@@ -33,7 +33,7 @@ pub fn key_row(key: &Key, now_micros: i64) -> Map<String, Value> {
         "aliases": key.aliases,
         "user_id": key.user_id,
         "team_id": key.team_id,
-        "metadata": key.metadata,
+        "metadata": metadata(key),
         "blocked": key.blocked,
         "created_at": iso(key.created_at_micros),
         "created_by": key.created_by,
@@ -59,6 +59,17 @@ pub fn key_row(key: &Key, now_micros: i64) -> Map<String, Value> {
         row.insert("rotated_until".into(), json!(until.map(iso)));
     }
     row
+}
+
+/// What is kept under `metadata`, and the budget that is raised for a while, which LiteLLM keeps there.
+fn metadata(key: &Key) -> Map<String, Value> {
+    let mut metadata = key.metadata.clone();
+    let whole = |name: &str| key.extra.get(name).and_then(Value::as_i64);
+    if let (Some(more), Some(until)) = (whole("temp_budget_nanos"), whole("temp_budget_until_micros")) {
+        metadata.insert("temp_budget_increase".into(), json!(Nanos(more)));
+        metadata.insert("temp_budget_expiry".into(), json!(iso(until)));
+    }
+    metadata
 }
 
 /// A key's row with its hash as `token`, as lists show it.

@@ -231,6 +231,55 @@ mod tests {
     }
 
     #[test]
+    fn everybodys_lists_count() {
+        let catalog = testkit::catalog(&["a", "b", "c"]);
+        let party = |kind, fields: serde_json::Value| {
+            Some(Arc::new(Party::new(
+                kind,
+                "x",
+                fields.as_object().unwrap().clone(),
+            )))
+        };
+        let mut key = testkit::key("sk-a");
+        key.models = vec!["all-team-models".into()];
+        key.team_id = Some("x".into());
+        let team_fields = serde_json::json!({"models": ["a", "fast"], "model_aliases": {"fast": "b"}});
+        let mut holder = Holder::alone(key);
+        holder.team = party(Kind::Team, team_fields);
+        // A team's key is no personal key: the user's list does not count.
+        holder.user = party(Kind::User, serde_json::json!({"models": ["c"]}));
+        let check = |holder: &Holder, asked: &str, want: std::result::Result<&str, &str>| {
+            let caller = Caller::Key(Arc::new(holder.clone()));
+            let got = resolve(&caller, catalog.as_ref(), asked);
+            assert_eq!(got.as_deref().map_err(|s| s.kind()), want, "{asked}");
+        };
+        check(&holder, "a", Ok("a"));
+        check(&holder, "fast", Ok("b"));
+        check(&holder, "b", Err("team_model_access_denied"));
+        check(&holder, "c", Err("team_model_access_denied"));
+        assert_eq!(
+            visible(&Caller::Key(Arc::new(holder.clone())), catalog.as_ref()),
+            ["a"]
+        );
+
+        // An alias of the key's own opens nobody else's list.
+        holder.key.aliases.insert("a".into(), "c".into());
+        holder.key.models.clear();
+        check(&holder, "a", Err("team_model_access_denied"));
+
+        holder.key.aliases.clear();
+        holder.key.team_id = None;
+        holder.team = None;
+        check(&holder, "a", Err("user_model_access_denied"));
+        check(&holder, "c", Ok("c"));
+        holder.organization = party(
+            Kind::Organization,
+            serde_json::json!({"models": ["no-default-models"]}),
+        );
+        check(&holder, "c", Err("org_model_access_denied"));
+    }
+
+    #[test]
     fn a_typo_is_answered_with_the_nearest_name() {
         let catalog = testkit::catalog(&["gpt-4", "claude-sonnet"]);
         let refusal = not_found(&Caller::Anonymous, catalog.as_ref(), "claud-sonet");
