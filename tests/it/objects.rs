@@ -949,6 +949,7 @@ async fn what_cannot_be_kept_is_refused() {
         let refused = s.list_keys(&filter, Page::default()).await.unwrap_err();
         assert!(matches!(refused, StoreError::Invalid(_)), "{refused}");
         assert_eq!(ids(&*s, Table::User, DocFilter::default()).await, "");
+        assert_eq!(s.document(Table::User, "a\0b").await.unwrap(), None);
         let largest = doc(&"é".repeat(500), json!({"x": "y".repeat((1 << 20) - 20)}));
         put(&*s, Table::User, &largest).await.unwrap();
         assert!(s.document(Table::User, &largest.id).await.unwrap().is_some());
