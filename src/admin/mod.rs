@@ -15,6 +15,7 @@ mod bounds;
 mod duration;
 mod error;
 pub mod fields;
+mod issue;
 mod keys;
 mod lookup;
 mod policy;

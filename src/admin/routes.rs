@@ -7,7 +7,7 @@
 //! `ROUTES` to [`TABLES`].
 
 use super::fields::Field;
-use super::{Desk, audit, error, keys, lookup, rights, rotation, spend, users};
+use super::{Desk, audit, error, issue, keys, lookup, rights, rotation, spend, users};
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 /// All rows, by module.
 const TABLES: &[&[Route]] = &[
+    issue::ROUTES,
     keys::ROUTES,
     rotation::ROUTES,
     lookup::ROUTES,
@@ -266,7 +267,7 @@ mod tests {
                 assert!(names.insert(field.name), "{name}: {} twice", field.name);
             }
         }
-        router();
+        drop(router());
     }
 
     #[test]
