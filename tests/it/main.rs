@@ -20,6 +20,7 @@ mod outage;
 mod passthrough;
 mod refusals;
 mod reload;
+mod rights;
 mod secrets;
 mod store;
 mod tidy;
