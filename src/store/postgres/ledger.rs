@@ -216,7 +216,7 @@ impl PostgresStore {
             let clause = ask::spend_page(filter, within, Dialect::Postgres);
             let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger{}", clause.sql);
             found = self.query_filtered(&sql, &clause.args).await?;
-            if found.len() >= ask::limit_of(filter) {
+            if ask::is_full(filter, found.len()) {
                 break;
             }
         }
