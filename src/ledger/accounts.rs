@@ -1,21 +1,14 @@
 //! What each key has spent that the store does not know of yet.
 
+use super::codec;
 use dashmap::DashMap;
 use filters::model::key::KeyHash;
 use filters::model::record::Record;
-use serde::Deserialize;
 
 /// Nano-dollars per key, of records that are appended and have not landed. Wide, so that taking away what
 /// was added always gives the sum from before, whatever was added.
 #[derive(Default)]
 pub struct Accounts(DashMap<KeyHash, i128>);
-
-/// The part of a record that money is about: reading only this makes a start with a long spool quick.
-#[derive(Deserialize)]
-struct Spent {
-    key_hash: Option<KeyHash>,
-    spend_nanos: i64,
-}
 
 impl Accounts {
     pub fn of(&self, hash: &KeyHash) -> i64 {
@@ -29,8 +22,8 @@ impl Accounts {
 
     /// Adds a record as it lies in the spool.
     pub fn add_payload(&self, payload: &[u8]) {
-        if let Ok(spent) = serde_json::from_slice::<Spent>(payload) {
-            self.change(spent.key_hash, spent.spend_nanos, 1);
+        if let Ok(record) = codec::decode(payload) {
+            self.add(&record);
         }
     }
 

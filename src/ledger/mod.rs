@@ -8,6 +8,7 @@
 
 mod accounts;
 pub mod check;
+mod codec;
 pub mod frame;
 mod reader;
 pub mod retention;

@@ -10,7 +10,7 @@ pub mod period;
 mod plan;
 pub mod postgres;
 pub mod report;
-mod rows;
+pub(crate) mod rows;
 pub mod seal;
 pub mod sqlite;
 mod sums;

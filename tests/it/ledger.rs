@@ -364,6 +364,28 @@ async fn damage_in_the_middle_costs_what_it_hit() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_version_left_lands_with_the_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = sqlite(dir.path()).await;
+    let mut bytes = Vec::new();
+    for n in 0..3 {
+        // Records used to lie in the spool as JSON.
+        let json = serde_json::to_vec(&record(&format!("r{n}"))).unwrap();
+        bytes.extend((json.len() as u32).to_le_bytes());
+        bytes.extend(crc32fast::hash(&json).to_le_bytes());
+        bytes.extend(json);
+    }
+    bytes.extend(frames(&[record("r3")]).concat());
+    plant(dir.path(), &bytes);
+    let report = check(dir.path(), &*store, LONG).await.unwrap();
+    assert_eq!((report.waiting, report.is_sound()), (4, true), "{report}");
+    let ledger = Ledger::open(dir.path(), store.clone(), brisk()).unwrap();
+    assert!(ledger.drain(LONG).await);
+    assert_eq!(ids(&*store).await, named(0..4));
+    assert_eq!(differences(&*store).await, []);
+}
+
+#[tokio::test]
 async fn nonsense_for_a_spool_is_survived() {
     let dir = tempfile::tempdir().unwrap();
     let store = sqlite(dir.path()).await;
@@ -392,7 +414,7 @@ async fn finished_segments_go_away() {
     let small = Settings {
         batch_records: 7,
         spool: Bounds {
-            segment_bytes: 4_000,
+            segment_bytes: 800,
             ..Bounds::default()
         },
         ..brisk()
