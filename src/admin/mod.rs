@@ -10,7 +10,7 @@
 //! `sk-...` with the last four characters.
 
 mod ask;
-mod duration;
+pub(crate) mod duration;
 mod error;
 mod fields;
 mod keys;

@@ -3,7 +3,7 @@
 mod accounts;
 mod audit;
 mod change;
-mod connect;
+pub(crate) mod connect;
 mod keys;
 mod ledger;
 mod news;
