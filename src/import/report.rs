@@ -43,6 +43,13 @@ pub struct Report {
 }
 
 impl Report {
+    pub fn new(dry_run: bool) -> Self {
+        Self {
+            dry_run,
+            ..Self::default()
+        }
+    }
+
     /// The line of this kind, in the order of first use.
     pub fn line(&mut self, what: &'static str) -> &mut Line {
         let at = match self.lines.iter().position(|(name, _)| *name == what) {

@@ -83,7 +83,7 @@ pub fn sum(row: &mut Row) -> Result<DailyRow, &'static str> {
     if row.value("unsound").and_then(Value::as_u64).unwrap_or(0) > 0 {
         row.flaw("spend", "was no amount that can be, and was cut to 0 or 9 million dollars");
     }
-    let mut count = |name: &str| -> i64 {
+    let count = |name: &str| -> i64 {
         let text = row.text(name).unwrap_or_default();
         // Whole numbers only; what is too long for a number is too large to count.
         text.parse().unwrap_or(MAX_COUNT).clamp(0, MAX_COUNT)

@@ -3,7 +3,7 @@
 //!
 //! The later change wins: what was changed here after LiteLLM's own last change stays as it is.
 
-use super::ImportError;
+use super::{ImportError, Vault};
 use crate::import::Report;
 use crate::store::{
     Change, DailyRow, Doc, DocFilter, Page, Store, StoreError, Table, Taken,
