@@ -2,6 +2,7 @@
 
 use crate::conf::{self, Conf, EXIT_CONFIG, Env};
 use crate::import::litellm::{self, ImportError, Order, Salts, Vault};
+use crate::store::seal::Seal;
 use crate::store::{self, Address, Store};
 use clap::{Args, Subcommand};
 use filters::model::secret::Secret;
@@ -152,9 +153,21 @@ fn usable(model: &Value, env: &Env) -> Result<(), String> {
     }
 }
 
-fn vault(_conf: &Conf) -> Vault {
+/// Provider secrets are kept under the salt key, else the master key, as the gateway opens them.
+fn vault(conf: &Conf) -> Vault {
+    let general = &conf.general;
+    let salt = general.salt_key.as_ref().or(general.master_key.as_ref());
+    let seal = salt.map(|s| Arc::new(Seal::new(&Secret::new(s.expose()))));
+    let opener = seal.clone();
     Vault {
-        close: Arc::new(|_| Err("no seal yet".into())),
-        open: Arc::new(|_| Ok(None)),
+        close: Arc::new(move |text| match &seal {
+            Some(seal) => Ok(seal.seal(text)),
+            None => Err("there is neither a salt key nor a master key to keep its secrets with".into()),
+        }),
+        open: Arc::new(move |text| match (&opener, Seal::is_sealed(text)) {
+            (_, false) => Ok(None),
+            (Some(seal), true) => seal.open(text).map(Some).map_err(|e| e.to_string()),
+            (None, true) => Err("there is no salt key".into()),
+        }),
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 pub const TABLE: &str = "LiteLLM_DailyUserSpend";
 
 /// Longest name in a sum's key, in characters: the key must fit an index entry.
-const MAX_NAME: u32 = 150;
+const MAX_NAME: u32 = 120;
 /// More than any sum counts.
 const MAX_COUNT: i64 = 1_000_000_000_000_000;
 
@@ -46,23 +46,27 @@ pub fn select(source: &Source) -> Option<String> {
     // A sum knows no team; the key that made it does. What stands for no virtual key (LiteLLM writes
     // unknown keys in plain text here) counts as nobody's.
     let hash = "CASE WHEN lower(t.\"api_key\") ~ '^[0-9a-f]{64}$' THEN lower(t.\"api_key\") ELSE '' END";
-    let (team, join) = if source.has(keys::TABLE, "team_id") {
-        let team = format!("left(coalesce(k.\"team_id\", ''), {MAX_NAME})");
-        (team, format!("LEFT JOIN \"{}\" k ON k.\"token\" = lower(t.\"api_key\")", keys::TABLE))
-    } else {
-        ("''::text".into(), String::new())
+    let of_key = |column: &str| {
+        if source.has(keys::TABLE, column) {
+            format!("left(coalesce(k.\"{column}\", ''), {MAX_NAME})")
+        } else {
+            "''::text".into()
+        }
     };
+    let join = format!("LEFT JOIN \"{}\" k ON k.\"token\" = lower(t.\"api_key\")", keys::TABLE);
     // In Postgres NaN is larger than any number.
     let sound = "t.\"spend\" >= 0 AND t.\"spend\" <= 9e6";
     Some(format!(
         "SELECT t.\"date\" AS day, {hash} AS key_hash, {group} AS model_group, {user} AS user_id, {team} AS team_id, \
-         {provider} AS provider, {requests} AS requests, {successes} AS successes, {failures} AS failures, \
-         {prompt} AS prompt_tokens, {completion} AS completion_tokens, {cached} AS cached_tokens, \
+         {organization} AS organization_id, {provider} AS provider, {requests} AS requests, {successes} AS successes, {failures} AS failures, \
+         {prompt} AS prompt_tokens, {completion} AS completion_tokens, {cached} AS cached_tokens, {created} AS cache_creation_tokens, \
          sum(CASE WHEN {sound} THEN round(t.\"spend\"::numeric * 1000000000) \
              WHEN t.\"spend\" > 9e6 AND t.\"spend\" <> 'NaN' THEN {MOST_NANOS} ELSE 0 END)::text AS spend_nanos, \
          count(*) FILTER (WHERE NOT ({sound})) AS unsound \
-         FROM \"{TABLE}\" t {join} GROUP BY 1, 2, 3, 4, 5, 6",
+         FROM \"{TABLE}\" t {join} GROUP BY 1, 2, 3, 4, 5, 6, 7",
         user = text("user_id"),
+        team = of_key("team_id"),
+        organization = of_key("organization_id"),
         provider = text("custom_llm_provider"),
         requests = count("api_requests"),
         successes = count("successful_requests"),
@@ -70,6 +74,7 @@ pub fn select(source: &Source) -> Option<String> {
         prompt = count("prompt_tokens"),
         completion = count("completion_tokens"),
         cached = count("cache_read_input_tokens"),
+        created = count("cache_creation_input_tokens"),
     ))
 }
 
@@ -90,7 +95,7 @@ pub fn sum(row: &mut Row) -> Result<DailyRow, &'static str> {
     };
     let (requests, successes, failures) = (count("requests"), count("successes"), count("failures"));
     let (prompt_tokens, completion_tokens) = (count("prompt_tokens"), count("completion_tokens"));
-    let cached_tokens = count("cached_tokens");
+    let (cached_tokens, cache_creation_tokens) = (count("cached_tokens"), count("cache_creation_tokens"));
     let spend = row.text("spend_nanos").unwrap_or_default();
     Ok(DailyRow {
         day,
@@ -98,6 +103,7 @@ pub fn sum(row: &mut Row) -> Result<DailyRow, &'static str> {
         model_group: row.text("model_group").unwrap_or_default(),
         user_id: row.text("user_id").unwrap_or_default(),
         team_id: row.text("team_id").unwrap_or_default(),
+        organization_id: row.text("organization_id").unwrap_or_default(),
         provider: row.text("provider").unwrap_or_default(),
         requests,
         successes,
@@ -105,6 +111,7 @@ pub fn sum(row: &mut Row) -> Result<DailyRow, &'static str> {
         prompt_tokens,
         completion_tokens,
         cached_tokens,
+        cache_creation_tokens,
         spend_nanos: spend.parse().unwrap_or(MOST_NANOS).clamp(0, MOST_NANOS),
     })
 }

@@ -6,7 +6,7 @@
 use super::{ImportError, Vault};
 use crate::import::Report;
 use crate::store::{
-    Change, DailyRow, Doc, DocFilter, Page, Store, StoreError, Table, Taken,
+    Change, DailyRow, Doc, DocFilter, KeyFilter, Page, Store, StoreError, Table, Taken,
 };
 use filters::model::account::{Account, Kind};
 use filters::model::key::{Key, KeyHash};
@@ -92,10 +92,18 @@ impl Sink {
         let mut there: HashMap<KeyHash, Key> = HashMap::new();
         let mut holders: HashMap<String, KeyHash> = HashMap::new();
         let accounts: Vec<Account> = page.iter().flat_map(accounts_of).collect();
-        let mut opened = vec![0; accounts.len()];
+        let mut opened = vec![None; accounts.len()];
         if let Some(store) = &self.store {
             let hashes: Vec<KeyHash> = page.iter().map(|w| w.key.hash).collect();
-            for key in store.keys_by_hash(&hashes).await? {
+            let filter = KeyFilter {
+                hashes: Some(hashes),
+                ..KeyFilter::default()
+            };
+            let all = Page {
+                limit: page.len() as u32,
+                offset: 0,
+            };
+            for key in store.list_keys(&filter, all).await?.keys {
                 there.insert(key.hash, key);
             }
             let aliases: Vec<String> = page.iter().filter_map(|w| w.key.key_alias.clone()).collect();
@@ -104,7 +112,10 @@ impl Sink {
                     holders.insert(alias, key.hash);
                 }
             }
-            opened = store.openings(&accounts).await?;
+            opened.clear();
+            for accounts in accounts.chunks(MAX_ACCOUNTS) {
+                opened.extend(store.openings(accounts).await?);
+            }
         }
         let mut opened = opened.into_iter();
         let mut steps = Vec::with_capacity(page.len());
@@ -127,14 +138,14 @@ impl Sink {
             }
             let hex = key.hash.hex();
             let mut changes = Vec::new();
-            // The whole account comes with a new key.
-            let whole = opened.next().unwrap_or(0);
+            // A new key brings its account along; one that was there before is said to be as it should.
+            let whole = opened.next().flatten();
             let is_new = !there.contains_key(&key.hash);
-            if !is_new && whole != key.spend_nanos {
+            if (!is_new || whole.is_some()) && whole.unwrap_or(0) != key.spend_nanos {
                 changes.push(Owned::Open(Account::new(Kind::Key, hex.clone()), key.spend_nanos));
             }
             for (model, nanos) in by_model {
-                if opened.next().unwrap_or(0) != nanos {
+                if opened.next().flatten().unwrap_or(0) != nanos {
                     changes.push(Owned::Open(Account::of_model(Kind::Key, hex.clone(), model), nanos));
                 }
             }
@@ -144,7 +155,7 @@ impl Sink {
                     Verdict::New
                 }
                 Some(old) if same(&old, &key) => changed_if(&changes),
-                Some(old) if old.updated_at_micros > key.updated_at_micros => Verdict::Kept,
+                Some(old) if is_later(old.updated_at_micros, key.updated_at_micros) => Verdict::Kept,
                 Some(old) => {
                     changes.push(Owned::UpdateKey(key, old.updated_at_micros));
                     Verdict::Changed
@@ -174,7 +185,7 @@ impl Sink {
             .iter()
             .flat_map(|w| w.openings.iter().map(|(account, _)| account.clone()))
             .collect();
-        let mut opened = vec![0; accounts.len()];
+        let mut opened = vec![None; accounts.len()];
         if let Some(store) = &self.store {
             let filter = DocFilter {
                 ids: Some(page.iter().map(|w| w.id.clone()).collect()),
@@ -197,7 +208,7 @@ impl Sink {
         for wanted in page {
             let mut changes = Vec::new();
             for (account, nanos) in wanted.openings {
-                if opened.next().unwrap_or(0) != nanos {
+                if opened.next().flatten().unwrap_or(0) != nanos {
                     changes.push(Owned::Open(account, nanos));
                 }
             }
@@ -209,7 +220,9 @@ impl Sink {
             let verdict = match &old {
                 Some(_) if is_same => changed_if(&changes),
                 // An empty one was made by the first call in its name, not by anybody's hand.
-                Some(old) if old.updated_at_micros > wanted.updated_at_micros && !old.fields.is_empty() => {
+                Some(old)
+                    if is_later(old.updated_at_micros, wanted.updated_at_micros) && !old.fields.is_empty() =>
+                {
                     Verdict::Kept
                 }
                 _ => {
@@ -364,6 +377,11 @@ fn accounts_of(wanted: &WantedKey) -> Vec<Account> {
         accounts.push(Account::of_model(Kind::Key, hex.clone(), model.clone()));
     }
     accounts
+}
+
+/// Whether a change here came after LiteLLM's. The store moves times on by a little of its own accord.
+fn is_later(here: i64, there: i64) -> bool {
+    here > there.saturating_add(1_000_000)
 }
 
 fn changed_if(changes: &[Owned]) -> Verdict {
