@@ -2,6 +2,7 @@
 
 use crate::conf::{self, Conf, EXIT_CONFIG, Env};
 use crate::import::litellm::{self, ImportError, Order, Salts, Vault};
+use crate::master_key;
 use crate::store::seal::Seal;
 use crate::store::{self, Address, Store};
 use clap::{Args, Subcommand};
@@ -84,9 +85,8 @@ pub fn run(from: From, env: &Env) -> i32 {
 
 async fn import(args: &LitellmArgs, conf: &Conf) -> Result<String, (i32, String)> {
     let store = own_store(conf, args.dry_run).await?;
-    let general = &conf.general;
     let known = |secret: &Option<conf::Secret>| secret.as_ref().map(|s| Secret::new(s.expose()));
-    let salts = [known(&general.salt_key), known(&general.master_key)];
+    let salts = [known(&conf.general.salt_key), known(&conf.general.master_key)];
     let env = conf.env.clone();
     let order = Order {
         source: Secret::new(args.database_url.as_str()),
@@ -121,7 +121,11 @@ async fn own_store(conf: &Conf, dry_run: bool) -> Result<Option<Arc<dyn Store>>,
         ..store::Settings::default()
     };
     let unavailable = |e: store::StoreError| (UNAVAILABLE, format!("our own database: {e}"));
-    if dry_run && !store::probe::exists(&address, &settings).await.map_err(unavailable)? {
+    if dry_run
+        && !store::probe::exists(&address, &settings)
+            .await
+            .map_err(unavailable)?
+    {
         return Ok(None);
     }
     if let Address::Sqlite(path) = &address
@@ -147,16 +151,28 @@ fn usable(model: &Value, env: &Env) -> Result<(), String> {
         .map_err(|report| format!("as a config entry it has {}", report.summary()))?
         .conf;
     match (conf.models.first(), conf.skipped.first()) {
-        (None, Some(skipped)) => Err(format!("provider {} is not spoken yet", skipped.params.provider.name)),
+        (None, Some(skipped)) => Err(format!(
+            "provider {} is not spoken yet",
+            skipped.params.provider.name
+        )),
         (None, None) => Err("it is no model".into()),
         (Some(_), _) => Ok(()),
     }
 }
 
+/// The configured master key, or the one that a gateway made here; none is made for an import.
+fn own_master_key(conf: &Conf) -> Option<conf::Secret> {
+    let data_dir = &conf.tollkeeper.data_dir;
+    if conf.general.master_key.is_none() && !data_dir.join("master.key").is_file() {
+        return None;
+    }
+    master_key::find(conf, data_dir).ok().map(|key| key.secret)
+}
+
 /// Provider secrets are kept under the salt key, else the master key, as the gateway opens them.
 fn vault(conf: &Conf) -> Vault {
     let general = &conf.general;
-    let salt = general.salt_key.as_ref().or(general.master_key.as_ref());
+    let salt = general.salt_key.clone().or_else(|| own_master_key(conf));
     let seal = salt.map(|s| Arc::new(Seal::new(&Secret::new(s.expose()))));
     let opener = seal.clone();
     Vault {

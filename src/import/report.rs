@@ -82,7 +82,8 @@ impl Report {
     }
 
     pub fn not_taken(&mut self, what: impl Into<String>, rows: impl Into<String>, why: impl Into<String>) {
-        self.not_taken.push((shown(&what.into()), rows.into(), why.into()));
+        self.not_taken
+            .push((shown(&what.into()), rows.into(), why.into()));
     }
 
     pub fn lines(&self) -> &[(&'static str, Line)] {
@@ -143,7 +144,10 @@ impl Report {
         }
         let _ = writeln!(out, "{table}");
         if self.lines.iter().any(|(_, l)| l.kept > 0) {
-            let _ = writeln!(out, "kept: changed here after LiteLLM's last change, and left as they are");
+            let _ = writeln!(
+                out,
+                "kept: changed here after LiteLLM's last change, and left as they are"
+            );
         }
         if !self.notes.is_empty() {
             let _ = writeln!(out, "\nNotes");
@@ -162,7 +166,11 @@ impl Report {
         }
         let sum = |part: fn(&Line) -> u64| self.lines.iter().map(|(_, l)| part(l)).sum::<u64>();
         let (new, unchanged, changed) = (sum(|l| l.new), sum(|l| l.unchanged), sum(|l| l.changed));
-        let end = if self.dry_run { " · dry run: nothing was written" } else { "" };
+        let end = if self.dry_run {
+            " · dry run: nothing was written"
+        } else {
+            ""
+        };
         let _ = writeln!(out, "\n{new} new, {unchanged} unchanged, {changed} changed{end}");
         out
     }
@@ -198,7 +206,10 @@ mod tests {
         }
         assert_eq!(report.line("keys").left, 1);
         let text = report.to_text();
-        assert!(text.contains("keys a\u{fffd}[31m\u{fffd}b: its token is no hash: left\n"), "{text}");
+        assert!(
+            text.contains("keys a\u{fffd}[31m\u{fffd}b: its token is no hash: left\n"),
+            "{text}"
+        );
         assert!(text.contains("… and 101 more"), "{text}");
         assert!(text.ends_with("0 new, 0 unchanged, 0 changed\n"), "{text}");
         assert_eq!(report.to_json()["taken"]["keys"]["left"], 1);

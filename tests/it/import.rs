@@ -99,7 +99,9 @@ fn line(report: &Value, what: &str) -> [u64; 6] {
 
 fn noted(report: &Value, text: &str) -> bool {
     let notes = report["notes"].as_array().unwrap();
-    notes.iter().any(|n| format!("{} {}: {}", n["what"], n["id"], n["note"]).contains(text))
+    notes
+        .iter()
+        .any(|n| format!("{} {}: {}", n["what"], n["id"], n["note"]).contains(text))
 }
 
 /// All but `kept` and `left`, added up.
@@ -132,9 +134,14 @@ async fn ten_thousand_keys_keep_working() {
     let call = async |key: &str, model: &str| {
         let who = format!("Bearer {key}");
         let body = json!({"model": model, "messages": [{"role": "user", "content": "x"}]});
-        let headers = [("authorization", who.as_str()), ("content-type", "application/json")];
+        let headers = [
+            ("authorization", who.as_str()),
+            ("content-type", "application/json"),
+        ];
         let path = "/v1/chat/completions";
-        ask(&gateway, "POST", path, &headers, body.to_string().as_bytes()).await.status()
+        ask(&gateway, "POST", path, &headers, body.to_string().as_bytes())
+            .await
+            .status()
     };
     for n in [1, 777, 10_000] {
         let key = format!("sk-key-number-{n}");
@@ -147,9 +154,20 @@ async fn ten_thousand_keys_keep_working() {
     let again = stage.import(&[]);
     assert_eq!(line(&again, "keys"), [10_000, 0, 0, 10_000, 0, 0], "{again:#}");
     let store = stage.store().await;
-    let key = store.key_by_hash(&KeyHash::of("sk-key-number-777")).await.unwrap().unwrap();
-    assert!(key.spend_nanos >= 777_000_000, "what it spent there counts on: {}", key.spend_nanos);
-    assert_eq!((key.max_budget_nanos, &key.extra["rpm_limit"]), (Some(100_000_000_000), &json!(600)));
+    let key = store
+        .key_by_hash(&KeyHash::of("sk-key-number-777"))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        key.spend_nanos >= 777_000_000,
+        "what it spent there counts on: {}",
+        key.spend_nanos
+    );
+    assert_eq!(
+        (key.max_budget_nanos, &key.extra["rpm_limit"]),
+        (Some(100_000_000_000), &json!(600))
+    );
     assert_eq!(differences(&*store).await, []);
 }
 
@@ -247,9 +265,18 @@ async fn check_company(stage: &Stage, report: &Value) {
     assert_eq!(line(report, "teams"), [1, 1, 0, 0, 0, 0]);
     assert_eq!(line(report, "daily_sums"), [3, 2, 0, 0, 0, 1]);
     assert_eq!(line(report, "spend_logs"), [3, 2, 0, 0, 0, 1]);
-    assert!(noted(report, "key_alias: is another, older key's too"), "{report:#}");
+    assert!(
+        noted(report, "key_alias: is another, older key's too"),
+        "{report:#}"
+    );
     let text = report.to_string();
-    for left in ["passwords of users", "litellm-dashboard", "LiteLLM_Config general_settings", "LiteLLM_AuditLog", "their team is gone"] {
+    for left in [
+        "passwords of users",
+        "litellm-dashboard",
+        "LiteLLM_Config general_settings",
+        "LiteLLM_AuditLog",
+        "their team is gone",
+    ] {
         assert!(text.contains(left), "{left}: {report:#}");
     }
     for secret in ["c0ffee", "sk-in-plain-text", HASH[0]] {
@@ -257,19 +284,36 @@ async fn check_company(stage: &Stage, report: &Value) {
     }
 
     let store = stage.store().await;
-    let key = store.key_by_hash(&KeyHash::from_hex(HASH[0]).unwrap()).await.unwrap().unwrap();
+    let key = store
+        .key_by_hash(&KeyHash::from_hex(HASH[0]).unwrap())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(key.key_alias.as_deref(), Some("first"));
-    assert_eq!((key.spend_nanos, key.max_budget_nanos), (123_456_789, Some(10_000_000_000)));
+    assert_eq!(
+        (key.spend_nanos, key.max_budget_nanos),
+        (123_456_789, Some(10_000_000_000))
+    );
     assert_eq!(key.expires_micros, Some(1_893_553_445_000_000));
     assert_eq!(key.extra["rpm_limit"], 7, "out of its budget");
-    assert_eq!((&key.extra["organization_id"], &key.extra["tags"]), (&json!("o1"), &json!(["x"])));
+    assert_eq!(
+        (&key.extra["organization_id"], &key.extra["tags"]),
+        (&json!("o1"), &json!(["x"]))
+    );
     assert_eq!(key.aliases["a"], "small");
-    let second = store.key_by_hash(&KeyHash::from_hex(HASH[1]).unwrap()).await.unwrap().unwrap();
+    let second = store
+        .key_by_hash(&KeyHash::from_hex(HASH[1]).unwrap())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(second.blocked && second.key_alias.is_none());
     assert_eq!(second.spend_nanos, 0, "its period is over");
 
     let alice = store.document(Table::User, "alice").await.unwrap().unwrap();
-    assert_eq!((&alice.fields["max_budget"], &alice.fields["user_role"]), (&json!(50), &json!("proxy_admin")));
+    assert_eq!(
+        (&alice.fields["max_budget"], &alice.fields["user_role"]),
+        (&json!(50), &json!("proxy_admin"))
+    );
     assert!(!alice.fields.contains_key("password"));
     let team = store.document(Table::Team, "t1").await.unwrap().unwrap();
     assert_eq!(
@@ -280,12 +324,24 @@ async fn check_company(stage: &Stage, report: &Value) {
             {"user_id": "carol", "role": "user"}
         ])
     );
-    assert_eq!((&team.fields["model_aliases"], &team.fields["tpm_limit"]), (&json!({"fast": "small"}), &json!(1000)));
+    assert_eq!(
+        (&team.fields["model_aliases"], &team.fields["tpm_limit"]),
+        (&json!({"fast": "small"}), &json!(1000))
+    );
     assert_eq!(team.fields["model_rpm_limit"], json!({"small": 3}));
     let organization = store.document(Table::Organization, "o1").await.unwrap().unwrap();
-    assert_eq!((&organization.fields["max_budget"], &organization.fields["members"][0]["user_id"]), (&json!(10), &json!("alice")));
+    assert_eq!(
+        (
+            &organization.fields["max_budget"],
+            &organization.fields["members"][0]["user_id"]
+        ),
+        (&json!(10), &json!("alice"))
+    );
     let customer = store.document(Table::EndUser, "customer").await.unwrap().unwrap();
-    assert_eq!((&customer.fields["blocked"], &customer.fields["max_budget"]), (&json!(true), &json!(3)));
+    assert_eq!(
+        (&customer.fields["blocked"], &customer.fields["max_budget"]),
+        (&json!(true), &json!(3))
+    );
     assert!(store.document(Table::Tag, "prod").await.unwrap().is_some());
     let budget = store.document(Table::Budget, "b1").await.unwrap().unwrap();
     assert_eq!(budget.fields["budget_duration"], "30d");
@@ -299,20 +355,42 @@ async fn check_company(stage: &Stage, report: &Value) {
         Account::new(Kind::Tag, "prod"),
         Account::of_model(Kind::Key, HASH[0], "small"),
     ];
-    let spent: Vec<i64> = store.balances(&accounts).await.unwrap().iter().map(|b| b.total_nanos / 1_000_000).collect();
+    let spent: Vec<i64> = store
+        .balances(&accounts)
+        .await
+        .unwrap()
+        .iter()
+        .map(|b| b.total_nanos / 1_000_000)
+        .collect();
     assert_eq!(spent, [1_500, 2_250, 500, 4_000, 250, 750, 100]);
 
     let days = store.daily(&DailyFilter::default()).await.unwrap();
-    let [plain, own] = &days[..] else { panic!("{days:?}") };
+    let [plain, own] = &days[..] else {
+        panic!("{days:?}")
+    };
     assert_eq!((plain.key_hash, plain.spend_nanos), (None, 500_000_000));
-    assert_eq!((own.requests, own.prompt_tokens, own.spend_nanos), (4, 101, 300_000_000));
+    assert_eq!(
+        (own.requests, own.prompt_tokens, own.spend_nanos),
+        (4, 101, 300_000_000)
+    );
     assert_eq!((own.team_id.as_str(), own.model_group.as_str()), ("t1", "small"));
 
     let rows = store.spend_logs(&SpendFilter::default()).await.unwrap();
-    let [failed, good] = &rows[..] else { panic!("{rows:?}") };
-    assert_eq!((failed.http_status, failed.error.as_deref()), (429, Some("RateLimitError")));
-    assert_eq!((good.request_id.as_str(), good.spend_nanos), ("chatcmpl-1", 100_000_000));
-    assert_eq!((good.metadata.as_deref(), good.tags.clone()), (Some(r#"{"trace":"t"}"#), vec!["x".to_string()]));
+    let [failed, good] = &rows[..] else {
+        panic!("{rows:?}")
+    };
+    assert_eq!(
+        (failed.http_status, failed.error.as_deref()),
+        (429, Some("RateLimitError"))
+    );
+    assert_eq!(
+        (good.request_id.as_str(), good.spend_nanos),
+        ("chatcmpl-1", 100_000_000)
+    );
+    assert_eq!(
+        (good.metadata.as_deref(), good.tags.clone()),
+        (Some(r#"{"trace":"t"}"#), vec!["x".to_string()])
+    );
     assert_eq!(store.count_records(&SpendFilter::default()).await.unwrap(), 2);
     assert_eq!(differences(&*store).await, []);
 }
@@ -348,7 +426,10 @@ async fn an_sqlite_store_takes_it_too() {
     assert_eq!(dry["taken"], first["taken"]);
     let again = stage.import_into(&address, &["--spend-logs"]);
     assert_eq!(&sums(&again)[..2], [0, 0], "{again:#}");
-    let stage = Stage { ours: address, ..stage };
+    let stage = Stage {
+        ours: address,
+        ..stage
+    };
     check_company(&stage, &first).await;
 }
 
@@ -361,24 +442,45 @@ async fn provider_keys_are_decrypted_and_sealed_anew() {
                 VALUES ('{id}', 'name of {id}', '{params}', '{{"mode": "chat"}}');"#
         )
     };
-    let with = |key: &str| json!({"model": "openai/small", "api_base": "http://h/v1", "api_key": key, "timeout": 5});
+    let with =
+        |key: &str| json!({"model": "openai/small", "api_base": "http://h/v1", "api_key": key, "timeout": 5});
     let rows = [
-        format!(r#"INSERT INTO "LiteLLM_CredentialsTable" VALUES ('1', 'mine', '{{"api_key": "{BOX}"}}', '{{}}');"#),
+        format!(
+            r#"INSERT INTO "LiteLLM_CredentialsTable" VALUES ('1', 'mine', '{{"api_key": "{BOX}"}}', '{{}}');"#
+        ),
         model("box", with(BOX)),
         model("old-box", with(OLD_BOX)),
         model("v2", with(V2)),
         model("v3", with(V3)),
         model("name", with("os.environ/OPENAI_API_KEY")),
-        model("credential", json!({"model": "openai/small", "api_base": "http://h/v1", "litellm_credential_name": "mine"})),
-        model("nobody", json!({"model": "openai/small", "litellm_credential_name": "not there"})),
+        model(
+            "credential",
+            json!({"model": "openai/small", "api_base": "http://h/v1", "litellm_credential_name": "mine"}),
+        ),
+        model(
+            "nobody",
+            json!({"model": "openai/small", "litellm_credential_name": "not there"}),
+        ),
         model("wrong", with(wrong)),
-        model("foreign", json!({"model": "no-such-provider-at-all/x", "api_key": BOX})),
+        model(
+            "foreign",
+            json!({"model": "no-such-provider-at-all/x", "api_key": BOX}),
+        ),
     ];
     let stage = Stage::new(&[V80, V109], &rows.concat());
     let report = stage.import(&[]);
     assert_eq!(line(&report, "models"), [9, 7, 0, 0, 0, 2], "{report:#}");
-    assert!(noted(&report, r#""name of wrong": "litellm_params.api_key: it cannot be decrypted"#) || noted(&report, "litellm_params.api_key: it cannot be decrypted"), "{report:#}");
-    assert!(noted(&report, "names a credential that is not there"), "{report:#}");
+    assert!(
+        noted(
+            &report,
+            r#""name of wrong": "litellm_params.api_key: it cannot be decrypted"#
+        ) || noted(&report, "litellm_params.api_key: it cannot be decrypted"),
+        "{report:#}"
+    );
+    assert!(
+        noted(&report, "names a credential that is not there"),
+        "{report:#}"
+    );
     assert!(noted(&report, "taken, and not used"), "{report:#}");
     for secret in [wrong, PROVIDER_KEY, BOX] {
         assert!(!report.to_string().contains(secret));
@@ -390,10 +492,16 @@ async fn provider_keys_are_decrypted_and_sealed_anew() {
         let params = &doc.fields["litellm_params"];
         let kept = params["api_key"].as_str().unwrap();
         assert_eq!(seal.open(kept).unwrap().expose(), PROVIDER_KEY, "{id}");
-        assert_eq!((&params["model"], &doc.fields["model_info"]["id"]), (&json!("openai/small"), &json!(id)));
+        assert_eq!(
+            (&params["model"], &doc.fields["model_info"]["id"]),
+            (&json!("openai/small"), &json!(id))
+        );
     }
     let doc = store.document(Table::Model, "name").await.unwrap().unwrap();
-    assert_eq!(doc.fields["litellm_params"]["api_key"], "os.environ/OPENAI_API_KEY");
+    assert_eq!(
+        doc.fields["litellm_params"]["api_key"],
+        "os.environ/OPENAI_API_KEY"
+    );
     let again = stage.import(&[]);
     assert_eq!(line(&again, "models"), [9, 0, 0, 7, 0, 2], "{again:#}");
 }
@@ -439,7 +547,11 @@ async fn broken_rows_do_not_stop_their_neighbours() {
     }
     assert!(!report.to_string().contains("sk-plain-text-key"));
     let store = stage.store().await;
-    let one = store.key_by_hash(&KeyHash::from_hex(one).unwrap()).await.unwrap().unwrap();
+    let one = store
+        .key_by_hash(&KeyHash::from_hex(one).unwrap())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((one.spend_nanos, one.max_budget_nanos), (0, Some(0)));
     assert_eq!(one.extra["tpm_limit"], 0);
     let good = store.key_by_hash(&KeyHash([0x44; 32])).await.unwrap().unwrap();
@@ -482,17 +594,33 @@ async fn sql_is_just_text() {
     let report = stage.import(&["--spend-logs"]);
     assert_eq!(sums(&report), [9, 0, 0], "{report:#}");
     let store = stage.store().await;
-    let all = store.list_keys(&KeyFilter::default(), Page::default()).await.unwrap();
+    let all = store
+        .list_keys(&KeyFilter::default(), Page::default())
+        .await
+        .unwrap();
     let key = &all.keys[0];
     for text in [&key.key_alias, &key.user_id, &key.team_id] {
         assert_eq!(text.as_deref(), Some(nasty));
     }
-    assert_eq!((key.models[0].as_str(), key.aliases[nasty].as_str(), &key.metadata[nasty]), (nasty, nasty, &json!(nasty)));
+    assert_eq!(
+        (
+            key.models[0].as_str(),
+            key.aliases[nasty].as_str(),
+            &key.metadata[nasty]
+        ),
+        (nasty, nasty, &json!(nasty))
+    );
     let user = store.document(Table::User, nasty).await.unwrap().unwrap();
     assert_eq!(user.fields["user_alias"], nasty);
     let logs = store.spend_logs(&SpendFilter::default()).await.unwrap();
-    assert_eq!((logs[0].request_id.as_str(), logs[0].model.as_str()), (nasty, nasty));
-    assert_eq!(store.daily(&DailyFilter::default()).await.unwrap()[0].model_group, nasty);
+    assert_eq!(
+        (logs[0].request_id.as_str(), logs[0].model.as_str()),
+        (nasty, nasty)
+    );
+    assert_eq!(
+        store.daily(&DailyFilter::default()).await.unwrap()[0].model_group,
+        nasty
+    );
     assert_eq!(stage.sql(r#"SELECT count(*) FROM "LiteLLM_UserTable""#), "1");
     assert_eq!(sums(&stage.import(&["--spend-logs"])), [0, 0, 9]);
 }
@@ -503,7 +631,10 @@ async fn what_cannot_be_read_is_said_plainly() {
     let out = stage.run(&stage.ours, &[]);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(78), "{said}");
-    assert!(said.contains("no tables of LiteLLM's in schema \"public\""), "{said}");
+    assert!(
+        said.contains("no tables of LiteLLM's in schema \"public\""),
+        "{said}"
+    );
     let stage = Stage {
         theirs: format!("postgres://u:hunter2@127.0.0.1:{}/x", free_port()),
         ..stage

@@ -53,7 +53,10 @@ pub fn select(source: &Source) -> Option<String> {
             "''::text".into()
         }
     };
-    let join = format!("LEFT JOIN \"{}\" k ON k.\"token\" = lower(t.\"api_key\")", keys::TABLE);
+    let join = format!(
+        "LEFT JOIN \"{}\" k ON k.\"token\" = lower(t.\"api_key\")",
+        keys::TABLE
+    );
     // In Postgres NaN is larger than any number.
     let sound = "t.\"spend\" >= 0 AND t.\"spend\" <= 9e6";
     Some(format!(
@@ -86,7 +89,10 @@ pub fn sum(row: &mut Row) -> Result<DailyRow, &'static str> {
         .filter(|d: &Date| d.year() >= 1970)
         .ok_or("its date is no day")?;
     if row.value("unsound").and_then(Value::as_u64).unwrap_or(0) > 0 {
-        row.flaw("spend", "was no amount that can be, and was cut to 0 or 9 million dollars");
+        row.flaw(
+            "spend",
+            "was no amount that can be, and was cut to 0 or 9 million dollars",
+        );
     }
     let count = |name: &str| -> i64 {
         let text = row.text(name).unwrap_or_default();

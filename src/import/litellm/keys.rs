@@ -89,7 +89,10 @@ pub fn select(source: &Source) -> (String, &'static str) {
         (false, true) => "key_name",
         (false, false) => "''::text",
     };
-    (format!("SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"token\""), label)
+    (
+        format!("SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"token\""),
+        label,
+    )
 }
 
 /// Aliases that several keys share, with the token of the one that keeps it: the oldest.
@@ -135,7 +138,10 @@ pub fn key(row: &mut Row, twins: &HashMap<String, String>, now: i64) -> Taken {
     let by_model = limits::spent_by_model(row);
     let limited = limits::read(row);
     let spend_nanos = limits::spent(row, now);
-    let max_budget_nanos = limited.get("max_budget").and_then(super::row::nanos).map(|(n, _)| n);
+    let max_budget_nanos = limited
+        .get("max_budget")
+        .and_then(super::row::nanos)
+        .map(|(n, _)| n);
     let mut extra = row.read_all(EXTRA);
     if let Some(Value::Object(permission)) = extra.get_mut("object_permission") {
         permission.retain(|_, v| !matches!(v, Value::Null) && *v != Value::Array(Vec::new()));

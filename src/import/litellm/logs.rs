@@ -39,11 +39,16 @@ const COLUMNS: &[&str] = &[
 ];
 
 pub fn select(source: &Source) -> Option<String> {
-    if !["request_id", "startTime", "spend"].iter().all(|c| source.has(TABLE, c)) {
+    if !["request_id", "startTime", "spend"]
+        .iter()
+        .all(|c| source.has(TABLE, c))
+    {
         return None;
     }
     let list = listed(&source.present(TABLE, COLUMNS.iter().copied()));
-    Some(format!("SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"request_id\""))
+    Some(format!(
+        "SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"request_id\""
+    ))
 }
 
 /// Makes a ledger row; the error says why it is left.
@@ -64,7 +69,10 @@ pub fn record(row: &mut Row) -> Result<Record, &'static str> {
     let mut spend_nanos = row.nanos("spend").unwrap_or(0);
     let clamped = spend_nanos > MOST_NANOS || row.flaws.iter().any(|f| f.field == "spend");
     if spend_nanos > MOST_NANOS {
-        row.flaw("spend", "is more than a million dollars for one call, cut to that");
+        row.flaw(
+            "spend",
+            "is more than a million dollars for one call, cut to that",
+        );
         spend_nanos = MOST_NANOS;
     }
     let count = |name: &str| row.value(name).and_then(Value::as_u64).unwrap_or(0);
@@ -107,7 +115,9 @@ pub fn record(row: &mut Row) -> Result<Record, &'static str> {
         estimated: false,
         clamped,
         started_micros: started,
-        first_byte_micros: row.micros("completionStartTime").filter(|t| (started..=ended).contains(t)),
+        first_byte_micros: row
+            .micros("completionStartTime")
+            .filter(|t| (started..=ended).contains(t)),
         ended_micros: ended,
         attempts: Vec::new(),
         tags: tags(row),
@@ -152,7 +162,9 @@ fn http_status(failed: bool, metadata: &Map<String, Value>) -> u16 {
     if !failed {
         return 200;
     }
-    let code = metadata.get("error_information").and_then(|e| e.get("error_code"));
+    let code = metadata
+        .get("error_information")
+        .and_then(|e| e.get("error_code"));
     let code = match code {
         Some(Value::String(text)) => text.parse().ok(),
         Some(value) => value.as_u64().and_then(|n| u16::try_from(n).ok()),

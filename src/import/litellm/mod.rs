@@ -36,7 +36,9 @@ pub enum ImportError {
     #[error("LiteLLM's database: {0}")]
     Source(String),
     /// The schema that was looked at.
-    #[error("there are no tables of LiteLLM's in schema \"{0}\" of that database; `?schema=NAME` at the end of the address names another")]
+    #[error(
+        "there are no tables of LiteLLM's in schema \"{0}\" of that database; `?schema=NAME` at the end of the address names another"
+    )]
     NotLitellm(String),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -80,17 +82,32 @@ const KNOWN: [&str; 17] = [
 
 /// Why other tables are left, by the start of their names.
 const LEFT: [(&str, &str); 13] = [
-    ("LiteLLM_Daily", "the same money, cut another way: sums by key, user and team are taken"),
+    (
+        "LiteLLM_Daily",
+        "the same money, cut another way: sums by key, user and team are taken",
+    ),
     ("LiteLLM_Audit", "changes made there; this gateway keeps its own"),
-    ("LiteLLM_Error", "errors of calls; --spend-logs takes the calls that failed"),
+    (
+        "LiteLLM_Error",
+        "errors of calls; --spend-logs takes the calls that failed",
+    ),
     ("LiteLLM_Deleted", "what was deleted there stays deleted"),
-    ("LiteLLM_Deprecated", "old keys within the grace period of a rotation: rotate again here if they are still needed"),
+    (
+        "LiteLLM_Deprecated",
+        "old keys within the grace period of a rotation: rotate again here if they are still needed",
+    ),
     ("LiteLLM_MCP", "MCP servers are not run here"),
     ("LiteLLM_Agent", "agents are not run here"),
     ("LiteLLM_Guardrail", "guardrails are filters here"),
     ("LiteLLM_Prompt", "prompts are not kept here"),
-    ("LiteLLM_SearchTools", "search goes through pass_through_endpoints"),
-    ("LiteLLM_Managed", "files, batches and vector stores go through pass_through_endpoints"),
+    (
+        "LiteLLM_SearchTools",
+        "search goes through pass_through_endpoints",
+    ),
+    (
+        "LiteLLM_Managed",
+        "files, batches and vector stores go through pass_through_endpoints",
+    ),
     ("LiteLLM_InvitationLink", "invite anew"),
     ("LiteLLM_SSOConfig", "single sign-on is not there"),
 ];
@@ -263,7 +280,8 @@ impl Run<'_> {
         }
         if sessions > 0 {
             let why = "sessions of LiteLLM's dashboard, good for nothing here";
-            self.report.not_taken("keys of team litellm-dashboard", sessions.to_string(), why);
+            self.report
+                .not_taken("keys of team litellm-dashboard", sessions.to_string(), why);
         }
         Ok(())
     }
@@ -273,7 +291,10 @@ impl Run<'_> {
             return Ok(());
         };
         let credentials = models::credentials(&self.source, &self.order.salts).await?;
-        let cursor = self.source.open(&select, "coalesce(nullif(model_name, ''), model_id)").await?;
+        let cursor = self
+            .source
+            .open(&select, "coalesce(nullif(model_name, ''), model_id)")
+            .await?;
         self.report.line("models");
         while let Some(rows) = self.page("models", &cursor).await? {
             let mut page = Vec::with_capacity(rows.len());
@@ -296,7 +317,8 @@ impl Run<'_> {
         let unused = credentials.len();
         if unused > 0 {
             let why = "their values are in the models that name them";
-            self.report.not_taken(models::CREDENTIALS, unused.to_string(), why);
+            self.report
+                .not_taken(models::CREDENTIALS, unused.to_string(), why);
         }
         Ok(())
     }
@@ -359,12 +381,16 @@ impl Run<'_> {
                  (SELECT 1 FROM \"LiteLLM_TeamTable\" t WHERE t.\"team_id\" = m.\"team_id\")";
             let n = source.number(sql).await?;
             if n > 0 {
-                self.report.not_taken("memberships", n.to_string(), "their team is gone");
+                self.report
+                    .not_taken("memberships", n.to_string(), "their team is gone");
             }
         }
         if source.has("LiteLLM_Config", "param_name") {
             let cursor = source
-                .open("SELECT t.\"param_name\" FROM \"LiteLLM_Config\" t ORDER BY 1", "param_name")
+                .open(
+                    "SELECT t.\"param_name\" FROM \"LiteLLM_Config\" t ORDER BY 1",
+                    "param_name",
+                )
                 .await?;
             loop {
                 let rows = self.source.next(&cursor).await?;
@@ -373,7 +399,8 @@ impl Run<'_> {
                 }
                 for row in rows {
                     let why = "settings kept in the database: write them into the config file";
-                    self.report.not_taken(format!("LiteLLM_Config {}", row.label), "1", why);
+                    self.report
+                        .not_taken(format!("LiteLLM_Config {}", row.label), "1", why);
                 }
             }
         }
@@ -398,5 +425,9 @@ impl Run<'_> {
 }
 
 fn counted(n: u64, all: bool) -> String {
-    if all { n.to_string() } else { format!("{n} or more") }
+    if all {
+        n.to_string()
+    } else {
+        format!("{n} or more")
+    }
 }

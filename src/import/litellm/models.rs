@@ -37,7 +37,9 @@ pub fn select(source: &Source) -> Option<String> {
         "updated_by",
     ];
     let list = listed(&source.present(TABLE, wanted));
-    Some(format!("SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"model_id\""))
+    Some(format!(
+        "SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"model_id\""
+    ))
 }
 
 /// All named credentials, opened.

@@ -30,7 +30,11 @@ pub const BUDGETS: Spec = Spec {
     name: "LiteLLM_BudgetTable",
     table: Table::Budget,
     id: "budget_id",
-    shapes: &[("allowed_models", Shape::Texts), ("created_by", Shape::Text), ("updated_by", Shape::Text)],
+    shapes: &[
+        ("allowed_models", Shape::Texts),
+        ("created_by", Shape::Text),
+        ("updated_by", Shape::Text),
+    ],
     ids: &[],
 };
 
@@ -167,7 +171,10 @@ pub fn select(source: &Source, spec: &Spec) -> Option<String> {
              AS \"model_aliases\""
         );
     }
-    Some(format!("SELECT {list} FROM \"{}\" t ORDER BY t.\"{}\"", spec.name, spec.id))
+    Some(format!(
+        "SELECT {list} FROM \"{}\" t ORDER BY t.\"{}\"",
+        spec.name, spec.id
+    ))
 }
 
 /// Makes an object of a row; the error says why the row is left.
@@ -299,14 +306,17 @@ pub fn team_members(team: &mut Wanted, row: &mut Row, mut rows: Vec<Row>, now: i
     }
     if !members.is_empty() {
         let list = members.into_iter().map(Value::Object).collect();
-        team.fields.insert("members_with_roles".into(), Value::Array(list));
+        team.fields
+            .insert("members_with_roles".into(), Value::Array(list));
     }
     found
 }
 
 fn named(member: &Map<String, Value>) -> Option<&str> {
     let text = |name: &str| member.get(name).and_then(Value::as_str).filter(|t| !t.is_empty());
-    text("user_id").or_else(|| text("user_email")).filter(|t| id_flaw(t).is_none())
+    text("user_id")
+        .or_else(|| text("user_email"))
+        .filter(|t| id_flaw(t).is_none())
 }
 
 /// What a team's own list may say of a member.

@@ -44,7 +44,8 @@ pub struct Cursor(u32);
 impl Source {
     /// Connects, and begins the one view of the data that everything is read from.
     pub async fn connect(url: &Secret) -> Result<Self, ImportError> {
-        let target = Target::parse(url, &Settings::default()).map_err(|e| ImportError::Source(e.to_string()))?;
+        let target =
+            Target::parse(url, &Settings::default()).map_err(|e| ImportError::Source(e.to_string()))?;
         let connected = tokio::time::timeout(
             target.settings.connect_timeout,
             target.config.connect(target.tls.clone()),
@@ -87,7 +88,9 @@ impl Source {
         if self.has("LiteLLM_VerificationToken", "token") {
             return Ok(());
         }
-        let schema = self.query("SELECT coalesce(current_schema()::text, '')", &[]).await?;
+        let schema = self
+            .query("SELECT coalesce(current_schema()::text, '')", &[])
+            .await?;
         let schema: String = match schema.first() {
             Some(row) => row.try_get(0).map_err(source)?,
             None => String::new(),

@@ -341,7 +341,10 @@ mod tests {
             ("max_budget", Shape::Dollars),
             ("none", Shape::Json),
         ]);
-        assert_eq!(Value::Object(kept), json!({"tpm_limit": 0, "models": ["a"], "max_budget": Nanos(0)}));
+        assert_eq!(
+            Value::Object(kept),
+            json!({"tpm_limit": 0, "models": ["a"], "max_budget": Nanos(0)})
+        );
         assert!(r.object("metadata").is_empty());
         assert_eq!(r.flaws.len(), 7);
     }
@@ -350,7 +353,10 @@ mod tests {
     fn a_period_began_before_its_end() {
         let micros = |t: &str| t.parse::<Timestamp>().unwrap().as_microsecond();
         for (period, began) in [("1d", "2026-11-30T00:00:00Z"), ("1mo", "2026-11-01T00:00:00Z")] {
-            assert_eq!(period_start(micros("2026-12-01T00:00:00Z"), period), Some(micros(began)));
+            assert_eq!(
+                period_start(micros("2026-12-01T00:00:00Z"), period),
+                Some(micros(began))
+            );
         }
     }
 }

@@ -92,7 +92,10 @@ fn boxed(stored: &str) -> Option<Vec<u8>> {
     if stored.len() % 4 != 0 {
         return None;
     }
-    let bytes = URL_SAFE.decode(stored).or_else(|_| STANDARD.decode(stored)).ok()?;
+    let bytes = URL_SAFE
+        .decode(stored)
+        .or_else(|_| STANDARD.decode(stored))
+        .ok()?;
     (bytes.len() >= BOX_OVERHEAD).then_some(bytes)
 }
 
@@ -157,7 +160,10 @@ mod tests {
         let secret = hmac(&[0; 32], &[&[0x0b; 22]]);
         let block = hmac(&secret, &[&[], &[1]]);
         let hex: String = block.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d");
+        assert_eq!(
+            hex,
+            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"
+        );
     }
 
     const TEXT: &str = "sk-provider-key-é";
@@ -173,7 +179,11 @@ mod tests {
         for sealed in SEALED {
             for keys in [&[SALT][..], &["sk-other", SALT], &[SALT, "sk-other"]] {
                 assert_eq!(salts(keys).open(sealed).unwrap().expose(), TEXT, "{sealed}");
-                assert_eq!(salts(keys).open_within(sealed).unwrap().expose(), TEXT, "{sealed}");
+                assert_eq!(
+                    salts(keys).open_within(sealed).unwrap().expose(),
+                    TEXT,
+                    "{sealed}"
+                );
             }
             assert_eq!(salts(&["sk-other"]).open(sealed).unwrap_err(), Closed::WrongKey);
             assert_eq!(salts(&["", ""]).open(sealed).unwrap_err(), Closed::NoKey);
@@ -189,13 +199,23 @@ mod tests {
             let at = changed.len() - 6;
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8(changed).unwrap();
-            assert_eq!(salts(&[SALT]).open(&changed).unwrap_err(), Closed::WrongKey, "{changed}");
+            assert_eq!(
+                salts(&[SALT]).open(&changed).unwrap_err(),
+                Closed::WrongKey,
+                "{changed}"
+            );
         }
     }
 
     #[test]
     fn plain_values_stay_plain() {
-        for text in ["", "os.environ/OPENAI_API_KEY", "https://api.example.com/v1", "openai/gpt-4o", "2024-07-01"] {
+        for text in [
+            "",
+            "os.environ/OPENAI_API_KEY",
+            "https://api.example.com/v1",
+            "openai/gpt-4o",
+            "2024-07-01",
+        ] {
             assert_eq!(salts(&[SALT]).open(text).unwrap().expose(), text);
             assert_eq!(salts(&[]).open(text).unwrap().expose(), text);
         }
@@ -208,8 +228,16 @@ mod tests {
         assert_eq!(salts(&[]).open(looks).unwrap_err(), Closed::NoKey);
         assert_eq!(salts(&[SALT]).open_within(looks).unwrap().expose(), looks);
         for broken in ["v2:gcm:", "v3:gcm:!!!", "v3:gcm:AAAA"] {
-            assert_eq!(salts(&[SALT]).open(broken).unwrap_err(), Closed::WrongKey, "{broken}");
-            assert_eq!(salts(&[SALT]).open_within(broken).unwrap_err(), Closed::WrongKey, "{broken}");
+            assert_eq!(
+                salts(&[SALT]).open(broken).unwrap_err(),
+                Closed::WrongKey,
+                "{broken}"
+            );
+            assert_eq!(
+                salts(&[SALT]).open_within(broken).unwrap_err(),
+                Closed::WrongKey,
+                "{broken}"
+            );
         }
     }
 }

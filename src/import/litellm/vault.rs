@@ -47,7 +47,8 @@ impl Vault {
             && let Some(Value::Object(params)) = fields.get_mut("litellm_params")
         {
             for (name, value) in params.iter_mut() {
-                let plain = PLAIN.contains(&name.as_str()) && !value.as_str().is_some_and(|t| t.contains('@'));
+                let plain =
+                    PLAIN.contains(&name.as_str()) && !value.as_str().is_some_and(|t| t.contains('@'));
                 if !plain {
                     self.close_value(value, MAX_DEPTH)?;
                 }
@@ -83,9 +84,11 @@ impl Vault {
             return stored == plain;
         }
         stored.len() == plain.len()
-            && stored
-                .iter()
-                .all(|(name, value)| plain.get(name).is_some_and(|p| self.same_value(value, p, MAX_DEPTH)))
+            && stored.iter().all(|(name, value)| {
+                plain
+                    .get(name)
+                    .is_some_and(|p| self.same_value(value, p, MAX_DEPTH))
+            })
     }
 
     fn same_value(&self, stored: &Value, plain: &Value, depth: u8) -> bool {
@@ -124,7 +127,8 @@ mod tests {
         let vault = Vault {
             close: Arc::new(|t| Ok(format!("sealed:{}", t.chars().rev().collect::<String>()))),
             open: Arc::new(|t| {
-                Ok(t.strip_prefix("sealed:").map(|t| Secret::new(t.chars().rev().collect::<String>())))
+                Ok(t.strip_prefix("sealed:")
+                    .map(|t| Secret::new(t.chars().rev().collect::<String>())))
             }),
         };
         let Value::Object(plain) = json!({
@@ -148,6 +152,9 @@ mod tests {
         let mut other = plain.clone();
         other["litellm_params"]["api_key"] = "sk-y".into();
         assert!(!vault.same(Table::Model, &stored, &other));
-        assert!(!vault.same(Table::Team, &stored, &plain), "only models hold secrets");
+        assert!(
+            !vault.same(Table::Team, &stored, &plain),
+            "only models hold secrets"
+        );
     }
 }

@@ -5,9 +5,7 @@
 
 use super::{ImportError, Vault};
 use crate::import::Report;
-use crate::store::{
-    Change, DailyRow, Doc, DocFilter, KeyFilter, Page, Store, StoreError, Table, Taken,
-};
+use crate::store::{Change, DailyRow, Doc, DocFilter, KeyFilter, Page, Store, StoreError, Table, Taken};
 use filters::model::account::{Account, Kind};
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::Record;
@@ -84,7 +82,11 @@ impl Owned {
 
 impl Sink {
     pub fn new(store: Option<Arc<dyn Store>>, dry_run: bool, vault: Vault) -> Self {
-        Self { store, dry_run, vault }
+        Self {
+            store,
+            dry_run,
+            vault,
+        }
     }
 
     /// Brings one page of keys in.
@@ -146,7 +148,10 @@ impl Sink {
             }
             for (model, nanos) in by_model {
                 if opened.next().flatten().unwrap_or(0) != nanos {
-                    changes.push(Owned::Open(Account::of_model(Kind::Key, hex.clone(), model), nanos));
+                    changes.push(Owned::Open(
+                        Account::of_model(Kind::Key, hex.clone(), model),
+                        nanos,
+                    ));
                 }
             }
             let verdict = match there.remove(&key.hash) {
@@ -221,7 +226,8 @@ impl Sink {
                 Some(_) if is_same => changed_if(&changes),
                 // An empty one was made by the first call in its name, not by anybody's hand.
                 Some(old)
-                    if is_later(old.updated_at_micros, wanted.updated_at_micros) && !old.fields.is_empty() =>
+                    if is_later(old.updated_at_micros, wanted.updated_at_micros)
+                        && !old.fields.is_empty() =>
                 {
                     Verdict::Kept
                 }
@@ -237,11 +243,17 @@ impl Sink {
                         id: wanted.id,
                         fields,
                         version: old.as_ref().map_or(0, |old| old.version),
-                        created_at_micros: old.as_ref().map_or(wanted.created_at_micros, |o| o.created_at_micros),
+                        created_at_micros: old
+                            .as_ref()
+                            .map_or(wanted.created_at_micros, |o| o.created_at_micros),
                         updated_at_micros: wanted.updated_at_micros,
                     };
                     changes.insert(0, Owned::Put(table, doc));
-                    if old.is_some() { Verdict::Changed } else { Verdict::New }
+                    if old.is_some() {
+                        Verdict::Changed
+                    } else {
+                        Verdict::New
+                    }
                 }
             };
             steps.push(Step {
@@ -302,7 +314,11 @@ impl Sink {
     ) -> Result<(), ImportError> {
         if let Some(store) = self.store.as_ref().filter(|_| !self.dry_run) {
             let all: Vec<Change<'_>> = steps.iter().flat_map(|s| &s.changes).map(Owned::change).collect();
-            let done = if all.is_empty() { Ok(()) } else { store.change(&all, &[]).await };
+            let done = if all.is_empty() {
+                Ok(())
+            } else {
+                store.change(&all, &[]).await
+            };
             match done {
                 Ok(()) => {}
                 Err(e @ StoreError::Unavailable(_)) => return Err(e.into()),
@@ -385,7 +401,11 @@ fn is_later(here: i64, there: i64) -> bool {
 }
 
 fn changed_if(changes: &[Owned]) -> Verdict {
-    if changes.is_empty() { Verdict::Unchanged } else { Verdict::Changed }
+    if changes.is_empty() {
+        Verdict::Unchanged
+    } else {
+        Verdict::Changed
+    }
 }
 
 /// Whether a key is as it should be. Spend is another matter, and creation stays.

@@ -57,7 +57,10 @@ impl PostgresStore {
         let each = last.iter();
         let columns = Columns::none()
             .add(each.clone().map(|d| rows::day_number(d.day)))
-            .add(each.clone().map(|d| d.key_hash.as_ref().map_or(&[][..], |h| &h.0)))
+            .add(
+                each.clone()
+                    .map(|d| d.key_hash.as_ref().map_or(&[][..], |h| &h.0)),
+            )
             .add(each.clone().map(|d| d.model_group.as_str()))
             .add(each.clone().map(|d| d.user_id.as_str()))
             .add(each.clone().map(|d| d.team_id.as_str()))

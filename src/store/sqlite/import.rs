@@ -1,9 +1,9 @@
 //! What comes out of another gateway's database, in SQLite: openings as they were said, sums of days, rows of
 //! its ledger. None of it is part of a sum of ours.
 
+use super::from_sqlite;
 use super::keys::begin;
 use super::ledger::{INSERT, insert_row};
-use super::from_sqlite;
 use crate::store::{DailyRow, Result, rows};
 use filters::model::account::Account;
 use filters::model::record::Record;
@@ -35,7 +35,11 @@ pub fn openings(c: &Connection, accounts: &[Account]) -> Result<Vec<Option<i64>>
         let asked = params![a.kind.as_str(), a.id, a.model];
         statement.query_row(asked, |row| row.get(0)).optional()
     };
-    accounts.iter().map(of).collect::<rusqlite::Result<_>>().map_err(from_sqlite)
+    accounts
+        .iter()
+        .map(of)
+        .collect::<rusqlite::Result<_>>()
+        .map_err(from_sqlite)
 }
 
 /// How many are new, and how many changed. A dry run takes it back.
