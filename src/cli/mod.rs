@@ -6,8 +6,8 @@
 pub mod check;
 mod client;
 mod healthcheck;
-mod key;
 pub mod import;
+mod key;
 pub mod ledger;
 mod logs;
 mod reach;

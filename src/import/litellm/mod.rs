@@ -44,6 +44,9 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
+/// Answers for one model.
+pub type Usable = Arc<dyn Fn(&Value) -> Result<(), String> + Send + Sync>;
+
 /// What to take, and how.
 pub struct Order {
     /// LiteLLM's database.
@@ -54,7 +57,7 @@ pub struct Order {
     /// How provider secrets are kept here.
     pub vault: Vault,
     /// Says why a model, as it would be in a config, cannot be used here.
-    pub usable: Arc<dyn Fn(&Value) -> Result<(), String> + Send + Sync>,
+    pub usable: Usable,
     /// Microseconds since 1970.
     pub now_micros: i64,
 }

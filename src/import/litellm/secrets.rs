@@ -89,7 +89,7 @@ type Derive = fn(&[u8]) -> [u8; 32];
 
 /// The bytes of what may be a SecretBox. LiteLLM's encoder always pads, so other lengths are no such box.
 fn boxed(stored: &str) -> Option<Vec<u8>> {
-    if stored.len() % 4 != 0 {
+    if !stored.len().is_multiple_of(4) {
         return None;
     }
     let bytes = URL_SAFE
