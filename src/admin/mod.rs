@@ -12,7 +12,7 @@
 mod ask;
 mod audit;
 mod bounds;
-mod duration;
+pub(crate) mod duration;
 mod error;
 pub mod fields;
 mod issue;

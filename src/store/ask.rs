@@ -140,7 +140,7 @@ pub fn usage(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
     let end_users = asks(Group::EndUser, &filter.end_users);
     let tags = asks(Group::Tag, &filter.tags);
     let (table, kind) = match (end_users, tags) {
-        (false, false) => ("tk_daily", None),
+        (false, false) => ("tk_daily_all", None),
         (true, false) => ("tk_daily_labels", Some("end_user")),
         (false, true) => ("tk_daily_labels", Some("tag")),
         (true, true) => return Err(StoreError::invalid("usage is by end user or by tag, not by both")),

@@ -13,6 +13,7 @@ mod early_answers;
 mod edge;
 mod fallback;
 mod hangups;
+mod import;
 mod kit;
 mod ledger;
 mod lifecycle;
