@@ -12,17 +12,24 @@
 mod ask;
 mod audit;
 mod bounds;
+mod budgets;
+mod customers;
 mod duration;
 mod error;
 pub mod fields;
 mod keys;
 mod lookup;
+mod members;
+mod objects;
+mod organizations;
 mod policy;
 mod rights;
 mod rotation;
 pub mod routes;
 mod shapes;
 mod spend;
+mod tags;
+mod teams;
 mod terms;
 #[cfg(test)]
 mod tests;

@@ -2,9 +2,11 @@
 
 mod keys;
 mod keys_changed;
+mod objects;
 mod reading;
 mod refusals;
 mod rights;
+mod teams;
 
 use super::{Admin, Policy, router};
 use crate::shared::budgets::Counters;
