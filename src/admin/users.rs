@@ -272,7 +272,9 @@ async fn undo(actor: Actor, desk: Arc<Desk>, user: Doc) -> Result<()> {
 async fn try_new(task: Arc<Task>) -> Result<(Doc, Vec<Value>, Fields)> {
     let fields = &task.fields;
     no_password(fields)?;
+    // Before anything is written, what is looked at after it.
     fields.flag("send_invite_email")?;
+    fields.flag("auto_create_key")?;
     let joins = Joins::read(fields)?;
     let mut user = task.blank(objects::id_or_new(fields, "user_id")?);
     task.keep(USER.fields, &mut user)?;

@@ -23,13 +23,13 @@ pub async fn user(bench: &Bench, id: &str, role: Option<&str>) -> Caller {
     as_user(bench, id).await
 }
 
-async fn ok(bench: &Bench, caller: &Caller, route: &str, body: Value) -> Value {
+pub async fn ok(bench: &Bench, caller: &Caller, route: &str, body: Value) -> Value {
     let answer = bench.call(caller, route, body.to_string()).await;
     assert_eq!(answer.status, 200, "{route} {body}: {:?}", answer.stop);
     answer.body
 }
 
-async fn no(bench: &Bench, caller: &Caller, route: &str, body: Value, status: u16, field: Option<&str>) {
+pub async fn no(bench: &Bench, caller: &Caller, route: &str, body: Value, status: u16, field: Option<&str>) {
     let text = if body.is_null() {
         String::new()
     } else {
@@ -340,7 +340,6 @@ async fn a_teams_admin_manages_members_and_raises_nothing() {
         ("max_budget", json!(11)),
         ("max_budget", Value::Null),
         ("budget_duration", json!("1d")),
-        ("soft_budget", Value::Null),
         ("tpm_limit", json!(101)),
         ("tpm_limit", Value::Null),
         ("model_max_budget", json!({"small": 100})),
@@ -352,9 +351,6 @@ async fn a_teams_admin_manages_members_and_raises_nothing() {
         ("allowed_passthrough_routes", json!(["/x"])),
         ("model_aliases", json!({"small": "large"})),
     ] {
-        if field == "soft_budget" {
-            continue;
-        }
         let mut body = json!({"team_id": "red"});
         body[field] = value;
         no(&bench, &ann, "POST /team/update", body, 403, Some(field)).await;
@@ -513,13 +509,9 @@ async fn what_a_team_cannot_be_is_named() {
         ("model_max_budget", json!({"a": -1}), 400),
         ("team_member_permissions", json!(["/user/new"]), 400),
         ("members_with_roles", json!([{"role": "user"}]), 422),
-        ("role", json!(null), 0),
         ("budget_id", json!("nobody's"), 404),
         ("organization_id", json!("nobody's"), 404),
     ] {
-        if status == 0 {
-            continue;
-        }
         let mut body = json!({});
         body[field] = value;
         no(&bench, &master(), "POST /team/new", body, status, Some(field)).await;
