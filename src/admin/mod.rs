@@ -17,6 +17,7 @@ mod customers;
 mod duration;
 mod error;
 pub mod fields;
+mod issue;
 mod keys;
 mod lookup;
 mod members;

@@ -8,8 +8,8 @@
 
 use super::fields::Field;
 use super::{
-    Desk, audit, budgets, customers, error, keys, lookup, members, organizations, rights, rotation, spend,
-    tags, teams, users,
+    Desk, audit, budgets, customers, error, issue, keys, lookup, members, organizations, rights, rotation,
+    spend, tags, teams, users,
 };
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 /// All rows, by module.
 const TABLES: &[&[Route]] = &[
+    issue::ROUTES,
     keys::ROUTES,
     rotation::ROUTES,
     lookup::ROUTES,
@@ -275,7 +276,7 @@ mod tests {
                 assert!(names.insert(field.name), "{name}: {} twice", field.name);
             }
         }
-        router();
+        drop(router());
     }
 
     #[test]

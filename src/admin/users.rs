@@ -14,7 +14,7 @@ use super::rights::{Actor, Role};
 use super::routes::{Route, Who};
 use super::shapes::{self, DEFAULT_USER};
 use super::teams::{self, TEAM};
-use super::{Desk, keys};
+use super::{Desk, issue};
 use crate::store::{Change, Doc, DocFilter, KeyFilter, Page, Table};
 use axum::Json;
 use axum::body::Body;
@@ -258,7 +258,7 @@ async fn first_key(actor: &Actor, desk: &Arc<Desk>, user: &Doc, fields: &Fields)
             ..actor.clone()
         },
     };
-    keys::make(Arc::clone(desk), maker, Fields::of(key)).await
+    issue::make(Arc::clone(desk), maker, Fields::of(key)).await
 }
 
 async fn undo(actor: Actor, desk: Arc<Desk>, user: Doc) -> Result<()> {

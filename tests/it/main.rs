@@ -5,6 +5,7 @@
 
 mod agreement;
 mod calls;
+mod cli;
 mod crash;
 mod dialects;
 mod early_answers;
@@ -19,6 +20,7 @@ mod outage;
 mod passthrough;
 mod refusals;
 mod reload;
+mod rights;
 mod secrets;
 mod store;
 mod tidy;
