@@ -267,7 +267,16 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
     let Some(fields) = section(root, "litellm_settings", notes) else {
         return LitellmSettings::default();
     };
-    const USED: [&str; 4] = ["drop_params", "request_timeout", "num_retries", "model_alias_map"];
+    const USED: [&str; 7] = [
+        "drop_params",
+        "request_timeout",
+        "num_retries",
+        "model_alias_map",
+        // Read where keys are made.
+        "default_key_generate_params",
+        "upperbound_key_generate_params",
+        "key_generation_settings",
+    ];
     let out = LitellmSettings {
         drop_params: fields.flag("drop_params").unwrap_or(false),
         request_timeout: fields.some_time("request_timeout"),
