@@ -1,4 +1,9 @@
-//! What all requests share: known keys, money in flight. In this process' memory.
+//! What all requests share: known keys and parties, meters, alerts. In this process' memory, and, between
+//! replicas, in Redis.
 
-pub mod budgets;
+pub mod agreement;
+pub mod alerts;
 pub mod keys;
+pub mod meters;
+pub mod parties;
+pub mod period;
