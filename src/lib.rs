@@ -12,6 +12,7 @@ pub mod health;
 pub mod ledger;
 pub mod master_key;
 pub mod proxy;
+pub mod reload;
 pub mod server;
 pub mod shared;
 pub mod snapshot;

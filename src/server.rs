@@ -6,6 +6,7 @@ use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::proxy::drain::InFlight;
 use crate::proxy::{self, Gateway, peer::Peers};
+use crate::reload::{self, Origin, Reload};
 use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
 use crate::snapshot::Snapshot;
@@ -110,7 +111,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         .build()
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the background threads cannot start: {e}")))?;
 
-    watch_signals(&background)
+    let hangups = watch_signals(&background)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("signals cannot be watched: {e}")))?;
 
     let found = if conf.source.path.is_none() {
@@ -184,6 +185,19 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         .collect();
     let drain = snapshot.timeouts.drain;
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    let reload = Arc::new(Reload::new(reload::Parts {
+        path: conf.source.path.clone(),
+        env: env.clone(),
+        registry,
+        ports,
+        snapshot: Arc::clone(&snapshot),
+        store: Arc::clone(&store),
+        // Nothing is sealed in this store yet.
+        open: Arc::new(|_| Ok(None)),
+        files: conf.source.paths(),
+    }));
+    background.spawn(Arc::clone(&reload).watch());
+    background.spawn(on_hangup(hangups, reload));
 
     let in_flight = Arc::new(InFlight::default());
     let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
@@ -324,27 +338,23 @@ impl Running {
 
 /// A second SIGTERM does not wait, and SIGHUP does not kill. The handlers stand when this returns: before
 /// any listener, since a signal may come as soon as somebody can see the process.
-fn watch_signals(background: &tokio::runtime::Runtime) -> std::io::Result<()> {
+fn watch_signals(background: &tokio::runtime::Runtime) -> std::io::Result<Signal> {
     let _context = background.enter();
-    let term = signal(SignalKind::terminate())?;
-    let hup = signal(SignalKind::hangup())?;
-    background.spawn(signals(term, hup));
-    Ok(())
+    let mut term = signal(SignalKind::terminate())?;
+    background.spawn(async move {
+        term.recv().await;
+        if term.recv().await.is_some() {
+            log::warn!("a second SIGTERM: leaving at once");
+            std::process::exit(EXIT_FAILED);
+        }
+    });
+    signal(SignalKind::hangup())
 }
 
-async fn signals(mut term: Signal, mut hup: Signal) {
-    let mut terms = 0;
-    loop {
-        tokio::select! {
-            _ = term.recv() => {
-                terms += 1;
-                if terms > 1 {
-                    log::warn!("a second SIGTERM: leaving at once");
-                    std::process::exit(EXIT_FAILED);
-                }
-            }
-            _ = hup.recv() => log::warn!("SIGHUP: a changed config is read at the next start"),
-        }
+async fn on_hangup(mut hup: Signal, reload: Arc<Reload>) {
+    while hup.recv().await.is_some() {
+        // The outcome is in the log and in the status.
+        let _ = reload.apply(Origin::Signal).await;
     }
 }
 

@@ -395,6 +395,11 @@ fn parse_text(name: &str, text: &str, notes: &Notes) -> Option<Node> {
     }
 }
 
+/// What a config file holds; None = it cannot be read.
+pub fn read_file(path: &Path) -> Option<Vec<u8>> {
+    read_bounded(path, MAX_FILE).ok()
+}
+
 pub(super) fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(plainly)?;
     if file.metadata().is_ok_and(|m| m.is_dir()) {

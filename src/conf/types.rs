@@ -44,6 +44,15 @@ pub struct Source {
 }
 
 impl Source {
+    /// All files whose content makes the config, `.env` too.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let files = self.path.iter().flat_map(|_| &self.files);
+        files
+            .map(|f| PathBuf::from(&**f))
+            .chain(self.dotenv.clone())
+            .collect()
+    }
+
     /// `config.yaml:14:7`, for logs and messages.
     pub fn place(&self, at: Span) -> String {
         match self.files.get(at.file as usize) {

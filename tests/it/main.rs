@@ -3,6 +3,7 @@
 // A test that panics has failed, which is what it is for.
 #![allow(clippy::unwrap_used)]
 
+mod agreement;
 mod calls;
 mod crash;
 mod dialects;
@@ -15,6 +16,7 @@ mod lifecycle;
 mod outage;
 mod passthrough;
 mod refusals;
+mod reload;
 mod secrets;
 mod store;
 mod tidy;

@@ -162,6 +162,13 @@ impl Gateway {
         self.dir.path().join("data")
     }
 
+    /// Puts another text in the place of its config, as an editor does: whole or not at all.
+    pub fn rewrite(&self, config: &str) {
+        let new = self.dir.path().join("config.new");
+        fs::write(&new, config).unwrap();
+        fs::rename(new, self.dir.path().join("config.yaml")).unwrap();
+    }
+
     /// What it wrote to stderr since its first start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
