@@ -172,8 +172,9 @@ impl Reload {
                     removed: Vec::new(),
                 })
             }
-            Ok(Some(snapshot)) => {
+            Ok(Some(mut snapshot)) => {
                 let old = self.snapshot.load_full();
+                snapshot.continue_from(&old);
                 let applied = difference(&old, &snapshot, before.generation + 1);
                 self.status.store(Arc::new(Status {
                     generation: applied.generation,

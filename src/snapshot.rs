@@ -4,6 +4,7 @@ use crate::conf::{Conf, Limits, Timeouts};
 use crate::proxy::client::Networks;
 use crate::proxy::lanes::Lanes;
 use crate::proxy::models::Models;
+use crate::proxy::throttle::Throttle;
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub struct Snapshot {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub networks: Networks,
+    pub throttle: Option<Arc<Throttle>>,
 }
 
 impl Snapshot {
@@ -29,6 +31,20 @@ impl Snapshot {
                 internal: conf.tollkeeper.internal_networks.clone(),
                 proxies: conf.tollkeeper.trusted_proxies.clone(),
             },
+            throttle: conf
+                .tollkeeper
+                .rate_limit
+                .as_ref()
+                .map(|limit| Arc::new(Throttle::new(limit))),
         })
+    }
+
+    /// Keeps what the old generation has counted, where the new one counts by the same rule.
+    pub fn continue_from(&mut self, old: &Snapshot) {
+        if let (Some(new), Some(old)) = (&mut self.throttle, &old.throttle)
+            && new.rule() == old.rule()
+        {
+            *new = Arc::clone(old);
+        }
     }
 }

@@ -53,7 +53,7 @@ fn sees(caller: &Caller, key: &Key) -> bool {
 /// The master key is no row of the store: it may do everything and has no budget. Its spend is that of
 /// the user whom LiteLLM books it to.
 async fn master_info(desk: &Desk, hash: KeyHash) -> Result<Value> {
-    let user = desk.store.user(DEFAULT_USER).await?;
+    let spend = super::users::spend(desk, DEFAULT_USER).await?;
     let mut body = json!({
         "key_name": "sk-...",
         "key_alias": null,
@@ -63,7 +63,7 @@ async fn master_info(desk: &Desk, hash: KeyHash) -> Result<Value> {
         "models": [],
         "aliases": {},
         "metadata": {},
-        "spend": Nanos(user.map_or(0, |u| u.spend_nanos)),
+        "spend": Nanos(spend),
         "max_budget": null,
         "expires": null,
         "blocked": false,
@@ -84,6 +84,7 @@ pub async fn list(_: Master, State(desk): State<Arc<Desk>>, params: Params) -> R
         user_id: params.owned("user_id")?,
         team_id: params.owned("team_id")?,
         key_alias: params.owned("key_alias")?,
+        ..KeyFilter::default()
     };
     let found = match params.key("key_hash")? {
         Some(hash) => one(&desk, &hash, &filter).await?,

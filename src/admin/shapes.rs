@@ -1,7 +1,7 @@
 //! How keys, users and times look in answers.
 
 use super::limits;
-use crate::store::User;
+use crate::store::Doc;
 use filters::model::key::Key;
 use filters::model::money::Nanos;
 use jiff::Timestamp;
@@ -82,37 +82,39 @@ pub fn generated(key: &Key, secret: &str) -> Value {
     Value::Object(body)
 }
 
-/// Fields of [`User::extra`] that an answer may show. What else an import left there stays inside: it
-/// may be the hash of a password.
-const USER_EXTRA: [&str; 9] = [
+/// A user's fields that an answer may show. What else an import left there stays inside: it may be the
+/// hash of a password.
+const USER_FIELDS: [&str; 13] = [
     "allowed_cache_controls",
     "budget_duration",
     "budget_reset_at",
+    "max_budget",
     "max_parallel_requests",
     "model_max_budget",
     "organization_id",
     "rpm_limit",
     "sso_user_id",
     "tpm_limit",
+    "user_alias",
+    "user_email",
+    "user_role",
 ];
 
-pub fn user_row(user: &User) -> Value {
+/// A user's row; `None` = it has keys and no row of its own.
+pub fn user_row(id: &str, user: Option<&Doc>, spend_nanos: i64) -> Value {
+    let field = |name: &str| user.and_then(|u| u.fields.get(name)).filter(|v| !v.is_null());
     let mut row = json!({
-        "user_id": user.user_id,
-        "user_alias": user.user_alias,
-        "user_email": user.user_email,
-        "user_role": user.user_role,
-        "models": user.models,
-        "spend": Nanos(user.spend_nanos),
-        "max_budget": user.max_budget_nanos.map(Nanos),
-        "metadata": user.metadata,
+        "user_id": id,
+        "models": field("models").cloned().unwrap_or_else(|| json!([])),
+        "spend": Nanos(spend_nanos),
+        "metadata": field("metadata").cloned().unwrap_or_else(|| json!({})),
         "teams": [],
-        "created_at": iso(user.created_at_micros),
-        "updated_at": iso(user.updated_at_micros),
+        "created_at": user.map(|u| iso(u.created_at_micros)),
+        "updated_at": user.map(|u| iso(u.updated_at_micros)),
     });
     if let Value::Object(row) = &mut row {
-        for name in USER_EXTRA {
-            row.insert(name.into(), user.extra.get(name).cloned().unwrap_or_default());
+        for name in USER_FIELDS {
+            row.insert(name.into(), field(name).cloned().unwrap_or_default());
         }
     }
     row

@@ -4,9 +4,10 @@ use super::Desk;
 use super::ask::{Asking, Params, Slice};
 use super::error::{Result, forbidden, not_found};
 use super::shapes::{self, DEFAULT_USER};
-use crate::store::{KeyFilter, Page};
+use crate::store::{KeyFilter, Page, Table};
 use axum::Json;
 use axum::extract::State;
+use filters::model::account::{Account, Kind};
 use filters::model::key::{Caller, Key};
 use filters::model::money::Nanos;
 use serde_json::{Value, json};
@@ -46,27 +47,35 @@ fn others() -> super::Stopped {
     .into()
 }
 
+/// A user is known by its row, or by its keys: a key may name a user that nobody has added.
 async fn user(desk: &Desk, id: &str, slice: Slice) -> Result<Value> {
-    let found = desk.store.user(id).await?;
-    let user = found.ok_or_else(|| {
-        let id: String = id.chars().take(200).collect();
-        not_found("user_id", format!("User {id} not found"))
-    })?;
+    let found = desk.store.document(Table::User, id).await?;
     let (keys, total) = keys(desk, Some(id), slice).await?;
+    if found.is_none() && total == 0 {
+        let id: String = id.chars().take(200).collect();
+        return Err(not_found("user_id", format!("User {id} not found")).into());
+    }
+    let row = shapes::user_row(id, found.as_ref(), spend(desk, id).await?);
+    let (max_budget, models) = (row["max_budget"].clone(), row["models"].clone());
     Ok(json!({
-        "user_id": user.user_id,
-        "user_info": shapes::user_row(&user),
+        "user_id": id,
+        "spend": row["spend"],
+        "user_info": row,
         "keys": keys,
         "teams": [],
         "total_count": total,
-        "spend": Nanos(user.spend_nanos),
-        "max_budget": user.max_budget_nanos.map(Nanos),
-        "models": user.models,
+        "max_budget": max_budget,
+        "models": models,
     }))
 }
 
+/// Nano-dollars a user has spent in all.
+pub(super) async fn spend(desk: &Desk, id: &str) -> Result<i64> {
+    let balances = desk.store.balances(&[Account::new(Kind::User, id)]).await?;
+    Ok(balances.first().map_or(0, |b| b.total_nanos))
+}
+
 async fn everybody(desk: &Desk, slice: Slice) -> Result<Value> {
-    let own = desk.store.user(DEFAULT_USER).await?;
     let (keys, total) = keys(desk, None, slice).await?;
     Ok(json!({
         "user_id": DEFAULT_USER,
@@ -74,7 +83,7 @@ async fn everybody(desk: &Desk, slice: Slice) -> Result<Value> {
         "keys": keys,
         "teams": [],
         "total_count": total,
-        "spend": Nanos(own.map_or(0, |u| u.spend_nanos)),
+        "spend": Nanos(spend(desk, DEFAULT_USER).await?),
         "max_budget": null,
         "models": (desk.catalog)().names(),
     }))

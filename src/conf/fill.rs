@@ -74,7 +74,7 @@ pub(super) fn fill_in(node: &mut Node, env: &Env, notes: &Notes, path: &mut Vec<
                     "litellm_params",
                     "api_key" | "api_base" | "base_url",
                 ]
-                | ["general_settings", "master_key" | "database_url"]
+                | ["general_settings", "master_key" | "salt_key" | "database_url"]
                 | ["general_settings", "pass_through_endpoints", "target"] => {
                     scalar.origin = Origin::Unset(missing);
                     return;

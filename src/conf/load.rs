@@ -237,7 +237,9 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
     if general.database_url.is_none() {
         general.database_url = env.get("DATABASE_URL");
     }
-    general.salt_key = env.get("LITELLM_SALT_KEY");
+    if general.salt_key.is_none() {
+        general.salt_key = env.get("LITELLM_SALT_KEY").filter(|salt| !salt.is_empty());
+    }
 }
 
 /// Reads files into trees, includes merged.

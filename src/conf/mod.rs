@@ -28,7 +28,8 @@ mod types;
 
 pub use load::{Env, Loaded, load, load_text};
 pub use own::{
-    Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own, Timeouts,
+    Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own,
+    RateLimit, RateSource, Timeouts,
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;

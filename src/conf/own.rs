@@ -29,6 +29,8 @@ pub struct Own {
     pub trusted_proxies: Vec<IpNet>,
     /// How much of anything is accepted.
     pub limits: Limits,
+    /// How fast one client may ask, before anything else is known of it. Default: as fast as it likes.
+    pub rate_limit: Option<RateLimit>,
     /// How long anything may take.
     pub timeouts: Timeouts,
     /// What is logged, and how it looks.
@@ -61,6 +63,33 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Largest request head, in bytes. Default: 64KiB.
     pub header_bytes: u64,
+}
+
+/// Requests per source, with the semantics of Traefik's `rateLimit`: a bucket of `burst` requests that
+/// gains `average` per `period`. Health checks and metrics are not counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests per `period`.
+    pub average: u32,
+    /// Default: 1s.
+    pub period: Duration,
+    /// Requests at once. Default: 1, as Traefik's.
+    pub burst: u32,
+    pub source: RateSource,
+}
+
+/// Who counts as one source. IPv6 addresses count by their /64.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RateSource {
+    /// `client`: the TCP peer, or what a proxy in `trusted_proxies` says of it. The default.
+    Client,
+    /// `peer`: the TCP peer, whatever headers say.
+    Peer,
+    /// `forwarded: 1`: the n-th address of `X-Forwarded-For` from the right, whoever wrote it; a shorter
+    /// list is one source together with all such.
+    Forwarded(u32),
+    /// `header: x-tenant`: the value of that header; without it, the client.
+    Header(String),
 }
 
 /// How long things may take. Written `500ms`, `30s`, `10m`, `1h`; a bare number is seconds.
@@ -183,6 +212,7 @@ impl Default for Own {
             internal_networks: internal_networks(),
             trusted_proxies: Vec::new(),
             limits: Limits::default(),
+            rate_limit: None,
             timeouts: Timeouts::default(),
             log: Log {
                 level: log::LevelFilter::Info,

@@ -3,12 +3,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::fields::Fields;
 use super::node::{Node, Value};
-use super::own::{Driver, FilterUse, Lane, LaneAuth, Listener, LogFormat, Own};
+use super::own::{Driver, FilterUse, Lane, LaneAuth, Listener, LogFormat, Own, RateLimit, RateSource};
 use super::pass_through::route_path;
 use super::report::Notes;
 use super::settings::top_section;
@@ -61,6 +62,10 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
         set(&mut own.limits.body_timeout, limits.some_time("body_timeout"));
         set(&mut own.limits.header_bytes, limits.bytes("header_bytes"));
         limits.refuse_rest();
+    }
+    if let Some(rate) = fields.child("rate_limit") {
+        own.rate_limit = rate_limit(&rate);
+        rate.refuse_rest();
     }
     if let Some(timeouts) = fields.child("timeouts") {
         set(&mut own.timeouts.connect, timeouts.some_time("connect"));
@@ -167,6 +172,66 @@ fn listener(item: &Node, index: usize, above: &Fields<'_>) -> Option<Listener> {
     }
     fields.refuse_rest();
     Some(Listener { address: address? })
+}
+
+/// `{average: 100, burst: 200}`; an average of 0 is no limit, as Traefik has it.
+fn rate_limit(fields: &Fields<'_>) -> Option<RateLimit> {
+    let count = |name: &'static str, default: u32| {
+        let n = fields.count(name)?;
+        match u32::try_from(n) {
+            Ok(n) => Some(n),
+            Err(_) => {
+                if let Some(entry) = fields.entry(name) {
+                    drop(fields.error("number", format!("`{name}` is too large"), entry.value.at));
+                }
+                Some(default)
+            }
+        }
+    };
+    let average = count("average", 0);
+    let burst = count("burst", 1).unwrap_or(1).max(1);
+    let period = fields.some_time("period").unwrap_or(Duration::from_secs(1));
+    let source = match fields.child("source") {
+        None => RateSource::Client,
+        Some(source) => {
+            let forwarded = source.count("forwarded");
+            let header = source.parsed("header", "header", |name| {
+                http::HeaderName::try_from(name)
+                    .map(|n| n.as_str().to_owned())
+                    .map_err(|_| "this is no name that a header can have".into())
+            });
+            let peer = source.flag("peer").unwrap_or(false);
+            source.refuse_rest();
+            match (forwarded, header, peer) {
+                (None, None, false) => RateSource::Client,
+                (None, None, true) => RateSource::Peer,
+                (Some(n), None, false) => RateSource::Forwarded(u32::try_from(n).unwrap_or(u32::MAX).max(1)),
+                (None, Some(name), false) => RateSource::Header(name),
+                _ => {
+                    if let Some(entry) = fields.entry("source") {
+                        drop(fields.error("rate-limit", "a source is named in one way only", entry.key_at));
+                    }
+                    RateSource::Client
+                }
+            }
+        }
+    };
+    if average.is_none()
+        && let Some(entry) = fields.all().first()
+        && !fields.all().iter().any(|e| e.key == "average")
+    {
+        drop(
+            fields
+                .error("missing", "`average` is missing", entry.key_at)
+                .help("requests per `period`, for example `average: 100`"),
+        );
+    }
+    Some(RateLimit {
+        average: average.filter(|n| *n > 0)?,
+        period,
+        burst,
+        source,
+    })
 }
 
 fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {

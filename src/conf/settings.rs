@@ -167,8 +167,9 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
     let Some(fields) = section(root, "general_settings", notes) else {
         return General::default();
     };
-    const USED: [&str; 5] = [
+    const USED: [&str; 6] = [
         "master_key",
+        "salt_key",
         "database_url",
         "pass_through_endpoints",
         "litellm_key_header_name",
@@ -200,7 +201,7 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
     let mut out = General {
         master_key,
         database_url,
-        salt_key: None,
+        salt_key: needed_secret(&fields, "salt_key"),
         pass_through_endpoints: Vec::new(),
         litellm_key_header_name: fields.parsed("litellm_key_header_name", "header", |text| {
             let name = http::HeaderName::from_bytes(text.as_bytes());

@@ -100,7 +100,17 @@ fn the_default_and_every_example_load_clean() {
 #[test]
 fn the_annotated_default_says_what_the_defaults_are() {
     let loaded = load(Some(&root().join("conf/tollkeeper.yaml")), &Env::default()).unwrap();
-    assert_eq!(loaded.conf.tollkeeper, Own::default());
+    // The one thing it turns on: the seeds' 100 requests a second for an address, 200 at once.
+    let expected = Own {
+        rate_limit: Some(RateLimit {
+            average: 100,
+            period: Duration::from_secs(1),
+            burst: 200,
+            source: RateSource::Client,
+        }),
+        ..Own::default()
+    };
+    assert_eq!(loaded.conf.tollkeeper, expected);
 }
 
 #[test]
@@ -175,6 +185,19 @@ fn the_operations_config_loads() {
     assert_eq!(conf.general.pass_through_endpoints.len(), 3);
     assert_eq!(conf.models[0].params.upstream_model, "*");
     assert!(conf.general.database_url.is_some());
+}
+
+#[test]
+fn the_salt_key_is_the_files_the_environments_or_the_master_key() {
+    let env = Env::from([("LITELLM_SALT_KEY", "theirs")]);
+    let master = Secret::new("sk-master");
+    let salt = |text: &str, env: &Env| conf_of(text, env).general.salt(&master).clone();
+    assert_eq!(salt("", &env), Secret::new("theirs"));
+    let own = "general_settings: {salt_key: ours}";
+    assert_eq!(salt(own, &env), Secret::new("ours"));
+    let none = Env::from([("LITELLM_SALT_KEY", "")]);
+    assert_eq!(salt("", &none), master);
+    assert!(!conf_of(own, &env).general.all.contains_key("salt_key"));
 }
 
 #[test]

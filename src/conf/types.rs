@@ -167,7 +167,8 @@ pub struct ModelInfo {
 pub struct General {
     pub master_key: Option<Secret>,
     pub database_url: Option<Secret>,
-    /// `LITELLM_SALT_KEY`: what LiteLLM encrypted stored credentials with.
+    /// `salt_key`, else `LITELLM_SALT_KEY`: what LiteLLM encrypted stored credentials with, and what we
+    /// seal ours with.
     pub salt_key: Option<Secret>,
     pub pass_through_endpoints: Vec<PassThrough>,
     /// Header that carries the key besides the usual ones.
@@ -176,6 +177,13 @@ pub struct General {
     pub database_connection_pool_limit: Option<u32>,
     /// Everything as written. Secrets are left out.
     pub all: Map<String, Value>,
+}
+
+impl General {
+    /// What stored credentials are sealed with: the salt key, else the master key, as in LiteLLM.
+    pub fn salt<'a>(&'a self, master_key: &'a Secret) -> &'a Secret {
+        self.salt_key.as_ref().unwrap_or(master_key)
+    }
 }
 
 /// One entry of `general_settings.pass_through_endpoints`.

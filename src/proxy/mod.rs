@@ -19,6 +19,7 @@ pub mod peer;
 pub mod respond;
 pub mod state;
 pub mod stream;
+pub mod throttle;
 mod watch;
 
 use crate::health::Health;
@@ -39,6 +40,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use state::State;
 use std::sync::Arc;
 use std::time::Duration;
+use throttle::Turn;
 use tokio::sync::Semaphore;
 
 /// Seconds a connection may wait for its next request.
@@ -98,6 +100,10 @@ impl ProxyHttp for Gateway {
             return Ok(true);
         }
         let lane = Arc::clone(&state.lane);
+        if let Some(refusal) = slowed_down(state, session, &lane).await {
+            self.refuse(session, state, &refusal.into()).await?;
+            return Ok(true);
+        }
         match &lane.kind {
             Kind::Call => self.api(session, state).await?,
             Kind::Stream(_) => return self.enter_stream(session, state).await,
@@ -306,6 +312,36 @@ impl Gateway {
         );
         let answer = respond::render(stop, &state.cx.request_id);
         self.send(session, state, answer).await
+    }
+}
+
+/// Waits for the client's turn; or says that it asks too fast.
+async fn slowed_down(state: &State, session: &Session, lane: &lanes::Lane) -> Option<Refusal> {
+    let throttle = state.snapshot.throttle.as_ref()?;
+    if matches!(lane.kind, Kind::Health | Kind::Metrics) {
+        return None;
+    }
+    let source = throttle.source(state.peer, state.cx.client_ip, &session.req_header().headers);
+    match throttle.take(&source) {
+        Turn::Now => None,
+        Turn::After(wait) => {
+            tokio::time::sleep(wait).await;
+            None
+        }
+        Turn::Refused(wait) => {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let refusal = Refusal::new(
+                429,
+                "rate_limit_error",
+                "Too many requests from your address. Wait as long as Retry-After says.",
+            );
+            Some(
+                refusal
+                    .code("rate_limit_exceeded")
+                    .header("retry-after", seconds.max(1).to_string())
+                    .header("retry-after-ms", wait.as_millis().max(1).to_string()),
+            )
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub struct State {
     pub cx: Box<Cx>,
     /// Why the head is refused, if it is.
     pub judged: Option<Refusal>,
+    /// The TCP peer, which may be a proxy.
+    pub peer: IpAddr,
     /// The room that the call's body takes.
     pub room: Option<OwnedSemaphorePermit>,
     outcome: Option<Outcome>,
@@ -73,6 +75,7 @@ impl State {
             lane,
             cx,
             judged,
+            peer,
             room: None,
             outcome: None,
             finished: false,

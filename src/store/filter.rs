@@ -1,7 +1,10 @@
 //! From a filter to a WHERE clause. Values are always bound, never written into the text.
 
+use super::plan::plain;
 use super::rows::{day_number, limit, offset};
-use super::{DailyFilter, KeyFilter, Page, SpendFilter};
+use super::table::{AuditFilter, DocFilter, Order};
+use super::{DailyFilter, KeyFilter, KeySort, Page, Result, SpendFilter, StoreError};
+use filters::model::key::KeyHash;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -15,6 +18,9 @@ pub enum Arg<'a> {
     Text(&'a str),
     Bytes(&'a [u8]),
     Int(i64),
+    Bool(bool),
+    Texts(&'a [String]),
+    Hashes(&'a [KeyHash]),
     /// Days since 1970.
     Day(i32),
     /// Microseconds since 1970.
@@ -60,6 +66,53 @@ impl<'a> Clause<'a> {
         }
     }
 
+    /// One of a list.
+    fn any(&mut self, left: &str, arg: Option<Arg<'a>>) {
+        let Some(arg) = arg else { return };
+        let list = self.bind(arg);
+        let test = match (self.dialect, arg) {
+            (Dialect::Postgres, _) => format!("{left} = ANY({list})"),
+            (Dialect::Sqlite, Arg::Hashes(_)) => {
+                format!("{left} IN (SELECT unhex(value) FROM json_each({list}))")
+            }
+            (Dialect::Sqlite, _) => format!("{left} IN (SELECT value FROM json_each({list}))"),
+        };
+        self.and(&test);
+    }
+
+    /// The text, whatever its case, within one of the columns.
+    fn within(&mut self, columns: &[String], text: &'a str) -> Result<()> {
+        plain("search", text)?;
+        if text.len() > MAX_SEARCH {
+            return Err(StoreError::invalid(format!(
+                "search is longer than {MAX_SEARCH} bytes"
+            )));
+        }
+        let text = self.bind(Arg::Text(text));
+        // Not LIKE: no character of the text means anything but itself.
+        let tests: Vec<String> = columns
+            .iter()
+            .map(|column| match self.dialect {
+                Dialect::Postgres => format!("strpos(lower({column}), lower({text})) > 0"),
+                Dialect::Sqlite => format!("instr(lower({column}), lower({text})) > 0"),
+            })
+            .collect();
+        self.and(&format!("({})", tests.join(" OR ")));
+        Ok(())
+    }
+
+    /// A document's field as text, spelt as in the indexes.
+    fn field(&self, name: &str) -> Result<String> {
+        let known = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        if !known {
+            return Err(StoreError::invalid("this is no field to look for"));
+        }
+        Ok(match self.dialect {
+            Dialect::Postgres => format!("fields->>'{name}'"),
+            Dialect::Sqlite => format!("fields ->> '$.{name}'"),
+        })
+    }
+
     /// Orders and cuts to the page.
     pub fn page(mut self, order: &str, page: Page) -> Self {
         let limit = self.bind(Arg::Int(limit(page)));
@@ -70,12 +123,171 @@ impl<'a> Clause<'a> {
     }
 }
 
-pub fn keys(filter: &KeyFilter, dialect: Dialect) -> Clause<'_> {
+/// Longest text to search for, bytes.
+const MAX_SEARCH: usize = 1_000;
+
+/// The database's own clock.
+fn now(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Postgres => "now()",
+        Dialect::Sqlite => "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
+    }
+}
+
+/// What a key has spent in the current period. No join: without statistics, Postgres would compare each key
+/// with each account.
+pub fn key_spend(dialect: Dialect) -> String {
+    let now = now(dialect);
+    let id = match dialect {
+        Dialect::Postgres => "encode(hash, 'hex')",
+        Dialect::Sqlite => "lower(hex(hash))",
+    };
+    format!(
+        "coalesce((SELECT CASE WHEN period_ends <= {now} THEN 0 ELSE spend_nanos - baseline_nanos END \
+         FROM tk_accounts WHERE kind = 'key' AND id = {id} AND model = ''), 0)"
+    )
+}
+
+pub fn keys(filter: &KeyFilter, dialect: Dialect) -> Result<Clause<'_>> {
     let mut c = Clause::new(dialect);
-    c.cmp("user_id =", filter.user_id.as_deref().map(Arg::Text));
-    c.cmp("team_id =", filter.team_id.as_deref().map(Arg::Text));
-    c.cmp("key_alias =", filter.key_alias.as_deref().map(Arg::Text));
-    c
+    for (what, text) in [
+        ("user_id =", &filter.user_id),
+        ("team_id =", &filter.team_id),
+        ("key_alias =", &filter.key_alias),
+        ("organization_id =", &filter.organization_id),
+        ("created_by =", &filter.created_by),
+    ] {
+        if let Some(text) = text {
+            plain("a filter", text)?;
+        }
+        c.cmp(what, text.as_deref().map(Arg::Text));
+    }
+    for team in filter.team_ids.iter().flatten() {
+        plain("team_ids", team)?;
+    }
+    c.any("team_id", filter.team_ids.as_deref().map(Arg::Texts));
+    c.any("hash", filter.hashes.as_deref().map(Arg::Hashes));
+    c.cmp("blocked =", filter.blocked.map(Arg::Bool));
+    let now = now(dialect);
+    match filter.expired {
+        Some(true) => c.and(&format!("expires <= {now}")),
+        Some(false) => c.and(&format!("(expires IS NULL OR expires > {now})")),
+        None => {}
+    }
+    if let Some(text) = &filter.search {
+        c.within(&["key_alias".into(), "key_name".into()], text)?;
+    }
+    Ok(c)
+}
+
+/// The order of a list of keys; nobody's alias stands last.
+pub fn keys_order(filter: &KeyFilter, dialect: Dialect) -> String {
+    let way = way(filter.order);
+    match filter.sort {
+        KeySort::Created => format!("created_at {way}, hash"),
+        KeySort::Spend => format!("{} {way}, hash", key_spend(dialect)),
+        KeySort::Alias => format!(
+            "key_alias IS NULL, {} {way}, hash",
+            bytewise("key_alias", dialect)
+        ),
+    }
+}
+
+fn way(order: Order) -> &'static str {
+    match order {
+        Order::Rising => "ASC",
+        Order::Falling => "DESC",
+    }
+}
+
+/// Both stores sort alike.
+fn bytewise(column: &str, dialect: Dialect) -> String {
+    match dialect {
+        Dialect::Postgres => format!("({column}) COLLATE \"C\""),
+        Dialect::Sqlite => format!("({column})"),
+    }
+}
+
+pub fn documents(filter: &DocFilter, dialect: Dialect) -> Result<Clause<'_>> {
+    let mut c = Clause::new(dialect);
+    for id in filter.ids.iter().flatten() {
+        plain("ids", id)?;
+    }
+    c.any("id", filter.ids.as_deref().map(Arg::Texts));
+    for (name, text) in &filter.equal {
+        plain(name, text)?;
+        let left = format!("{} =", c.field(name)?);
+        c.cmp(&left, Some(Arg::Text(text)));
+    }
+    if let Some((text, names)) = &filter.search {
+        let mut columns = vec!["id".to_string()];
+        for name in names {
+            columns.push(c.field(name)?);
+        }
+        c.within(&columns, text)?;
+    }
+    for (name, text) in &filter.holding {
+        plain(name, text)?;
+        // Judges the name.
+        c.field(name)?;
+        let text = c.bind(Arg::Text(text));
+        let test = match dialect {
+            Dialect::Postgres => format!("fields->'{name}' @> jsonb_build_array({text}::text)"),
+            Dialect::Sqlite => format!(
+                "json_type(fields, '$.{name}') = 'array' AND EXISTS (SELECT 1 FROM \
+                 json_each(fields, '$.{name}') WHERE type = 'text' AND value = {text})"
+            ),
+        };
+        c.and(&test);
+    }
+    if let Some(user) = &filter.member {
+        plain("member", user)?;
+        let user = c.bind(Arg::Text(user));
+        let test = match dialect {
+            Dialect::Postgres => format!(
+                "fields->'members_with_roles' @> jsonb_build_array(jsonb_build_object('user_id', {user}::text))"
+            ),
+            Dialect::Sqlite => format!(
+                "json_type(fields, '$.members_with_roles') = 'array' AND EXISTS (SELECT 1 FROM \
+                 json_each(fields, '$.members_with_roles') WHERE type = 'object' AND value ->> '$.user_id' = {user})"
+            ),
+        };
+        c.and(&test);
+    }
+    Ok(c)
+}
+
+pub fn documents_order(filter: &DocFilter, dialect: Dialect) -> Result<String> {
+    let Some((name, order)) = filter.sort else {
+        return Ok("created_at DESC, id".into());
+    };
+    let way = way(order);
+    Ok(match name {
+        "created_at" | "updated_at" => format!("{name} {way}, id"),
+        "id" => format!("{} {way}", bytewise("id", dialect)),
+        _ => {
+            let field = Clause::new(dialect).field(name)?;
+            format!("{field} IS NULL, {} {way}, id", bytewise(&field, dialect))
+        }
+    })
+}
+
+pub fn audit(filter: &AuditFilter, dialect: Dialect) -> Result<Clause<'_>> {
+    let mut c = Clause::new(dialect);
+    for (what, text) in [
+        ("changed_by =", &filter.changed_by),
+        ("action =", &filter.action),
+        ("table_name =", &filter.table_name),
+        ("object_id =", &filter.object_id),
+    ] {
+        if let Some(text) = text {
+            plain("a filter", text)?;
+        }
+        c.cmp(what, text.as_deref().map(Arg::Text));
+    }
+    c.cmp("at >=", filter.start_micros.map(Arg::Time));
+    c.cmp("at <", filter.end_micros.map(Arg::Time));
+    Ok(c)
 }
 
 pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
@@ -104,6 +316,6 @@ pub fn daily(filter: &DailyFilter, dialect: Dialect) -> Clause<'_> {
     c
 }
 
-pub const KEYS_ORDER: &str = "created_at DESC, hash";
+pub const AUDIT_ORDER: &str = "at DESC, id DESC";
 pub const SPEND_ORDER: &str = "started DESC, request_id DESC";
 pub const DAILY_ORDER: &str = "day DESC, key_hash, model_group, user_id, team_id, provider";

@@ -5,13 +5,15 @@
 
 pub mod error;
 mod filter;
+mod plan;
 pub mod postgres;
 mod rows;
+pub mod seal;
 pub mod sqlite;
 pub mod table;
 
 pub use error::{StoreError, Taken};
-pub use table::{Audit, AuditFilter, Balance, Change, Doc, DocFilter, DocPage, News, Table};
+pub use table::{Audit, AuditFilter, Balance, Change, Doc, DocFilter, DocPage, News, Order, Table};
 
 use async_trait::async_trait;
 use filters::model::account::Account;
@@ -28,30 +30,39 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// The most rows one read returns, whatever was asked for.
 pub const MAX_ROWS: u32 = 10_000;
 
-/// A person or a service that keys belong to. Money is nano-dollars, times are microseconds since 1970.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct User {
-    pub user_id: String,
-    pub user_alias: Option<String>,
-    pub user_email: Option<String>,
-    pub user_role: Option<String>,
-    pub models: Vec<String>,
-    /// The sum of the user's ledger rows; only [`Store::append`] moves it.
-    pub spend_nanos: i64,
-    pub max_budget_nanos: Option<i64>,
-    pub metadata: serde_json::Map<String, serde_json::Value>,
-    /// Fields kept for LiteLLM's scripts, under LiteLLM's names.
-    pub extra: serde_json::Map<String, serde_json::Value>,
-    pub created_at_micros: i64,
-    pub updated_at_micros: i64,
-}
+/// News that a slow listener may be behind; more is [`News::Everything`].
+const NEWS: usize = 1_024;
 
-/// Which keys; an absent field does not narrow.
+/// Which keys; an absent field does not narrow. Newest first, unless sorted.
 #[derive(Clone, Debug, Default)]
 pub struct KeyFilter {
     pub user_id: Option<String>,
     pub team_id: Option<String>,
+    /// Of one of these teams; an empty list matches nothing.
+    pub team_ids: Option<Vec<String>>,
+    pub organization_id: Option<String>,
     pub key_alias: Option<String>,
+    pub created_by: Option<String>,
+    /// One of these; an empty list matches nothing.
+    pub hashes: Option<Vec<KeyHash>>,
+    /// This text, whatever its case, within the alias or the name (`sk-...` and four characters).
+    pub search: Option<String>,
+    pub blocked: Option<bool>,
+    /// Whether the expiry has passed, by the database's clock.
+    pub expired: Option<bool>,
+    pub sort: KeySort,
+    pub order: Order,
+}
+
+/// What keys are sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeySort {
+    #[default]
+    Created,
+    /// Spend of the current period.
+    Spend,
+    /// Keys without an alias come last, whichever the order.
+    Alias,
 }
 
 /// A slice of a list. `limit` is cut to [`MAX_ROWS`].
@@ -172,32 +183,18 @@ pub trait Store: Send + Sync {
     /// Carries out all changes, and keeps the audit rows, in one transaction: all or nothing. What
     /// depends on a version that is no longer current is [`StoreError::Stale`]. Other replicas hear of it
     /// through [`Store::news`] once it is committed.
-    async fn change(&self, changes: &[Change<'_>], audit: &[Audit]) -> Result<()> {
-        let _ = (changes, audit);
-        Err(StoreError::other("not there yet"))
-    }
+    async fn change(&self, changes: &[Change<'_>], audit: &[Audit]) -> Result<()>;
 
     /// What other replicas, and this one, changed from now on. Lagging behind counts as
-    /// [`News::Everything`].
-    fn news(&self) -> tokio::sync::broadcast::Receiver<News> {
-        tokio::sync::broadcast::channel(1).1
-    }
+    /// [`News::Everything`]. Whoever listens forgets what it knew before it began to.
+    fn news(&self) -> tokio::sync::broadcast::Receiver<News>;
 
-    async fn document(&self, table: Table, id: &str) -> Result<Option<Doc>> {
-        let _ = (table, id);
-        Err(StoreError::other("not there yet"))
-    }
+    async fn document(&self, table: Table, id: &str) -> Result<Option<Doc>>;
 
-    async fn documents(&self, table: Table, filter: &DocFilter) -> Result<DocPage> {
-        let _ = (table, filter);
-        Err(StoreError::other("not there yet"))
-    }
+    async fn documents(&self, table: Table, filter: &DocFilter) -> Result<DocPage>;
 
     /// Newest first.
-    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<Audit>> {
-        let _ = filter;
-        Err(StoreError::other("not there yet"))
-    }
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<Audit>>;
 
     /// What the accounts have spent, in the order asked for; an unknown account has spent nothing.
     async fn balances(&self, accounts: &[Account]) -> Result<Vec<Balance>> {
@@ -219,15 +216,45 @@ pub trait Store: Send + Sync {
         Err(StoreError::other("not there yet"))
     }
 
-    /// Adds a key, and its user and team if they are new. [`StoreError::Conflict`] names what is taken.
-    async fn insert_key(&self, key: &Key) -> Result<()>;
+    /// [`Change::InsertKey`] alone, and without an audit row.
+    async fn insert_key(&self, key: &Key) -> Result<()> {
+        self.change(&[Change::InsertKey(key)], &[]).await
+    }
 
-    /// Overwrites everything but `hash`, `spend_nanos` and the creation; false = there is no such key.
-    /// Spend moves with ledger rows only, so an old copy of a key cannot turn it back.
-    async fn update_key(&self, key: &Key) -> Result<bool>;
+    /// [`Change::UpdateKey`] alone, whatever the key was before, and without an audit row; false = there is
+    /// no such key.
+    async fn update_key(&self, key: &Key) -> Result<bool> {
+        let mut tries = 0;
+        loop {
+            let Some(now) = self.key_by_hash(&key.hash).await? else {
+                return Ok(false);
+            };
+            let read_at_micros = now.updated_at_micros;
+            let change = Change::UpdateKey { key, read_at_micros };
+            match self.change(&[change], &[]).await {
+                Err(StoreError::Stale(_)) if tries < 10 => tries += 1,
+                done => return done.map(|()| true),
+            }
+        }
+    }
 
-    /// Deletes keys; returns those that were there. Their ledger rows stay.
-    async fn delete_keys(&self, hashes: &[KeyHash]) -> Result<Vec<KeyHash>>;
+    /// [`Change::DeleteKeys`] alone, and without an audit row; returns those that were there.
+    async fn delete_keys(&self, hashes: &[KeyHash]) -> Result<Vec<KeyHash>> {
+        let filter = KeyFilter {
+            hashes: Some(hashes.to_vec()),
+            ..KeyFilter::default()
+        };
+        let page = Page {
+            limit: MAX_ROWS,
+            offset: 0,
+        };
+        let found = self.list_keys(&filter, page).await?;
+        let there: Vec<KeyHash> = found.keys.iter().map(|key| key.hash).collect();
+        if !there.is_empty() {
+            self.change(&[Change::DeleteKeys(&there)], &[]).await?;
+        }
+        Ok(there)
+    }
 
     async fn keys_by_alias(&self, aliases: &[String]) -> Result<Vec<Key>>;
 
@@ -235,11 +262,6 @@ pub trait Store: Send + Sync {
 
     /// Nano-dollars the key has spent as far as rows have landed; `None` = no such key.
     async fn spend_of_key(&self, hash: &KeyHash) -> Result<Option<i64>>;
-
-    async fn user(&self, user_id: &str) -> Result<Option<User>>;
-
-    /// Adds a user or overwrites everything but `spend_nanos` and the creation.
-    async fn upsert_user(&self, user: &User) -> Result<()>;
 
     async fn keys_of_user(&self, user_id: &str) -> Result<Vec<Key>> {
         let filter = KeyFilter {

@@ -9,11 +9,18 @@ use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Serialize};
 
-pub const KEY_COLUMNS: &str = "hash, key_name, key_alias, user_id, team_id, models, aliases, spend_nanos, \
-     max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by, updated_at";
+/// Of a key. `spend` reads its account, see `filter::key_spend`.
+pub fn key_columns(spend: &str) -> String {
+    format!(
+        "hash, key_name, key_alias, user_id, team_id, models, aliases, {spend}, max_budget_nanos, expires, blocked, \
+         metadata, extra, created_at, created_by, updated_at"
+    )
+}
 
-pub const USER_COLUMNS: &str = "user_id, user_alias, user_email, user_role, models, spend_nanos, \
-     max_budget_nanos, metadata, extra, created_at, updated_at";
+pub const DOC_COLUMNS: &str = "id, fields, version, created_at, updated_at";
+
+pub const AUDIT_COLUMNS: &str =
+    "id, at, changed_by, changed_by_key, action, table_name, object_id, before, after";
 
 /// All but `day`, which follows from `started`.
 pub const LEDGER_COLUMNS: &str = "request_id, endpoint, key_hash, key_alias, user_id, team_id, end_user, \
@@ -107,6 +114,11 @@ pub fn to_json<T: Serialize>(value: &T) -> Result<String> {
 
 pub fn from_json<T: DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(StoreError::other)
+}
+
+/// A value that may be absent, kept as text.
+pub fn maybe_json(text: Option<String>) -> Result<Option<serde_json::Value>> {
+    text.as_deref().map(from_json).transpose()
 }
 
 /// A list as JSON; most calls have none, and that costs nothing.

@@ -46,6 +46,24 @@ impl Table {
         }
     }
 
+    /// Its table in the database.
+    pub(super) fn sql(self) -> &'static str {
+        match self {
+            Table::User => "tk_users",
+            Table::Team => "tk_teams",
+            Table::Organization => "tk_organizations",
+            Table::EndUser => "tk_end_users",
+            Table::Budget => "tk_budgets",
+            Table::Tag => "tk_tags",
+            Table::Model => "tk_models",
+        }
+    }
+
+    /// The inverse of [`Table::as_str`].
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.as_str() == text)
+    }
+
     /// Whose account its objects spend from; budgets and models have none.
     pub fn kind(self) -> Option<Kind> {
         match self {
@@ -78,13 +96,24 @@ pub struct DocFilter {
     pub ids: Option<Vec<String>>,
     /// Fields that must hold exactly this text.
     pub equal: Vec<(&'static str, String)>,
-    /// This text, whatever its case, within the id or one of these fields.
+    /// This text, whatever its case, within the id or one of these fields. (SQLite knows the case of
+    /// ASCII letters only.)
     pub search: Option<(String, Vec<&'static str>)>,
     /// Fields that are lists and must hold this text.
     pub holding: Vec<(&'static str, String)>,
     /// Teams that have this user among `members_with_roles`.
     pub member: Option<String>,
+    /// By the text of this field, or by `id`, `created_at` or `updated_at`.
+    pub sort: Option<(&'static str, Order)>,
     pub page: Page,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Smallest or earliest first.
+    Rising,
+    #[default]
+    Falling,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -101,7 +130,8 @@ pub enum Change<'a> {
     /// becomes the opening of its account.
     InsertKey(&'a Key),
     /// Overwrites everything but hash, spend and creation. Stale if `updated_at_micros` is not
-    /// `read_at_micros` any more, or if the key is gone.
+    /// `read_at_micros` any more, or if the key is gone. A change at the very microsecond of the one
+    /// before is kept as one microsecond later, so that no two are taken for each other.
     UpdateKey { key: &'a Key, read_at_micros: i64 },
     /// Those that are there. Their ledger rows and their account stay.
     DeleteKeys(&'a [KeyHash]),
@@ -133,7 +163,34 @@ pub enum News {
     Everything,
 }
 
-/// One line of who did what. Never holds a secret.
+impl News {
+    /// As it travels between replicas.
+    pub(super) fn to_text(&self) -> String {
+        let text = match self {
+            News::Key(hash) => format!("k:{hash}"),
+            News::Doc(table, id) => format!("d:{}:{id}", table.as_str()),
+            News::Everything => "*".into(),
+        };
+        // Postgres refuses to notify of more than 8,000 bytes.
+        if text.len() > 7_000 { "*".into() } else { text }
+    }
+
+    /// What cannot be read may mean anything: a newer replica may have said it.
+    pub(super) fn from_text(text: &str) -> Self {
+        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        let news = match kind {
+            "k" => KeyHash::from_hex(rest).map(News::Key),
+            "d" => rest
+                .split_once(':')
+                .and_then(|(table, id)| Some(News::Doc(Table::parse(table)?, id.into()))),
+            _ => None,
+        };
+        news.unwrap_or(News::Everything)
+    }
+}
+
+/// One line of who did what. Never holds a secret. Kept with at most 32 KiB each of `before` and `after`;
+/// what is longer is kept as `{"cut": true, "bytes": …, "start": "…"}`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Audit {
     /// UUIDv7.
@@ -162,4 +219,35 @@ pub struct AuditFilter {
     pub start_micros: Option<i64>,
     pub end_micros: Option<i64>,
     pub page: Page,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_go_both_ways() {
+        let hash = KeyHash::of("sk-a");
+        for news in [
+            News::Key(hash),
+            News::Doc(Table::User, "a:b\u{1f980}:".into()),
+            News::Doc(Table::EndUser, String::new()),
+            News::Everything,
+        ] {
+            assert_eq!(News::from_text(&news.to_text()), news);
+        }
+        let long = News::Doc(Table::Tag, "x".repeat(7_000));
+        assert_eq!(long.to_text(), "*");
+        for odd in ["", "k:", "k:00", "d:nothing:x", "d:user", "z:1"] {
+            assert_eq!(News::from_text(odd), News::Everything, "{odd}");
+        }
+    }
+
+    #[test]
+    fn tables_have_names() {
+        for table in Table::ALL {
+            assert_eq!(Table::parse(table.as_str()), Some(table));
+        }
+        assert_eq!(Table::parse("key"), None);
+    }
 }

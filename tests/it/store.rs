@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tollkeeper::store::{
-    self, Address, DailyFilter, KeyFilter, Page, Settings, SpendFilter, Store, StoreError, Taken, User,
-};
+use tollkeeper::store::{self, Address, DailyFilter, Page, Settings, SpendFilter, Store, StoreError};
 
 /// 2026-11-20 12:00:00 UTC.
 pub const NOON: i64 = 1_795_176_000_000_000;
@@ -28,7 +26,7 @@ pub async fn open(address: &str) -> Arc<dyn Store> {
 }
 
 /// Runs a test on a fresh SQLite file, then on a fresh Postgres database.
-async fn both(test: impl AsyncFn(Arc<dyn Store>)) {
+pub async fn both(test: impl AsyncFn(Arc<dyn Store>)) {
     let dir = tempfile::tempdir().unwrap();
     let sqlite = open(dir.path().join("store.db").to_str().unwrap()).await;
     assert_eq!(sqlite.kind(), "sqlite");
@@ -114,145 +112,6 @@ pub fn record(id: &str) -> Record {
 
 pub async fn differences(store: &dyn Store) -> Vec<store::Difference> {
     store.differences(100, Duration::from_secs(20)).await.unwrap()
-}
-
-#[tokio::test]
-async fn keys_are_kept_as_they_were_given() {
-    both(async |s| {
-        let a = key("sk-a");
-        s.insert_key(&a).await.unwrap();
-        assert_eq!(s.key_by_hash(&a.hash).await.unwrap(), Some(a.clone()));
-        assert_eq!(s.key_by_hash(&KeyHash::of("sk-none")).await.unwrap(), None);
-        let bare = Key {
-            key_alias: None,
-            user_id: None,
-            team_id: None,
-            models: vec![],
-            aliases: BTreeMap::new(),
-            max_budget_nanos: None,
-            expires_micros: None,
-            blocked: true,
-            metadata: Default::default(),
-            extra: Default::default(),
-            created_by: None,
-            created_at_micros: NOON + 1,
-            ..key("sk-bare")
-        };
-        s.insert_key(&bare).await.unwrap();
-        assert_eq!(s.key_by_hash(&bare.hash).await.unwrap(), Some(bare.clone()));
-
-        let all = s.list_keys(&KeyFilter::default(), Page::default()).await.unwrap();
-        assert_eq!(
-            (all.keys, all.total),
-            (vec![bare.clone(), a.clone()], 2),
-            "newest first"
-        );
-        let page = Page { limit: 1, offset: 1 };
-        let second = s.list_keys(&KeyFilter::default(), page).await.unwrap();
-        assert_eq!((second.keys, second.total), (vec![a.clone()], 2));
-        assert_eq!(s.keys_of_user("alice").await.unwrap(), vec![a.clone()]);
-        let aliases = ["alias of sk-a".to_string(), "no such".to_string()];
-        assert_eq!(s.keys_by_alias(&aliases).await.unwrap(), vec![a.clone()]);
-
-        let gone = s.delete_keys(&[a.hash, KeyHash::of("sk-none")]).await.unwrap();
-        assert_eq!(gone, [a.hash], "only what was there is reported");
-        assert_eq!(s.key_by_hash(&a.hash).await.unwrap(), None);
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn what_is_taken_is_named() {
-    both(async |s| {
-        let a = key("sk-a");
-        s.insert_key(&a).await.unwrap();
-        assert_eq!(
-            s.insert_key(&a).await,
-            Err(StoreError::Conflict { what: Taken::Key })
-        );
-        let twin = Key {
-            key_alias: a.key_alias.clone(),
-            ..key("sk-b")
-        };
-        let taken = Err(StoreError::Conflict {
-            what: Taken::KeyAlias,
-        });
-        assert_eq!(s.insert_key(&twin).await, taken);
-        s.insert_key(&key("sk-b")).await.unwrap();
-        assert_eq!(s.update_key(&twin).await.map(drop), taken);
-        for text in ["sk-c", "sk-d"] {
-            let nameless = Key {
-                key_alias: None,
-                ..key(text)
-            };
-            s.insert_key(&nameless)
-                .await
-                .expect("no alias is not an alias that is taken");
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn an_update_keeps_spend_and_creation() {
-    both(async |s| {
-        let old = key("sk-a");
-        s.insert_key(&old).await.unwrap();
-        s.append(&[record("r1")]).await.unwrap();
-        let new = Key {
-            key_alias: Some("renamed".into()),
-            user_id: Some("bob".into()),
-            blocked: true,
-            spend_nanos: 77,
-            created_at_micros: 1,
-            updated_at_micros: NOON + 9,
-            ..old.clone()
-        };
-        assert!(s.update_key(&new).await.unwrap());
-        let expected = Key {
-            spend_nanos: 1_500,
-            created_at_micros: NOON,
-            ..new
-        };
-        assert_eq!(s.key_by_hash(&old.hash).await.unwrap(), Some(expected));
-        assert!(
-            s.user("bob").await.unwrap().is_some(),
-            "a key that names a user makes it"
-        );
-        assert!(!s.update_key(&key("sk-none")).await.unwrap());
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn users_come_with_their_keys() {
-    both(async |s| {
-        assert_eq!(s.user("alice").await.unwrap(), None);
-        s.insert_key(&key("sk-a")).await.unwrap();
-        let made = s.user("alice").await.unwrap().expect("made with the key");
-        assert!(made.created_at_micros > 0 && made.models.is_empty() && made.spend_nanos == 0);
-        s.append(&[record("r1"), record("r2")]).await.unwrap();
-        let user = User {
-            user_id: "alice".into(),
-            user_email: Some("a@example.org".into()),
-            max_budget_nanos: Some(9),
-            models: vec!["small".into()],
-            metadata: json!({"a": 1}).as_object().unwrap().clone(),
-            spend_nanos: 0,
-            updated_at_micros: NOON,
-            ..User::default()
-        };
-        s.upsert_user(&user).await.unwrap();
-        let expected = User {
-            spend_nanos: 3_000,
-            created_at_micros: made.created_at_micros,
-            ..user
-        };
-        assert_eq!(s.user("alice").await.unwrap(), Some(expected), "spend stays");
-        assert_eq!(s.spend_of_team("red").await.unwrap(), 3_000);
-        assert_eq!(s.spend_of_team("none").await.unwrap(), 0);
-    })
-    .await;
 }
 
 #[tokio::test]

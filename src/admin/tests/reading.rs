@@ -1,7 +1,7 @@
 //! What is shown: keys, users, spend, in both shapes.
 
 use super::*;
-use crate::store::User;
+use crate::store::{Change, Doc, Table};
 use filters::model::call::Endpoint;
 use filters::model::record::{Attempt, Record, Status};
 
@@ -262,18 +262,25 @@ async fn users_have_both_shapes() {
     let bench = Bench::new().await;
     let (secret, alice) = bench.holder(json!({"user_id": "alice"})).await;
     bench.holder(json!({"user_id": "alice"})).await;
-    let mut row = User {
-        user_id: "alice".into(),
-        user_email: Some("alice@example.com".into()),
-        models: vec!["small".into()],
-        max_budget_nanos: Some(1),
+    let fields = json!({
+        "user_email": "alice@example.com",
+        "models": ["small"],
+        "max_budget": 1e-9,
+        "password": "scrypt:secret",
+        "tpm_limit": 7,
+    });
+    let doc = Doc {
+        id: "alice".into(),
+        fields: fields.as_object().unwrap().clone(),
+        version: 0,
         created_at_micros: NOON,
         updated_at_micros: NOON,
-        ..User::default()
     };
-    row.extra.insert("password".into(), json!("scrypt:secret"));
-    row.extra.insert("tpm_limit".into(), json!(7));
-    bench.store.upsert_user(&row).await.unwrap();
+    let change = Change::Put {
+        table: Table::User,
+        doc: &doc,
+    };
+    bench.store.change(&[change], &[]).await.unwrap();
     bench
         .store
         .append(&[record("r1", &secret, Some("alice"), NOON)])

@@ -288,7 +288,8 @@ pub fn from_statement(e: tokio_postgres::Error) -> StoreError {
         ("23505", _) => StoreError::Conflict {
             what: match db.constraint() {
                 Some("tk_keys_alias") => Taken::KeyAlias,
-                _ => Taken::Key,
+                Some("tk_keys_pkey") => Taken::Key,
+                _ => Taken::Id,
             },
         },
         // Read only; statement, lock and idle timeouts; deadlock and serialisation.

@@ -1,153 +1,107 @@
-//! Keys and users in Postgres.
+//! Keys in Postgres.
 
+use super::change::Statement;
 use super::{Cells, PostgresStore, time};
 use crate::store::filter::{self, Dialect};
-use crate::store::rows::{self, KEY_COLUMNS, USER_COLUMNS};
-use crate::store::{KeyFilter, KeyPage, Page, Result, User};
+use crate::store::rows;
+use crate::store::{KeyFilter, KeyPage, Page, Result, StoreError};
 use filters::model::key::{Key, KeyHash};
+use std::sync::LazyLock;
 use tokio_postgres::Row;
-use tokio_postgres::types::Json;
 
-const INSERT_KEY: &str = "WITH u AS (
-    INSERT INTO tk_users (user_id) SELECT $4::text WHERE $4::text <> '' ON CONFLICT DO NOTHING
-), t AS (
-    INSERT INTO tk_teams (team_id) SELECT $5::text WHERE $5::text <> '' ON CONFLICT DO NOTHING
+static SELECT: LazyLock<String> = LazyLock::new(|| {
+    let columns = rows::key_columns(&filter::key_spend(Dialect::Postgres));
+    format!("SELECT {columns} FROM tk_keys")
+});
+
+/// The account may be there already: a key that was deleted is made again, or its rows came first. The new
+/// key has spent what it says, and its first period is yet to begin. JSON is bound as text.
+const INSERT: &str = "WITH made AS (
+    INSERT INTO tk_keys (hash, key_name, key_alias, user_id, team_id, organization_id, models, aliases,
+        max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by, updated_at)
+    SELECT $1::bytea, $2::text, $3::text, $4::text, $5::text, $6::text, $7::text::jsonb, $8::text::jsonb,
+        $9::bigint, $10::timestamptz, $11::boolean, $12::text::jsonb, $13::text::jsonb, $14::timestamptz,
+        $15::text, $16::timestamptz
 )
-INSERT INTO tk_keys (hash, key_name, key_alias, user_id, team_id, models, aliases, spend_nanos,
-    opening_nanos, max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by, updated_at)
-SELECT $1::bytea, $2::text, $3::text, $4::text, $5::text, $6::jsonb, $7::jsonb, $8::bigint,
-    $8::bigint - coalesce((SELECT sum(spend_nanos) FROM tk_daily WHERE key_hash = $1::bytea), 0)::bigint,
-    $9::bigint, $10::timestamptz, $11::boolean, $12::jsonb, $13::jsonb, $14::timestamptz, $15::text,
-    $16::timestamptz";
+INSERT INTO tk_accounts AS a (kind, id, spend_nanos, opening_nanos)
+VALUES ('key', encode($1::bytea, 'hex'), $17::bigint, $17::bigint)
+ON CONFLICT (kind, id, model) DO UPDATE SET
+    opening_nanos = EXCLUDED.spend_nanos - (a.spend_nanos - a.opening_nanos),
+    spend_nanos = EXCLUDED.spend_nanos, baseline_nanos = 0, period_started = NULL, period_ends = NULL";
 
-const UPDATE_KEY: &str = "WITH u AS (
-    INSERT INTO tk_users (user_id) SELECT $4::text WHERE $4::text <> '' ON CONFLICT DO NOTHING
-), t AS (
-    INSERT INTO tk_teams (team_id) SELECT $5::text WHERE $5::text <> '' ON CONFLICT DO NOTHING
-)
-UPDATE tk_keys SET key_name = $2, key_alias = $3, user_id = $4::text, team_id = $5::text, models = $6,
-    aliases = $7, max_budget_nanos = $8, expires = $9, blocked = $10, metadata = $11, extra = $12,
-    updated_at = $13
-WHERE hash = $1 RETURNING hash";
+const UPDATE: &str = "UPDATE tk_keys SET key_name = $2, key_alias = $3, user_id = $4, team_id = $5,
+    organization_id = $6, models = $7::text::jsonb, aliases = $8::text::jsonb, max_budget_nanos = $9,
+    expires = $10, blocked = $11, metadata = $12::text::jsonb, extra = $13::text::jsonb,
+    updated_at = greatest($14::timestamptz, $15::timestamptz + interval '1 microsecond')
+WHERE hash = $1 AND updated_at = $15::timestamptz";
 
-const UPSERT_USER: &str = "INSERT INTO tk_users (user_id, user_alias, user_email, user_role, models,
-    max_budget_nanos, metadata, extra, created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT (user_id) DO UPDATE SET user_alias = EXCLUDED.user_alias, user_email = EXCLUDED.user_email,
-    user_role = EXCLUDED.user_role, models = EXCLUDED.models,
-    max_budget_nanos = EXCLUDED.max_budget_nanos, metadata = EXCLUDED.metadata, extra = EXCLUDED.extra,
-    updated_at = EXCLUDED.updated_at";
+pub fn insert(k: &Key) -> Result<Statement> {
+    let mut s = fields(Statement::new(INSERT), k)?;
+    s.bind(time(k.created_at_micros));
+    s.bind(k.created_by.clone());
+    s.bind(time(k.updated_at_micros));
+    s.bind(k.spend_nanos);
+    Ok(s)
+}
+
+/// Refuses to overwrite what was written since `read_at_micros`.
+pub fn update(k: &Key, read_at_micros: i64) -> Result<Statement> {
+    let mut s = fields(Statement::new(UPDATE), k)?;
+    s.bind(time(k.updated_at_micros));
+    s.bind(time(read_at_micros));
+    Ok(s.or_else(StoreError::Stale("the key".into())))
+}
+
+/// The thirteen values that both statements begin with.
+fn fields(mut s: Statement, k: &Key) -> Result<Statement> {
+    s.bind(k.hash.0.to_vec());
+    s.bind(k.key_name.clone());
+    s.bind(k.key_alias.clone());
+    s.bind(k.user_id.clone());
+    s.bind(k.team_id.clone());
+    s.bind(k.text("organization_id").map(str::to_string));
+    s.bind(rows::to_json(&k.models)?);
+    s.bind(rows::to_json(&k.aliases)?);
+    s.bind(k.max_budget_nanos);
+    s.bind(k.expires_micros.map(time));
+    s.bind(k.blocked);
+    s.bind(rows::to_json(&k.metadata)?);
+    s.bind(rows::to_json(&k.extra)?);
+    Ok(s)
+}
+
+pub fn delete(hashes: &[KeyHash]) -> Statement {
+    let mut s = Statement::new("DELETE FROM tk_keys WHERE hash = ANY($1)");
+    let hashes: Vec<Vec<u8>> = hashes.iter().map(|h| h.0.to_vec()).collect();
+    s.bind(hashes);
+    s
+}
 
 impl PostgresStore {
     pub(super) async fn pg_key_by_hash(&self, hash: &KeyHash) -> Result<Option<Key>> {
-        let sql = format!("SELECT {KEY_COLUMNS} FROM tk_keys WHERE hash = $1");
+        let sql = format!("{} WHERE hash = $1", *SELECT);
         let rows = self.query(&sql, &[&hash.0.as_slice()]).await?;
         rows.first().map(key).transpose()
     }
 
-    pub(super) async fn pg_insert_key(&self, k: &Key) -> Result<()> {
-        self.query(
-            INSERT_KEY,
-            &[
-                &k.hash.0.as_slice(),
-                &k.key_name,
-                &k.key_alias,
-                &k.user_id,
-                &k.team_id,
-                &Json(&k.models),
-                &Json(&k.aliases),
-                &k.spend_nanos,
-                &k.max_budget_nanos,
-                &k.expires_micros.map(time),
-                &k.blocked,
-                &Json(&k.metadata),
-                &Json(&k.extra),
-                &time(k.created_at_micros),
-                &k.created_by,
-                &time(k.updated_at_micros),
-            ],
-        )
-        .await
-        .map(drop)
-    }
-
-    pub(super) async fn pg_update_key(&self, k: &Key) -> Result<bool> {
-        let rows = self
-            .query(
-                UPDATE_KEY,
-                &[
-                    &k.hash.0.as_slice(),
-                    &k.key_name,
-                    &k.key_alias,
-                    &k.user_id,
-                    &k.team_id,
-                    &Json(&k.models),
-                    &Json(&k.aliases),
-                    &k.max_budget_nanos,
-                    &k.expires_micros.map(time),
-                    &k.blocked,
-                    &Json(&k.metadata),
-                    &Json(&k.extra),
-                    &time(k.updated_at_micros),
-                ],
-            )
-            .await?;
-        Ok(!rows.is_empty())
-    }
-
-    pub(super) async fn pg_delete_keys(&self, hashes: &[KeyHash]) -> Result<Vec<KeyHash>> {
-        let hashes: Vec<&[u8]> = hashes.iter().map(|h| h.0.as_slice()).collect();
-        let sql = "DELETE FROM tk_keys WHERE hash = ANY($1) RETURNING hash";
-        let gone = self.query(sql, &[&hashes]).await?;
-        gone.iter()
-            .map(|row| rows::hash(Cells::of(row).next()?))
-            .collect()
-    }
-
     pub(super) async fn pg_keys_by_alias(&self, aliases: &[String]) -> Result<Vec<Key>> {
-        let sql = format!("SELECT {KEY_COLUMNS} FROM tk_keys WHERE key_alias = ANY($1) ORDER BY key_alias");
+        let sql = format!("{} WHERE key_alias = ANY($1) ORDER BY key_alias", *SELECT);
         let rows = self.query(&sql, &[&aliases]).await?;
         rows.iter().map(key).collect()
     }
 
     pub(super) async fn pg_list_keys(&self, filter: &KeyFilter, page: Page) -> Result<KeyPage> {
-        let clause = filter::keys(filter, Dialect::Postgres);
+        let clause = filter::keys(filter, Dialect::Postgres)?;
         let sql = format!("SELECT count(*) FROM tk_keys{}", clause.sql);
         let counted = self.query_filtered(&sql, &clause.args).await?;
         let total: i64 = counted.first().map_or(Ok(0), |row| Cells::of(row).next())?;
-        let clause = clause.page(filter::KEYS_ORDER, page);
-        let sql = format!("SELECT {KEY_COLUMNS} FROM tk_keys{}", clause.sql);
+        let clause = clause.page(&filter::keys_order(filter, Dialect::Postgres), page);
+        let sql = format!("{}{}", *SELECT, clause.sql);
         let found = self.query_filtered(&sql, &clause.args).await?;
         Ok(KeyPage {
             keys: found.iter().map(key).collect::<Result<_>>()?,
             total: rows::uncount(total),
         })
-    }
-
-    pub(super) async fn pg_user(&self, user_id: &str) -> Result<Option<User>> {
-        let sql = format!("SELECT {USER_COLUMNS} FROM tk_users WHERE user_id = $1");
-        let rows = self.query(&sql, &[&user_id]).await?;
-        rows.first().map(user).transpose()
-    }
-
-    pub(super) async fn pg_upsert_user(&self, u: &User) -> Result<()> {
-        self.query(
-            UPSERT_USER,
-            &[
-                &u.user_id,
-                &u.user_alias,
-                &u.user_email,
-                &u.user_role,
-                &Json(&u.models),
-                &u.max_budget_nanos,
-                &Json(&u.metadata),
-                &Json(&u.extra),
-                &time(u.created_at_micros),
-                &time(u.updated_at_micros),
-            ],
-        )
-        .await
-        .map(drop)
     }
 }
 
@@ -169,23 +123,6 @@ fn key(row: &Row) -> Result<Key> {
         extra: c.json()?,
         created_at_micros: c.micros()?,
         created_by: c.next()?,
-        updated_at_micros: c.micros()?,
-    })
-}
-
-fn user(row: &Row) -> Result<User> {
-    let mut c = Cells::of(row);
-    Ok(User {
-        user_id: c.next()?,
-        user_alias: c.next()?,
-        user_email: c.next()?,
-        user_role: c.next()?,
-        models: c.json()?,
-        spend_nanos: c.next()?,
-        max_budget_nanos: c.next()?,
-        metadata: c.json()?,
-        extra: c.json()?,
-        created_at_micros: c.micros()?,
         updated_at_micros: c.micros()?,
     })
 }

@@ -15,7 +15,7 @@ use tokio_postgres::types::ToSql;
 
 /// Replicas land their batches one after the other: they add to the same keys' sums, and two batches
 /// that took those rows in different order would deadlock. Transaction-scoped; `tollledg` in ASCII.
-const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(8390043843745375335)";
+pub(super) const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(8390043843745375335)";
 
 static APPEND: LazyLock<String> = LazyLock::new(|| {
     format!(

@@ -1,13 +1,17 @@
 //! The store in Postgres: a pool of connections, each call bounded here and on the server.
 
+mod audit;
+mod change;
 mod connect;
 mod keys;
 mod ledger;
+mod news;
+mod objects;
 
 use super::filter::Arg;
 use super::{
-    DailyFilter, DailyRow, DeadLetter, Difference, KeyFilter, KeyPage, Page, Result, Settings, SpendFilter,
-    Store, StoreError, User,
+    Audit, AuditFilter, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter, DocPage,
+    KeyFilter, KeyPage, NEWS, News, Page, Result, Settings, SpendFilter, Store, StoreError, Table,
 };
 use async_trait::async_trait;
 use connect::{Target, describe, from_pool, from_statement};
@@ -17,7 +21,7 @@ use filters::model::record::Record;
 use filters::model::secret::Secret;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Json, ToSql};
@@ -38,6 +42,9 @@ pub struct PostgresStore {
     limit: Duration,
     /// Makes the tables, then ends.
     migrator: JoinHandle<()>,
+    news: broadcast::Sender<News>,
+    /// Hears what replicas tell each other.
+    listener: JoinHandle<()>,
 }
 
 impl PostgresStore {
@@ -48,12 +55,16 @@ impl PostgresStore {
         let (tell, ready) = watch::channel(false);
         // The server's own limit comes first where it still answers.
         let limit = target.settings.statement_timeout + Duration::from_millis(500);
+        let news = broadcast::channel(NEWS).0;
+        let listener = tokio::spawn(news::listen(target.clone(), news.clone()));
         let migrator = tokio::spawn(migrate_until_done(target, tell));
         Ok(Arc::new(Self {
             pool,
             ready,
             limit,
             migrator,
+            news,
+            listener,
         }))
     }
 
@@ -87,6 +98,7 @@ impl PostgresStore {
 impl Drop for PostgresStore {
     fn drop(&mut self) {
         self.migrator.abort();
+        self.listener.abort();
     }
 }
 
@@ -95,6 +107,9 @@ fn boxed<'a>(arg: Arg<'a>) -> Box<dyn ToSql + Sync + Send + 'a> {
         Arg::Text(t) => Box::new(t),
         Arg::Bytes(b) => Box::new(b),
         Arg::Int(n) => Box::new(n),
+        Arg::Bool(b) => Box::new(b),
+        Arg::Texts(list) => Box::new(list),
+        Arg::Hashes(list) => Box::new(list.iter().map(|h| h.0.as_slice()).collect::<Vec<_>>()),
         Arg::Day(d) => Box::new(d),
         Arg::Time(t) => Box::new(time(t)),
     }
@@ -108,7 +123,7 @@ impl Lease {
     fn finish<T>(mut self, answer: Result<T>) -> Result<T> {
         if matches!(
             answer,
-            Ok(_) | Err(StoreError::Conflict { .. } | StoreError::Invalid(_))
+            Ok(_) | Err(StoreError::Conflict { .. } | StoreError::Stale(_) | StoreError::Invalid(_))
         ) {
             drop(self.0.take());
         }
@@ -282,16 +297,24 @@ impl Store for PostgresStore {
         self.pg_key_by_hash(hash).await
     }
 
-    async fn insert_key(&self, key: &Key) -> Result<()> {
-        self.pg_insert_key(key).await
+    async fn change(&self, changes: &[Change<'_>], audit: &[Audit]) -> Result<()> {
+        self.pg_change(changes, audit).await
     }
 
-    async fn update_key(&self, key: &Key) -> Result<bool> {
-        self.pg_update_key(key).await
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
     }
 
-    async fn delete_keys(&self, hashes: &[KeyHash]) -> Result<Vec<KeyHash>> {
-        self.pg_delete_keys(hashes).await
+    async fn document(&self, table: Table, id: &str) -> Result<Option<Doc>> {
+        self.pg_document(table, id).await
+    }
+
+    async fn documents(&self, table: Table, filter: &DocFilter) -> Result<DocPage> {
+        self.pg_documents(table, filter).await
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<Audit>> {
+        self.pg_audit(filter).await
     }
 
     async fn keys_by_alias(&self, aliases: &[String]) -> Result<Vec<Key>> {
@@ -306,14 +329,6 @@ impl Store for PostgresStore {
         let sql = "SELECT spend_nanos FROM tk_keys WHERE hash = $1";
         let rows = self.query(sql, &[&hash.0.as_slice()]).await?;
         rows.first().map(|row| Cells::of(row).next()).transpose()
-    }
-
-    async fn user(&self, user_id: &str) -> Result<Option<User>> {
-        self.pg_user(user_id).await
-    }
-
-    async fn upsert_user(&self, user: &User) -> Result<()> {
-        self.pg_upsert_user(user).await
     }
 
     async fn spend_of_team(&self, team_id: &str) -> Result<i64> {

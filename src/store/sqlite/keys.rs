@@ -1,45 +1,47 @@
-//! Keys and users in SQLite.
+//! Keys in SQLite.
 
 use super::{Cells, all, filtered, from_sqlite};
 use crate::store::filter::{self, Dialect};
-use crate::store::rows::{self, KEY_COLUMNS, USER_COLUMNS};
-use crate::store::{KeyFilter, KeyPage, Page, Result, StoreError, Taken, User};
+use crate::store::rows;
+use crate::store::{KeyFilter, KeyPage, Page, Result, StoreError, Taken};
 use filters::model::key::{Key, KeyHash};
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
+use std::sync::LazyLock;
 
-const INSERT_KEY: &str = "INSERT INTO tk_keys (hash, key_name, key_alias, user_id, team_id, models, aliases,
-    spend_nanos, opening_nanos, max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by,
-    updated_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
-    ?8 - coalesce((SELECT sum(spend_nanos) FROM tk_daily WHERE key_hash = ?1), 0),
-    ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+static SELECT: LazyLock<String> = LazyLock::new(|| {
+    let columns = rows::key_columns(&filter::key_spend(Dialect::Sqlite));
+    format!("SELECT {columns} FROM tk_keys")
+});
 
-const UPDATE_KEY: &str = "UPDATE tk_keys SET key_name = ?2, key_alias = ?3, user_id = ?4, team_id = ?5,
-    models = ?6, aliases = ?7, max_budget_nanos = ?8, expires = ?9, blocked = ?10, metadata = ?11,
-    extra = ?12, updated_at = ?13
-WHERE hash = ?1";
+const INSERT: &str =
+    "INSERT INTO tk_keys (hash, key_name, key_alias, user_id, team_id, organization_id, models,
+    aliases, max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by, updated_at)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
 
-const UPSERT_USER: &str = "INSERT INTO tk_users (user_id, user_alias, user_email, user_role, models,
-    max_budget_nanos, metadata, extra, created_at, updated_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-ON CONFLICT (user_id) DO UPDATE SET user_alias = excluded.user_alias, user_email = excluded.user_email,
-    user_role = excluded.user_role, models = excluded.models,
-    max_budget_nanos = excluded.max_budget_nanos, metadata = excluded.metadata, extra = excluded.extra,
-    updated_at = excluded.updated_at";
+/// The account may be there already: a key that was deleted is made again, or its rows came first. The new
+/// key has spent what it says, and its first period is yet to begin.
+const OPEN: &str = "INSERT INTO tk_accounts (kind, id, spend_nanos, opening_nanos)
+VALUES ('key', ?1, ?2, ?2)
+ON CONFLICT (kind, id, model) DO UPDATE SET
+    opening_nanos = excluded.spend_nanos - (spend_nanos - opening_nanos),
+    spend_nanos = excluded.spend_nanos, baseline_nanos = 0, period_started = NULL, period_ends = NULL";
+
+const UPDATE: &str = "UPDATE tk_keys SET key_name = ?2, key_alias = ?3, user_id = ?4, team_id = ?5,
+    organization_id = ?6, models = ?7, aliases = ?8, max_budget_nanos = ?9, expires = ?10, blocked = ?11,
+    metadata = ?12, extra = ?13, updated_at = max(?14, ?15 + 1)
+WHERE hash = ?1 AND updated_at = ?15";
 
 pub fn by_hash(c: &Connection, hash: &KeyHash) -> Result<Option<Key>> {
-    let sql = format!("SELECT {KEY_COLUMNS} FROM tk_keys WHERE hash = ?1");
+    let sql = format!("{} WHERE hash = ?1", *SELECT);
     Ok(all(c, &sql, &[&hash.0], key)?.pop())
 }
 
-pub fn insert(c: &mut Connection, k: &Key) -> Result<()> {
-    let t = begin(c)?;
+pub fn insert(t: &Transaction<'_>, k: &Key) -> Result<()> {
     // Where both are taken, SQLite would name the alias.
-    if by_hash(&t, &k.hash)?.is_some() {
+    if by_hash(t, &k.hash)?.is_some() {
         return Err(StoreError::Conflict { what: Taken::Key });
     }
-    owners(&t, k)?;
-    t.prepare_cached(INSERT_KEY)
+    t.prepare_cached(INSERT)
         .and_then(|mut statement| {
             statement.execute(params![
                 k.hash.0,
@@ -47,9 +49,9 @@ pub fn insert(c: &mut Connection, k: &Key) -> Result<()> {
                 k.key_alias,
                 k.user_id,
                 k.team_id,
+                k.text("organization_id"),
                 json(&k.models)?,
                 json(&k.aliases)?,
-                k.spend_nanos,
                 k.max_budget_nanos,
                 k.expires_micros,
                 k.blocked,
@@ -61,14 +63,16 @@ pub fn insert(c: &mut Connection, k: &Key) -> Result<()> {
             ])
         })
         .map_err(from_sqlite)?;
-    t.commit().map_err(from_sqlite)
+    t.prepare_cached(OPEN)
+        .and_then(|mut statement| statement.execute(params![k.hash.hex(), k.spend_nanos]))
+        .map_err(from_sqlite)
+        .map(drop)
 }
 
-pub fn update(c: &mut Connection, k: &Key) -> Result<bool> {
-    let t = begin(c)?;
-    owners(&t, k)?;
+/// Refuses to overwrite what was written since `read_at_micros`.
+pub fn update(t: &Transaction<'_>, k: &Key, read_at_micros: i64) -> Result<()> {
     let changed = t
-        .prepare_cached(UPDATE_KEY)
+        .prepare_cached(UPDATE)
         .and_then(|mut statement| {
             statement.execute(params![
                 k.hash.0,
@@ -76,6 +80,7 @@ pub fn update(c: &mut Connection, k: &Key) -> Result<bool> {
                 k.key_alias,
                 k.user_id,
                 k.team_id,
+                k.text("organization_id"),
                 json(&k.models)?,
                 json(&k.aliases)?,
                 k.max_budget_nanos,
@@ -84,96 +89,49 @@ pub fn update(c: &mut Connection, k: &Key) -> Result<bool> {
                 json(&k.metadata)?,
                 json(&k.extra)?,
                 k.updated_at_micros,
+                read_at_micros,
             ])
         })
         .map_err(from_sqlite)?;
-    t.commit().map_err(from_sqlite)?;
-    Ok(changed > 0)
+    if changed == 0 {
+        return Err(StoreError::Stale("the key".into()));
+    }
+    Ok(())
 }
 
-pub fn delete(c: &mut Connection, hashes: &[KeyHash]) -> Result<Vec<KeyHash>> {
-    let t = begin(c)?;
-    let mut gone = Vec::new();
+pub fn delete(t: &Transaction<'_>, hashes: &[KeyHash]) -> Result<()> {
+    let mut statement = t
+        .prepare_cached("DELETE FROM tk_keys WHERE hash = ?1")
+        .map_err(from_sqlite)?;
     for hash in hashes {
-        let sql = "DELETE FROM tk_keys WHERE hash = ?1";
-        let deleted = t.prepare_cached(sql).and_then(|mut s| s.execute([&hash.0]));
-        if deleted.map_err(from_sqlite)? > 0 {
-            gone.push(*hash);
-        }
+        statement.execute([&hash.0]).map_err(from_sqlite)?;
     }
-    t.commit().map_err(from_sqlite)?;
-    Ok(gone)
+    Ok(())
 }
 
 pub fn by_alias(c: &Connection, aliases: &[String]) -> Result<Vec<Key>> {
     let sql = format!(
-        "SELECT {KEY_COLUMNS} FROM tk_keys WHERE key_alias IN (SELECT value FROM json_each(?1)) ORDER BY key_alias"
+        "{} WHERE key_alias IN (SELECT value FROM json_each(?1)) ORDER BY key_alias",
+        *SELECT
     );
     all(c, &sql, &[&rows::to_json(&aliases)?], key)
 }
 
 pub fn list(c: &Connection, filter: &KeyFilter, page: Page) -> Result<KeyPage> {
-    let clause = filter::keys(filter, Dialect::Sqlite);
+    let clause = filter::keys(filter, Dialect::Sqlite)?;
     let sql = format!("SELECT count(*) FROM tk_keys{}", clause.sql);
     let counted = filtered(c, &sql, &clause.args, |row| Cells::of(row).next::<i64>())?;
-    let clause = clause.page(filter::KEYS_ORDER, page);
-    let sql = format!("SELECT {KEY_COLUMNS} FROM tk_keys{}", clause.sql);
+    let clause = clause.page(&filter::keys_order(filter, Dialect::Sqlite), page);
+    let sql = format!("{}{}", *SELECT, clause.sql);
     Ok(KeyPage {
         keys: filtered(c, &sql, &clause.args, key)?,
         total: rows::uncount(counted.first().copied().unwrap_or(0)),
     })
 }
 
-pub fn user(c: &Connection, user_id: &str) -> Result<Option<User>> {
-    let sql = format!("SELECT {USER_COLUMNS} FROM tk_users WHERE user_id = ?1");
-    Ok(all(c, &sql, &[&user_id], read_user)?.pop())
-}
-
-pub fn upsert_user(c: &mut Connection, u: &User) -> Result<()> {
-    c.prepare_cached(UPSERT_USER)
-        .and_then(|mut statement| {
-            statement.execute(params![
-                u.user_id,
-                u.user_alias,
-                u.user_email,
-                u.user_role,
-                json(&u.models)?,
-                u.max_budget_nanos,
-                json(&u.metadata)?,
-                json(&u.extra)?,
-                u.created_at_micros,
-                u.updated_at_micros,
-            ])
-        })
-        .map_err(from_sqlite)
-        .map(drop)
-}
-
 pub fn begin(c: &mut Connection) -> Result<Transaction<'_>> {
     c.transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(from_sqlite)
-}
-
-/// The rows of the user and the team a key names.
-fn owners(t: &Transaction<'_>, k: &Key) -> Result<()> {
-    let pairs = [
-        (
-            "INSERT INTO tk_users (user_id) VALUES (?1) ON CONFLICT DO NOTHING",
-            &k.user_id,
-        ),
-        (
-            "INSERT INTO tk_teams (team_id) VALUES (?1) ON CONFLICT DO NOTHING",
-            &k.team_id,
-        ),
-    ];
-    for (sql, id) in pairs {
-        if let Some(id) = id.as_deref().filter(|id| !id.is_empty()) {
-            t.prepare_cached(sql)
-                .and_then(|mut statement| statement.execute([id]))
-                .map_err(from_sqlite)?;
-        }
-    }
-    Ok(())
 }
 
 fn json<T: serde::Serialize>(value: &T) -> rusqlite::Result<String> {
@@ -198,23 +156,6 @@ fn key(row: &Row<'_>) -> Result<Key> {
         extra: c.json()?,
         created_at_micros: c.next()?,
         created_by: c.next()?,
-        updated_at_micros: c.next()?,
-    })
-}
-
-fn read_user(row: &Row<'_>) -> Result<User> {
-    let mut c = Cells::of(row);
-    Ok(User {
-        user_id: c.next()?,
-        user_alias: c.next()?,
-        user_email: c.next()?,
-        user_role: c.next()?,
-        models: c.json()?,
-        spend_nanos: c.next()?,
-        max_budget_nanos: c.next()?,
-        metadata: c.json()?,
-        extra: c.json()?,
-        created_at_micros: c.next()?,
         updated_at_micros: c.next()?,
     })
 }

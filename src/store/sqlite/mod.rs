@@ -3,13 +3,17 @@
 //! SQLite has one writer at a time whatever one does; giving it a thread of its own keeps its disk
 //! waits out of the async runtime and makes a batch one transaction without lock fights.
 
+mod audit;
+mod change;
 mod keys;
 mod ledger;
+mod objects;
 
 use super::filter::Arg;
+use super::plan::Plan;
 use super::{
-    DailyFilter, DailyRow, DeadLetter, Difference, KeyFilter, KeyPage, Page, Result, SpendFilter, Store,
-    StoreError, Taken, User,
+    Audit, AuditFilter, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter, DocPage,
+    KeyFilter, KeyPage, NEWS, News, Page, Result, SpendFilter, Store, StoreError, Table, Taken,
 };
 use async_trait::async_trait;
 use filters::model::key::{Key, KeyHash};
@@ -22,7 +26,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
 mod migrations {
     refinery::embed_migrations!("migrations/sqlite");
@@ -43,6 +47,8 @@ pub struct SqliteStore {
     /// Closed, and the thread ended, when the store is dropped.
     writer: mpsc::Sender<Job>,
     readers: Arc<Readers>,
+    /// There is no other replica: what is told here is what is heard.
+    news: broadcast::Sender<News>,
 }
 
 impl SqliteStore {
@@ -69,6 +75,7 @@ impl SqliteStore {
                 idle: Mutex::new(Vec::new()),
                 free: Semaphore::new(READERS),
             }),
+            news: broadcast::channel(NEWS).0,
         }))
     }
 
@@ -222,8 +229,14 @@ fn from_sqlite(e: rusqlite::Error) -> StoreError {
         failure.extended_code,
         ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
     ) {
-        let alias = message.as_deref().is_some_and(|m| m.contains("key_alias"));
-        let what = if alias { Taken::KeyAlias } else { Taken::Key };
+        let names = |column: &str| message.as_deref().is_some_and(|m| m.contains(column));
+        let what = if names("tk_keys.key_alias") {
+            Taken::KeyAlias
+        } else if names("tk_keys.hash") {
+            Taken::Key
+        } else {
+            Taken::Id
+        };
         return StoreError::Conflict { what };
     }
     match failure.code {
@@ -249,9 +262,18 @@ impl ToSql for Arg<'_> {
             Arg::Text(t) => ValueRef::Text(t.as_bytes()),
             Arg::Bytes(b) => ValueRef::Blob(b),
             Arg::Int(n) | Arg::Time(n) => ValueRef::Integer(n),
+            Arg::Bool(b) => ValueRef::Integer(i64::from(b)),
+            Arg::Texts(list) => return json_list(list),
+            Arg::Hashes(list) => return json_list(list),
             Arg::Day(d) => ValueRef::Integer(i64::from(d)),
         }))
     }
+}
+
+/// SQLite binds no lists; `json_each` reads this one.
+fn json_list<T: serde::Serialize>(list: &[T]) -> rusqlite::Result<ToSqlOutput<'static>> {
+    let text = serde_json::to_string(list).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+    Ok(ToSqlOutput::Owned(text.into()))
 }
 
 /// Reads a row's columns from left to right.
@@ -330,19 +352,37 @@ impl Store for SqliteStore {
         self.read(move |c| keys::by_hash(c, &hash)).await
     }
 
-    async fn insert_key(&self, key: &Key) -> Result<()> {
-        let key = key.clone();
-        self.write(move |c| keys::insert(c, &key)).await
+    async fn change(&self, changes: &[Change<'_>], audit: &[Audit]) -> Result<()> {
+        let plan = Plan::of(changes, audit)?;
+        let news = self.news.clone();
+        self.write(move |c| {
+            change::carry_out(c, &plan)?;
+            // Told from here, because the caller may have given up. No listener is no error.
+            for item in plan.news {
+                let _ = news.send(item);
+            }
+            Ok(())
+        })
+        .await
     }
 
-    async fn update_key(&self, key: &Key) -> Result<bool> {
-        let key = key.clone();
-        self.write(move |c| keys::update(c, &key)).await
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
     }
 
-    async fn delete_keys(&self, hashes: &[KeyHash]) -> Result<Vec<KeyHash>> {
-        let hashes = hashes.to_vec();
-        self.write(move |c| keys::delete(c, &hashes)).await
+    async fn document(&self, table: Table, id: &str) -> Result<Option<Doc>> {
+        let id = id.to_string();
+        self.read(move |c| objects::one(c, table, &id)).await
+    }
+
+    async fn documents(&self, table: Table, filter: &DocFilter) -> Result<DocPage> {
+        let filter = filter.clone();
+        self.read(move |c| objects::list(c, table, &filter)).await
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<Audit>> {
+        let filter = filter.clone();
+        self.read(move |c| audit::list(c, &filter)).await
     }
 
     async fn keys_by_alias(&self, aliases: &[String]) -> Result<Vec<Key>> {
@@ -359,16 +399,6 @@ impl Store for SqliteStore {
         let hash = *hash;
         let sql = "SELECT spend_nanos FROM tk_keys WHERE hash = ?1";
         self.read(move |c| number(c, sql, &[&hash.0])).await
-    }
-
-    async fn user(&self, user_id: &str) -> Result<Option<User>> {
-        let user_id = user_id.to_string();
-        self.read(move |c| keys::user(c, &user_id)).await
-    }
-
-    async fn upsert_user(&self, user: &User) -> Result<()> {
-        let user = user.clone();
-        self.write(move |c| keys::upsert_user(c, &user)).await
     }
 
     async fn spend_of_team(&self, team_id: &str) -> Result<i64> {
