@@ -27,6 +27,10 @@ impl Health {
         self.leaving.store(true, Ordering::SeqCst);
     }
 
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// `GET /health`: open, and cheap.
     pub fn status(&self) -> Answer {
         answer(
@@ -48,7 +52,7 @@ impl Health {
     /// working meanwhile; this is for those who can send new callers elsewhere.
     pub async fn readiness(&self) -> Answer {
         let connected = self.store.health().await.is_ok();
-        let leaving = self.leaving.load(Ordering::SeqCst);
+        let leaving = self.is_leaving();
         let ledger = self.ledger.stats();
         let ready = connected && !leaving;
         answer(

@@ -5,6 +5,7 @@ use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::proxy::drain::InFlight;
+use crate::proxy::linger::{LINGER, Lingering};
 use crate::proxy::{self, Gateway, peer::Peers};
 use crate::reload::{self, Origin, Reload};
 use crate::shared::budgets::Counters;
@@ -262,11 +263,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     })
 }
 
-fn service(
-    gateway: Gateway,
-    server_conf: &Arc<ServerConf>,
-    addresses: &[SocketAddr],
-) -> Service<pingora_proxy::HttpProxy<Gateway>> {
+fn service(gateway: Gateway, server_conf: &Arc<ServerConf>, addresses: &[SocketAddr]) -> Service<Lingering> {
     let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
     let mut options = HttpServerOptions::default();
     // HTTP/1 and HTTP/2 with prior knowledge on one port: Pingora looks at the first bytes.
@@ -274,7 +271,7 @@ fn service(
     options.h2_idle_timeout = Some(H2_IDLE);
     proxy.server_options = Some(options);
     proxy.h2_options = Some(default_h2_options());
-    let mut service = Service::new("gateway".to_string(), proxy);
+    let mut service = Service::new("gateway".to_string(), Lingering(Arc::new(proxy)));
     for address in addresses {
         service.add_tcp(&address.to_string());
     }
@@ -310,6 +307,8 @@ impl Running {
                     Err(_) => break,
                 }
             }
+            // Connections that look idle may carry a request that is on its way.
+            std::thread::sleep(LINGER);
             let until = Instant::now() + drain;
             while in_flight.count() > 0 && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(5));

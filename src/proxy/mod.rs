@@ -13,6 +13,7 @@ pub mod client;
 pub mod drain;
 pub mod head;
 pub mod lanes;
+pub mod linger;
 pub mod models;
 pub mod paths;
 pub mod peer;
@@ -81,7 +82,8 @@ impl ProxyHttp for Gateway {
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
         // A request that arrives while another streams waits its turn and never cuts that stream.
         session.set_pipelining_enabled(true);
-        session.set_keepalive(Some(KEEPALIVE));
+        // A process that leaves answers and says good-bye.
+        session.set_keepalive((!self.health.is_leaving()).then_some(KEEPALIVE));
         session.set_write_timeout(Some(WRITE_PATIENCE));
         *ctx = Some(Box::new(State::new(
             self.snapshot.load_full(),

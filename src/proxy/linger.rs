@@ -1,0 +1,45 @@
+//! The last moments of a listener: connections that wait for their next request are left open a while
+//! longer, so that a request which is already on its way is answered and not cut.
+//!
+//! Pingora drops all of them the moment it stops accepting. Here every request of that while is answered
+//! with `Connection: close` (HTTP/2: GOAWAY), so busy clients move on by themselves.
+
+use super::Gateway;
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::H2Options;
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long. A client that has not come back by then was idle.
+pub const LINGER: Duration = Duration::from_millis(300);
+
+/// Pingora's proxy, with a slower good-bye.
+pub struct Lingering(pub Arc<HttpProxy<Gateway>>);
+
+#[async_trait]
+impl HttpServerApp for Lingering {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        self.0.process_new_http(session, shutdown).await
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.0.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        HttpServerApp::server_options(&*self.0)
+    }
+
+    async fn http_cleanup(&self) {
+        tokio::time::sleep(LINGER).await;
+        self.0.http_cleanup().await;
+    }
+}
