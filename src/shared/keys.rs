@@ -22,6 +22,9 @@ use tokio::sync::broadcast::error::RecvError;
 const FRESH: Duration = Duration::from_secs(60);
 /// How long a hash is believed to be nobody's. Short: it may be issued the next moment elsewhere.
 const UNKNOWN_FRESH: Duration = Duration::from_secs(2);
+/// Longest wait for the store, for a key that is known and for one that is not.
+const KNOWN_WAIT: Duration = Duration::from_secs(1);
+const WAIT: Duration = Duration::from_secs(10);
 /// Keys kept. The rest is asked for when needed.
 const MOST: u64 = 100_000;
 
@@ -31,6 +34,8 @@ pub struct KeyCache {
     clock: Arc<dyn Clock>,
     parties: Arc<Parties>,
     known: Cache<KeyHash, Entry>,
+    /// What was read in an earlier one may be outdated: changes were missed.
+    epoch: AtomicU64,
     /// Counts what was forgotten, so that a key read before a change is not believed after it.
     changes: AtomicU64,
     /// Hashes that are being asked for: of calls that need the same key, one asks.
@@ -43,6 +48,7 @@ pub struct KeyCache {
 struct Entry {
     key: Option<Arc<Holder>>,
     at: Instant,
+    epoch: u64,
     /// From when on it is nobody's any more, microseconds since 1970.
     ends_micros: Option<i64>,
 }
@@ -60,6 +66,7 @@ impl KeyCache {
             clock,
             parties,
             known: Cache::new(MOST),
+            epoch: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             asking: DashMap::new(),
             rotated: DashMap::new(),
@@ -78,12 +85,11 @@ impl KeyCache {
         }
     }
 
-    /// Everything may have changed.
-    pub fn forget_all(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        self.parties.forget_all();
-        self.known.invalidate_all();
-        self.rotated.clear();
+    /// Changes may have been missed. Every key is asked for again, and has to do as it was known where the
+    /// store is away.
+    pub fn doubt_all(&self) {
+        self.parties.doubt_all();
+        self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// An object changed or is gone, and with it the keys that it belongs to.
@@ -119,7 +125,7 @@ impl KeyCache {
                     }
                 }
                 Ok(News::Everything) | Err(RecvError::Lagged(_)) => {
-                    self.forget_all();
+                    self.doubt_all();
                     meters.all_changed();
                 }
                 Err(RecvError::Closed) => return,
@@ -129,7 +135,9 @@ impl KeyCache {
 
     fn fresh(&self, entry: &Entry) -> bool {
         let time = if entry.key.is_some() { FRESH } else { UNKNOWN_FRESH };
-        entry.at.elapsed() < time && !self.ended(entry)
+        entry.at.elapsed() < time
+            && entry.epoch == self.epoch.load(Ordering::SeqCst)
+            && !self.ended(entry)
     }
 
     fn ended(&self, entry: &Entry) -> bool {
@@ -199,20 +207,29 @@ impl KeyCache {
 
     async fn ask(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         let changes = self.changes.load(Ordering::SeqCst);
-        let (key, ends_micros) = match self.read(hash).await {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let usable = |e: &Entry| e.key.is_some() && !self.ended(e);
+        // Who is known need not wait for long when the store hangs.
+        let bound = match self.known.get(hash).filter(usable) {
+            Some(_) => KNOWN_WAIT,
+            None => WAIT,
+        };
+        let read = tokio::time::timeout(bound, self.read(hash)).await;
+        let read = read.unwrap_or_else(|_| Err(StoreError::Unavailable("it took too long".into())));
+        let (key, ends_micros) = match read {
             Ok(found) => (found.holder.map(Arc::new), found.ends_micros),
-            Err(e) => match self.known.get(hash).filter(|e| e.key.is_some() && !self.ended(e)) {
+            // Whoever was forgotten meanwhile is not known any more.
+            Err(e) => match self.known.get(hash).filter(usable) {
                 // Believed a while longer, so that an outage does not ask for every call.
-                Some(known) if self.changes.load(Ordering::SeqCst) == changes => {
-                    (known.key, known.ends_micros)
-                }
-                _ => return Err(Unavailable(e.to_string())),
+                Some(known) => (known.key, known.ends_micros),
+                None => return Err(Unavailable(e.to_string())),
             },
         };
         if self.changes.load(Ordering::SeqCst) == changes {
             let entry = Entry {
                 key: key.clone(),
                 at: Instant::now(),
+                epoch,
                 ends_micros,
             };
             self.known.insert(*hash, entry);

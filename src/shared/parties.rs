@@ -38,6 +38,8 @@ type Id = (Table, String);
 pub struct Parties {
     store: Arc<dyn Store>,
     known: Cache<Id, Entry>,
+    /// What was read in an earlier one may be outdated: changes were missed.
+    epoch: AtomicU64,
     /// Counts what was forgotten, so that what was read before a change is not believed after it.
     changes: AtomicU64,
     room: Semaphore,
@@ -48,6 +50,7 @@ struct Entry {
     /// None = there is no such object.
     fields: Option<Arc<Map<String, Value>>>,
     at: Instant,
+    epoch: u64,
 }
 
 impl Parties {
@@ -55,6 +58,7 @@ impl Parties {
         Self {
             store,
             known: Cache::new(MOST),
+            epoch: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             room: Semaphore::new(AT_ONCE),
         }
@@ -65,9 +69,14 @@ impl Parties {
         self.known.invalidate(&(table, id.to_string()));
     }
 
-    pub fn forget_all(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        self.known.invalidate_all();
+    /// Changes may have been missed. What is known is asked for again, and has to do where the store is
+    /// away.
+    pub fn doubt_all(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn fresh(&self, entry: &Entry) -> bool {
+        entry.at.elapsed() < FRESH && entry.epoch == self.epoch.load(Ordering::SeqCst)
     }
 
     /// A party with the limits of its budget. None = nobody knows it.
@@ -122,25 +131,26 @@ impl Parties {
         let name = (table, id.to_string());
         let known = self.known.get(&name);
         if let Some(entry) = &known
-            && entry.at.elapsed() < FRESH
+            && self.fresh(entry)
         {
             return Ok(entry.fields.clone());
         }
         let _room = self.room.acquire().await;
         // Somebody else may have asked meanwhile.
         if let Some(entry) = self.known.get(&name)
-            && entry.at.elapsed() < FRESH
+            && self.fresh(&entry)
         {
             return Ok(entry.fields);
         }
+        let epoch = self.epoch.load(Ordering::SeqCst);
         let changes = self.changes.load(Ordering::SeqCst);
         let fields = match self.store.document(table, id).await {
             Ok(doc) => doc.map(|d| Arc::new(d.fields)),
             Err(e @ StoreError::Unavailable(_)) => {
-                return match known {
-                    // Believed a while longer, so that an outage does not ask for every call.
-                    Some(entry) if self.changes.load(Ordering::SeqCst) == changes => Ok(entry.fields),
-                    _ => Err(Unavailable(e.to_string())),
+                // Whoever was forgotten meanwhile is not known any more.
+                return match self.known.get(&name) {
+                    Some(entry) => Ok(entry.fields),
+                    None => Err(Unavailable(e.to_string())),
                 };
             }
             Err(e) => return Err(Unavailable(e.to_string())),
@@ -148,7 +158,7 @@ impl Parties {
         if self.changes.load(Ordering::SeqCst) == changes {
             let at = Instant::now();
             let fields = fields.clone();
-            self.known.insert(name, Entry { fields, at });
+            self.known.insert(name, Entry { fields, at, epoch });
         }
         Ok(fields)
     }

@@ -94,6 +94,11 @@ fn parse(text: &str) -> Option<(i64, Unit)> {
     Some((n.filter(|n| *n <= most)?, unit))
 }
 
+/// Whether a budget with this spelling ever resets.
+pub fn is_period(text: &str) -> bool {
+    parse(text).is_some()
+}
+
 /// Multiples of so many seconds, counted from midnight where they fit into a day, else from 1970.
 fn seconds(n: i64, now: &Zoned) -> Option<(Zoned, Zoned)> {
     let zone = now.time_zone().clone();

@@ -14,6 +14,7 @@ mod hangups;
 mod kit;
 mod ledger;
 mod lifecycle;
+mod limits;
 mod objects;
 mod outage;
 mod passthrough;

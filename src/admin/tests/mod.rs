@@ -5,8 +5,8 @@ mod reading;
 mod refusals;
 
 use super::{Admin, router};
-use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
+use crate::shared::parties::Parties;
 use crate::store::{self, Address, Settings, Store};
 use axum::Router;
 use axum::body::Body;
@@ -46,13 +46,13 @@ impl Bench {
     async fn on(address: &str, dir: Option<TempDir>) -> Self {
         let address = Address::parse(address).unwrap();
         let store = store::open(&address, &Settings::default()).await.unwrap();
-        let keys = Arc::new(KeyCache::new(
-            Arc::clone(&store),
-            Arc::new(Counters::default()),
-            Arc::new(|_| 0),
-        ));
         let clock = Arc::new(FakeClock::default());
         clock.set(NOON);
+        let keys = Arc::new(KeyCache::new(
+            Arc::clone(&store),
+            Arc::new(Parties::new(Arc::clone(&store))),
+            Arc::clone(&clock) as Arc<dyn Clock>,
+        ));
         let router = router(Admin {
             store: Arc::clone(&store),
             keys: Arc::clone(&keys),

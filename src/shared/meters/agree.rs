@@ -81,13 +81,14 @@ impl Meters {
             Lacks::Money(wanted) => {
                 let _turn = money.lock().await;
                 let now = self.now().mono;
+                let budget = bound.allowance.nanos.unwrap_or(0);
                 let answered = |state: &State| {
                     let lease = state.money.as_ref().map(|m| &m.lease);
-                    lease.is_some_and(|l| l.spare >= wanted || now < l.dry_until)
+                    let has = |l: &super::money::Lease| l.spare >= wanted || now < l.dry_until;
+                    lease.is_some_and(|l| l.budget == budget && has(l))
                 };
                 // Whoever asked before asked for this call as well.
                 if !answered(&meter.state.lock()) {
-                    let budget = bound.allowance.nanos.unwrap_or(0);
                     self.ask_money(agreement, meter, budget, wanted).await;
                 }
             }

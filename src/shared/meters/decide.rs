@@ -289,7 +289,10 @@ impl Look<'_> {
         }
         let wanted = wanted_money(self.expected, budget);
         let lease = &money.lease;
-        if lease.spare >= wanted {
+        if lease.budget != budget {
+            self.lack(Lacks::Money(wanted));
+            Ok(())
+        } else if lease.spare >= wanted {
             Ok(())
         } else if self.setting.now.mono < lease.dry_until {
             // All there is: one call may have it, and go over.

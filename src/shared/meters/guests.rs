@@ -14,6 +14,8 @@ use std::time::Duration;
 const FRESH: Duration = Duration::from_secs(60);
 /// How long somebody is let pass whom the store could not be asked about.
 const UNASKED: Duration = Duration::from_secs(2);
+/// How long somebody is believed when changes may have been missed.
+const DOUBTED: Duration = Duration::from_millis(500);
 /// Most that are remembered. Callers make names up.
 const MOST: usize = 100_000;
 /// Longest wait for the store.
@@ -77,7 +79,16 @@ impl Guests {
         self.tags.clear();
     }
 
-    pub fn sweep(&self, now: Now, _idle_millis: u64) {
+    /// What is known is believed for a moment only.
+    pub fn doubt(&self, now: Now) {
+        for known in [&self.end_users, &self.tags] {
+            for mut entry in known.iter_mut() {
+                entry.until = entry.until.min(now.mono + DOUBTED.as_millis() as u64);
+            }
+        }
+    }
+
+    pub fn sweep(&self, now: Now) {
         for known in [&self.end_users, &self.tags] {
             known.retain(|_, e| now.mono < e.until);
         }

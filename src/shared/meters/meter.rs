@@ -7,6 +7,9 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::sync::Notify;
 
+/// Seconds of grants that are kept to be given back: twice a window's.
+const MOST_GIVEN_BACK: usize = 128;
+
 /// The moment of a decision: milliseconds of the process' own clock, and microseconds since 1970.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
@@ -89,11 +92,11 @@ impl Share {
         if n == 0 {
             return;
         }
-        match self.give_back.iter_mut().find(|(s, _)| *s == second) {
-            Some((_, m)) => *m = m.saturating_add(n),
-            None if self.give_back.len() < 128 => self.give_back.push((second, n)),
+        if let Some((_, m)) = self.give_back.iter_mut().find(|(s, _)| *s == second) {
+            *m = m.saturating_add(n);
+        } else if self.give_back.len() < MOST_GIVEN_BACK {
             // What is not given back counts until its time is over.
-            None => {}
+            self.give_back.push((second, n));
         }
     }
 

@@ -15,7 +15,7 @@ mod read;
 mod subject;
 #[cfg(test)]
 mod tests;
-mod window;
+pub mod window;
 
 use super::agreement::Agreement;
 use super::parties::Parties;
@@ -316,12 +316,21 @@ impl Meters {
     /// Somebody changed this subject: the next call asks the store what it has spent.
     pub fn changed(&self, kind: Kind, id: &str) {
         self.guests.forget(kind, id);
+        let forget = |meter: &Meter| {
+            if let Some(money) = &mut meter.state.lock().money {
+                money.forget();
+            }
+        };
+        if let Some(meter) = self.table.get(&Account::new(kind, id)) {
+            forget(&meter);
+        }
+        if self.money.load(Ordering::SeqCst) & money_bit(kind, true) == 0 {
+            return;
+        }
         for entry in &self.table {
             let account = entry.key();
             if account.kind == kind && account.id == id {
-                if let Some(money) = &mut entry.state.lock().money {
-                    money.forget();
-                }
+                forget(entry.value());
             }
         }
     }
@@ -331,12 +340,12 @@ impl Meters {
         self.guests.forget_all();
     }
 
-    /// Anything may have changed.
+    /// Anything may have changed. Nobody waits for the store because of that: it may be away.
     pub fn all_changed(&self) {
-        self.guests.forget_all();
+        self.guests.doubt(self.now());
         for entry in &self.table {
             if let Some(money) = &mut entry.state.lock().money {
-                money.forget();
+                money.doubt();
             }
         }
     }
@@ -347,9 +356,14 @@ impl Meters {
         let idle = IDLE.as_millis() as u64;
         self.plans
             .retain(|_, plan| now.mono.saturating_sub(plan.used_at.load(Ordering::Relaxed)) < idle);
-        self.guests.sweep(now, idle);
+        self.guests.sweep(now);
         self.table
             .retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle(now, idle));
+    }
+
+    /// Calls in the queue.
+    pub fn waiting(&self) -> usize {
+        self.queue.as_ref().map_or(0, Queue::len)
     }
 
     /// How many meters there are of each kind, what is set aside, nano-dollars, and calls in flight.

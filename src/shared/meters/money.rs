@@ -194,6 +194,12 @@ impl Money {
         self.everywhere = None;
     }
 
+    /// Something may have been missed: read again soon.
+    pub fn doubt(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
+        self.stale = true;
+    }
+
     pub fn has_room(&self, budget: i64) -> bool {
         self.spent().saturating_add(self.reserved) < budget
     }

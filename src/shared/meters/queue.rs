@@ -117,6 +117,10 @@ impl Queue {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
     /// Decides, and waits where that may help.
     pub(super) async fn admit(
         &self,

@@ -76,7 +76,10 @@ impl Subject {
         let alias = alias.map(str::to_string);
         let whole = of_all.bind().then(|| {
             Arc::new(Bound {
-                meter: meters.meter(Account::new(kind, id), of_all.budget.nanos.is_some()),
+                meter: meters.meter(
+                    Account::new(kind, id),
+                    of_all.budget.nanos.is_some() || of_all.soft_budget_nanos.is_some(),
+                ),
                 alias: alias.clone(),
                 model: None,
                 allowance: of_all.budget,

@@ -240,7 +240,7 @@ fn let_go(cx: &mut Cx) {
 }
 
 /// What the call may cost and how many tokens it may use.
-fn estimate(call: &Call, catalog: &dyn Catalog) -> Estimate {
+pub fn estimate(call: &Call, catalog: &dyn Catalog) -> Estimate {
     let expected = expected(call, catalog);
     let tier = call
         .service_tier
