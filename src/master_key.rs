@@ -1,6 +1,7 @@
 //! The master key: configured, or kept in a file of ours that nobody else can read.
 
 use crate::conf::{Conf, Secret};
+use crate::store::seal::Seal;
 use base64::Engine;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,33 +16,49 @@ pub struct Key {
     pub read: Option<PathBuf>,
 }
 
-/// The configured master key, else the one in the data directory, else a new one.
-pub fn find(conf: &Conf, data_dir: &Path) -> std::io::Result<Key> {
+/// What secrets in the store are sealed with: the salt key, or the master key where there is none, as
+/// LiteLLM has it.
+pub fn seal(conf: &Conf, master: &Secret) -> Seal {
+    let salt = conf.general.salt_key.as_ref().unwrap_or(master);
+    Seal::new(&salt.expose().into())
+}
+
+/// Where a master key is kept that nobody configured.
+pub fn file(data_dir: &Path) -> PathBuf {
+    data_dir.join("master.key")
+}
+
+/// The configured master key, else the one in the data directory. Makes nothing.
+pub fn look(conf: &Conf, data_dir: &Path) -> std::io::Result<Option<Key>> {
     if let Some(secret) = &conf.general.master_key {
-        return Ok(Key {
+        return Ok(Some(Key {
             secret: secret.clone(),
             made: None,
             read: None,
-        });
+        }));
     }
-    let path = data_dir.join("master.key");
+    let path = file(data_dir);
     match std::fs::read_to_string(&path) {
-        Ok(text) if text.trim().starts_with("sk-") => {
-            return Ok(Key {
-                secret: Secret::new(text.trim()),
-                made: None,
-                read: Some(path),
-            });
-        }
-        Ok(_) => {
-            return Err(std::io::Error::other(format!(
-                "{} does not hold a key that starts with sk-; remove it to get a new one",
-                path.display()
-            )));
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
+        Ok(text) if text.trim().starts_with("sk-") => Ok(Some(Key {
+            secret: Secret::new(text.trim()),
+            made: None,
+            read: Some(path),
+        })),
+        Ok(_) => Err(std::io::Error::other(format!(
+            "{} does not hold a key that starts with sk-; remove it to get a new one",
+            path.display()
+        ))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
+}
+
+/// The same, and a new one where there is none.
+pub fn find(conf: &Conf, data_dir: &Path) -> std::io::Result<Key> {
+    if let Some(key) = look(conf, data_dir)? {
+        return Ok(key);
+    }
+    let path = file(data_dir);
     let random: [u8; 24] = rand::random();
     let key = format!(
         "sk-tollkeeper-{}",

@@ -5,6 +5,7 @@
 
 use crate::conf::{self, Conf, Env, ModelEntry, Report};
 use crate::snapshot::Snapshot;
+use crate::store::seal::Seal;
 use crate::store::{Doc, DocFilter, MAX_ROWS, News, Page, Store, StoreError, Table};
 use crate::{discover, master_key};
 use arc_swap::ArcSwap;
@@ -82,17 +83,10 @@ pub struct Reload {
     ports: Ports,
     snapshot: Arc<ArcSwap<Snapshot>>,
     store: Arc<dyn Store>,
-    open: Open,
+    seal: Seal,
     turn: tokio::sync::Mutex<Turn>,
     status: ArcSwap<Status>,
 }
-
-/// Opens a sealed text of the store; `Ok(None)`: it is not sealed.
-pub type Open = Arc<dyn Fn(&str) -> Result<Option<conf::Secret>, Sealed> + Send + Sync>;
-
-/// It cannot be opened: it was sealed with another salt key.
-#[derive(Debug)]
-pub struct Sealed;
 
 struct Turn {
     /// The files that make the config, and what they held when they were last looked at.
@@ -114,7 +108,8 @@ pub struct Parts {
     pub ports: Ports,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub store: Arc<dyn Store>,
-    pub open: Open,
+    /// Opens what is sealed in the store.
+    pub seal: Seal,
     /// The files that `snapshot` was made of.
     pub files: Vec<PathBuf>,
 }
@@ -130,7 +125,7 @@ impl Reload {
             ports: parts.ports,
             snapshot: parts.snapshot,
             store: parts.store,
-            open: parts.open,
+            seal: parts.seal,
             turn: tokio::sync::Mutex::new(Turn {
                 held: digest(&parts.files),
                 files: parts.files,
@@ -306,7 +301,7 @@ impl Reload {
     pub fn entry(&self, doc: &Doc) -> Result<ModelEntry, String> {
         let mut fields = doc.fields.clone();
         for value in fields.values_mut() {
-            unseal(value, &self.open).map_err(|name| {
+            unseal(value, &self.seal).map_err(|name| {
                 format!("its {name} cannot be decrypted: was it stored under another salt key?")
             })?;
         }
@@ -393,20 +388,19 @@ fn digest(files: &[PathBuf]) -> Digested {
 }
 
 /// Opens what is sealed, wherever it stands. `Err` names the field.
-fn unseal(value: &mut Value, open: &Open) -> Result<(), String> {
+fn unseal(value: &mut Value, seal: &Seal) -> Result<(), String> {
     match value {
         Value::Object(fields) => fields.iter_mut().try_for_each(|(name, value)| match value {
-            Value::String(text) => match open(text) {
-                Ok(Some(plain)) => {
+            Value::String(text) if Seal::is_sealed(text) => match seal.open(text) {
+                Ok(plain) => {
                     *text = plain.expose().to_string();
                     Ok(())
                 }
-                Ok(None) => Ok(()),
-                Err(Sealed) => Err(name.clone()),
+                Err(_) => Err(name.clone()),
             },
-            _ => unseal(value, open),
+            _ => unseal(value, seal),
         }),
-        Value::Array(items) => items.iter_mut().try_for_each(|v| unseal(v, open)),
+        Value::Array(items) => items.iter_mut().try_for_each(|v| unseal(v, seal)),
         _ => Ok(()),
     }
 }

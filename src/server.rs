@@ -217,8 +217,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         ports,
         snapshot: Arc::clone(&snapshot),
         store: Arc::clone(&store),
-        // Nothing is sealed in this store yet.
-        open: Arc::new(|_| Ok(None)),
+        seal: master_key::seal(&conf, &key.secret),
         files: conf.source.paths(),
     }));
     background.spawn(Arc::clone(&reload).watch());

@@ -126,12 +126,12 @@ async fn rows(desk: &Desk, scope: Scope, slice: Slice) -> Result<Response> {
         request_id: scope.request_id,
         start_micros: scope.first.and_then(midnight),
         end_micros: scope.last.and_then(|d| d.tomorrow().ok()).and_then(midnight),
-        after: None,
         page: Page {
             // One more than shown, to know whether there is more.
             limit: slice.size as u32 + 1,
             offset: slice.offset,
         },
+        ..SpendFilter::default()
     };
     let mut records = desk.store.spend_logs(&filter).await?;
     let more = records.len() as u64 > slice.size;

@@ -1,14 +1,24 @@
 //! The command line: `tollkeeper` alone serves, like `tollkeeper serve`.
 //!
-//! The commands are plain functions that are given all they need and return an exit code.
+//! The commands are plain functions that are given all they need and return an exit code. Those that talk
+//! to a running gateway find it with [`reach`] and ask it through [`client`].
 
 pub mod check;
+mod client;
+mod healthcheck;
+mod key;
 pub mod ledger;
+mod logs;
+mod reach;
+mod show;
+mod usage;
 
 use crate::conf::Env;
 use crate::server::{self, Serve};
 use clap::{Args, Parser, Subcommand};
+use client::Failure;
 use filters::contract::Registry;
+use show::RED;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -18,7 +28,7 @@ use std::path::PathBuf;
     name = "tollkeeper",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  tollkeeper                            find local model servers and serve them\n  tollkeeper -c config.yaml             serve a LiteLLM config\n  tollkeeper check -c config.yaml       say everything that is wrong with it"
+    after_help = "Examples:\n  tollkeeper                            find local model servers and serve them\n  tollkeeper -c config.yaml             serve a LiteLLM config\n  tollkeeper check -c config.yaml       say everything that is wrong with it\n  tollkeeper key create --name app      make a key on the running gateway\n  tollkeeper logs -f                    see calls as they end"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -43,6 +53,14 @@ enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Make, list, change and delete virtual keys of the running gateway.
+    Key(Box<key::KeyArgs>),
+    /// What was called and what it cost, by model, key, user, team or day.
+    Usage(usage::UsageArgs),
+    /// The calls of the running gateway, and with -f those that come.
+    Logs(logs::LogsArgs),
+    /// Exit code 0 when the gateway is alive, else 1: for containers.
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Look after the ledger.
     Ledger {
         #[command(subcommand)]
@@ -93,9 +111,31 @@ pub fn run(registry: Registry) -> i32 {
             format,
             strict,
         }) => check::run(config, format, strict, &env, &registry),
+        Some(Command::Key(args)) => ask(key::run(*args, &env)),
+        Some(Command::Usage(args)) => ask(usage::run(args, &env)),
+        Some(Command::Logs(args)) => ask(logs::run(args, &env)),
+        Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
         Some(Command::Ledger {
             command: LedgerCommand::Check { config },
         }) => ledger::check(config.as_deref(), &env),
+    }
+}
+
+/// Runs a command that talks to a gateway, and tells why when it fails.
+fn ask(command: impl Future<Output = Result<(), Failure>>) -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(command),
+        Err(e) => Err(Failure::failed(format!("the runtime cannot start: {e}"))),
+    };
+    match done {
+        Ok(()) => 0,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                show::say(format_args!("{RED}error:{RED:#} {}", failure.message));
+            }
+            failure.code
+        }
     }
 }
 

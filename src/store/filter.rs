@@ -1,9 +1,9 @@
 //! From a filter to a WHERE clause. Values are always bound, never written into the text.
 
 use super::plan::plain;
-use super::rows::{day_number, limit, offset};
+use super::rows::{limit, offset};
 use super::table::{AuditFilter, DocFilter, Order};
-use super::{DailyFilter, KeyFilter, KeySort, Page, Result, SpendFilter, StoreError};
+use super::{KeyFilter, KeySort, Page, Result, StoreError};
 use filters::model::key::KeyHash;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,11 +31,11 @@ pub enum Arg<'a> {
 pub struct Clause<'a> {
     pub sql: String,
     pub args: Vec<Arg<'a>>,
-    dialect: Dialect,
+    pub dialect: Dialect,
 }
 
 impl<'a> Clause<'a> {
-    fn new(dialect: Dialect) -> Self {
+    pub fn new(dialect: Dialect) -> Self {
         Self {
             sql: String::new(),
             args: Vec::new(),
@@ -43,7 +43,7 @@ impl<'a> Clause<'a> {
         }
     }
 
-    fn bind(&mut self, arg: Arg<'a>) -> String {
+    pub fn bind(&mut self, arg: Arg<'a>) -> String {
         self.args.push(arg);
         let n = self.args.len();
         match (self.dialect, arg) {
@@ -53,13 +53,13 @@ impl<'a> Clause<'a> {
         }
     }
 
-    fn and(&mut self, test: &str) {
+    pub fn and(&mut self, test: &str) {
         self.sql
             .push_str(if self.sql.is_empty() { " WHERE " } else { " AND " });
         self.sql.push_str(test);
     }
 
-    fn cmp(&mut self, left: &str, arg: Option<Arg<'a>>) {
+    pub fn cmp(&mut self, left: &str, arg: Option<Arg<'a>>) {
         if let Some(arg) = arg {
             let right = self.bind(arg);
             self.and(&format!("{left} {right}"));
@@ -67,7 +67,7 @@ impl<'a> Clause<'a> {
     }
 
     /// One of a list.
-    fn any(&mut self, left: &str, arg: Option<Arg<'a>>) {
+    pub fn any(&mut self, left: &str, arg: Option<Arg<'a>>) {
         let Some(arg) = arg else { return };
         let list = self.bind(arg);
         let test = match (self.dialect, arg) {
@@ -290,32 +290,4 @@ pub fn audit(filter: &AuditFilter, dialect: Dialect) -> Result<Clause<'_>> {
     Ok(c)
 }
 
-pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
-    let mut c = Clause::new(dialect);
-    c.cmp("request_id =", filter.request_id.as_deref().map(Arg::Text));
-    c.cmp("key_hash =", filter.key_hash.as_ref().map(|h| Arg::Bytes(&h.0)));
-    c.cmp("user_id =", filter.user_id.as_deref().map(Arg::Text));
-    c.cmp("team_id =", filter.team_id.as_deref().map(Arg::Text));
-    c.cmp("started >=", filter.start_micros.map(Arg::Time));
-    c.cmp("started <", filter.end_micros.map(Arg::Time));
-    if let Some((micros, id)) = &filter.after {
-        let micros = c.bind(Arg::Time(*micros));
-        let id = c.bind(Arg::Text(id));
-        c.and(&format!("(started, request_id) < ({micros}, {id})"));
-    }
-    c
-}
-
-pub fn daily(filter: &DailyFilter, dialect: Dialect) -> Clause<'_> {
-    let mut c = Clause::new(dialect);
-    c.cmp("day >=", filter.start.map(|d| Arg::Day(day_number(d))));
-    c.cmp("day <=", filter.end.map(|d| Arg::Day(day_number(d))));
-    c.cmp("key_hash =", filter.key_hash.as_ref().map(|h| Arg::Bytes(&h.0)));
-    c.cmp("user_id =", filter.user_id.as_deref().map(Arg::Text));
-    c.cmp("team_id =", filter.team_id.as_deref().map(Arg::Text));
-    c
-}
-
 pub const AUDIT_ORDER: &str = "at DESC, id DESC";
-pub const SPEND_ORDER: &str = "started DESC, request_id DESC";
-pub const DAILY_ORDER: &str = "day DESC, key_hash, model_group, user_id, team_id, provider";

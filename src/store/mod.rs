@@ -3,22 +3,27 @@
 //! The only floor that writes SQL. Both stores hold the same tables (`migrations/`) and pass the
 //! same suite of tests. No call here waits without a bound.
 
+mod ask;
 pub mod error;
 mod filter;
+pub mod period;
 mod plan;
 pub mod postgres;
+pub mod report;
 mod rows;
 pub mod seal;
 pub mod sqlite;
+mod sums;
 pub mod table;
 
 pub use error::{StoreError, Taken};
+pub use report::{Group, Usage, UsageFilter, UsageOrder, UsageRow};
 pub use table::{Audit, AuditFilter, Balance, Change, Doc, DocFilter, DocPage, News, Order, Table};
 
 use async_trait::async_trait;
 use filters::model::account::Account;
 use filters::model::key::{Key, KeyHash};
-use filters::model::record::Record;
+use filters::model::record::{Record, Status};
 use filters::model::secret::Secret;
 use jiff::civil::Date;
 use std::path::PathBuf;
@@ -88,19 +93,45 @@ pub struct KeyPage {
     pub total: u64,
 }
 
-/// Which ledger rows; an absent field does not narrow. Newest (by start) first.
+/// In which order ledger rows come; request ids decide between equals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpendOrder {
+    /// Latest start first.
+    #[default]
+    Newest,
+    Oldest,
+    /// Highest spend first.
+    Dearest,
+    Cheapest,
+}
+
+/// Which ledger rows; an absent field does not narrow.
 #[derive(Clone, Debug, Default)]
 pub struct SpendFilter {
     pub key_hash: Option<KeyHash>,
     pub user_id: Option<String>,
     pub team_id: Option<String>,
+    pub organization_id: Option<String>,
+    pub end_user: Option<String>,
+    pub model_group: Option<String>,
+    /// One of the row's tags.
+    pub tag: Option<String>,
+    pub status: Option<Status>,
     pub request_id: Option<String>,
+    /// This text anywhere within the request id, its case included.
+    pub request_id_part: Option<String>,
+    /// Spend at least this, nano-dollars.
+    pub min_spend_nanos: Option<i64>,
+    /// Spend at most this, nano-dollars.
+    pub max_spend_nanos: Option<i64>,
     /// Started at or after, microseconds since 1970.
     pub start_micros: Option<i64>,
     /// Started before, microseconds since 1970.
     pub end_micros: Option<i64>,
-    /// Continue after this row: `(started_micros, request_id)` of the last one seen.
+    /// Continue after this row: `(started_micros, request_id)` of the last one seen, or
+    /// `(spend_nanos, request_id)` where the order is by spend.
     pub after: Option<(i64, String)>,
+    pub order: SpendOrder,
     pub page: Page,
 }
 
@@ -127,6 +158,8 @@ pub struct DailyRow {
     pub user_id: String,
     /// Empty = nobody's.
     pub team_id: String,
+    /// Empty = nobody's.
+    pub organization_id: String,
     pub provider: String,
     pub requests: i64,
     pub successes: i64,
@@ -135,6 +168,7 @@ pub struct DailyRow {
     pub prompt_tokens: i64,
     pub completion_tokens: i64,
     pub cached_tokens: i64,
+    pub cache_creation_tokens: i64,
     pub spend_nanos: i64,
 }
 
@@ -147,7 +181,7 @@ pub struct DeadLetter {
     pub record: String,
 }
 
-/// Calls, tokens (prompt and completion) and nano-dollars, added up. A key or a user keeps only what it spent.
+/// Calls, tokens (prompt and completion) and nano-dollars, added up. An account keeps only what it spent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     pub requests: i64,
@@ -158,7 +192,8 @@ pub struct Sums {
 /// A kept sum that does not agree with the ledger's rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
-    /// What was summed: `day 2026-11-20 key 88dc… model small …`, `key 88dc…`, `user alice`.
+    /// What was summed: `day 2026-11-20 key 88dc… model small …`, `day 2026-11-20 tag batch model small`,
+    /// `key 88dc…`, `user alice model small`.
     pub what: String,
     pub kept: Sums,
     /// The same, added up over the rows.
@@ -197,24 +232,20 @@ pub trait Store: Send + Sync {
     async fn audit(&self, filter: &AuditFilter) -> Result<Vec<Audit>>;
 
     /// What the accounts have spent, in the order asked for; an unknown account has spent nothing.
-    async fn balances(&self, accounts: &[Account]) -> Result<Vec<Balance>> {
-        let _ = accounts;
-        Err(StoreError::other("not there yet"))
-    }
+    /// At most [`MAX_ROWS`] at once.
+    async fn balances(&self, accounts: &[Account]) -> Result<Vec<Balance>>;
 
     /// The account's budget period is this one now: `started <= now < ends`, microseconds since 1970;
     /// `ends` = None: it never resets. Does nothing if the account is in that period already. What ended
     /// before `started` counts to the past, when it lands earlier or later; what ended at or after
-    /// `started` counts to the new period even if it landed before this call.
+    /// `started` counts to the new period even if it landed before this call (as far as its row is still
+    /// kept). Times are rounded down to whole seconds. The rules stand in [`period`].
     async fn begin_period(
         &self,
         account: &Account,
         started_micros: i64,
         ends_micros: Option<i64>,
-    ) -> Result<()> {
-        let _ = (account, started_micros, ends_micros);
-        Err(StoreError::other("not there yet"))
-    }
+    ) -> Result<()>;
 
     /// [`Change::InsertKey`] alone, and without an audit row.
     async fn insert_key(&self, key: &Key) -> Result<()> {
@@ -295,8 +326,18 @@ pub trait Store: Send + Sync {
 
     async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>>;
 
-    /// Compares every kept sum (days, keys, users) with the rows, in both directions, within one view of
-    /// the data. Reads the whole ledger: bounded by `limit`, at most `max` differences are returned.
+    /// Usage of whole days, added up: see [`UsageFilter`].
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>>;
+
+    /// Deletes the rows of all days (UTC) before `day`; how many there were. Daily sums and accounts stay as
+    /// they are. Works in steps: stopped half-way, it leaves books that are in order.
+    async fn drop_rows_before(&self, day: Date) -> Result<u64>;
+
+    /// The first day whose rows are all there; `None` = none was ever dropped.
+    async fn rows_from(&self) -> Result<Option<Date>>;
+
+    /// Compares every kept sum (accounts, and days from [`Store::rows_from`] on) with the rows, in both
+    /// directions, within one view of the data. Reads the whole ledger: bounded by `limit`, at most `max` differences are returned.
     async fn differences(&self, max: u32, limit: Duration) -> Result<Vec<Difference>>;
 }
 

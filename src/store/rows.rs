@@ -23,8 +23,8 @@ pub const AUDIT_COLUMNS: &str =
     "id, at, changed_by, changed_by_key, action, table_name, object_id, before, after";
 
 /// All but `day`, which follows from `started`.
-pub const LEDGER_COLUMNS: &str = "request_id, endpoint, key_hash, key_alias, user_id, team_id, end_user, \
-     requested_model, model_group, model, deployment_id, provider, stream, status, http_status, error, \
+pub const LEDGER_COLUMNS: &str = "request_id, endpoint, key_hash, key_alias, user_id, team_id, organization_id, \
+     end_user, requested_model, model_group, model, deployment_id, provider, stream, status, http_status, error, \
      prompt_tokens, completion_tokens, cached_tokens, cache_creation_tokens, reasoning_tokens, characters, \
      audio_millis, images, spend_nanos, priced, estimated, clamped, started, first_byte, ended, attempts, \
      tags, metadata, client_ip, user_agent, bytes_in, bytes_out";
@@ -45,6 +45,30 @@ pub fn uncount(n: i64) -> u64 {
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// 9999-12-31, the last day that has a name in both databases and here.
 const LAST_DAY: i64 = 2_932_896;
+
+/// Days before and after today whose rows have partitions of their own in Postgres.
+pub const PARTITIONED_BEFORE: i32 = 400;
+pub const MADE_AHEAD: i32 = 2;
+
+/// The moment as both stores keep it: within the years that have a name in both.
+pub fn moment(micros: i64) -> i64 {
+    micros.clamp(0, (LAST_DAY + 1) * MICROS_PER_DAY - 1)
+}
+
+/// The first moment of a day, microseconds since 1970.
+pub fn midnight(day: i32) -> i64 {
+    i64::from(day) * MICROS_PER_DAY
+}
+
+/// Today, UTC, in days since 1970.
+pub fn today() -> i32 {
+    day_of(now())
+}
+
+/// Microseconds since 1970.
+pub fn now() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
 
 /// Days since 1970-01-01 (UTC) of a time in microseconds.
 pub fn day_of(micros: i64) -> i32 {

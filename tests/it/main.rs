@@ -5,6 +5,7 @@
 
 mod agreement;
 mod calls;
+mod cli;
 mod crash;
 mod dialects;
 mod early_answers;

@@ -1,114 +1,141 @@
-//! The ledger in Postgres. A batch is one statement in one round trip: rows, and every sum that
-//! follows from the rows that were really new.
+//! The ledger in Postgres. A batch is one transaction in two round trips: the rows, which tell what of them
+//! was new, then every sum that follows from those.
 
+use super::accounts::Rows;
 use super::{Cells, PostgresStore, from_statement, time, within};
-use crate::store::filter::{self, Dialect};
-use crate::store::rows::{self, LEDGER_COLUMNS, count, uncount};
-use crate::store::{
-    DailyFilter, DailyRow, DeadLetter, Difference, Page, Result, SpendFilter, StoreError, Sums,
-};
+use crate::store::ask;
+use crate::store::filter::Dialect;
+use crate::store::rows::{self, LEDGER_COLUMNS, count, moment, uncount};
+use crate::store::sums::{DayOf, Increments, LabelOf};
+use crate::store::{DailyFilter, DailyRow, DeadLetter, Page, Result, SpendFilter, StoreError, Usage};
 use filters::model::record::Record;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
-use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-/// Replicas land their batches one after the other: they add to the same keys' sums, and two batches
+/// Replicas land their batches one after the other: they add to the same accounts, and two batches
 /// that took those rows in different order would deadlock. Transaction-scoped; `tollledg` in ASCII.
 pub(super) const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(8390043843745375335)";
 
-static APPEND: LazyLock<String> = LazyLock::new(|| {
+static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH fresh AS (
-    INSERT INTO tk_ledger (day, {LEDGER_COLUMNS})
-    SELECT DATE '1970-01-01' + day, request_id, endpoint, key_hash, key_alias, user_id, team_id, end_user,
-        requested_model, model_group, model, deployment_id, provider, stream, status, http_status, error,
-        prompt_tokens, completion_tokens, cached_tokens, cache_creation_tokens, reasoning_tokens,
-        characters, audio_millis, images, spend_nanos, priced, estimated, clamped, started, first_byte,
-        ended, attempts::jsonb, tags::jsonb, metadata, client_ip, user_agent, bytes_in, bytes_out
+        "INSERT INTO tk_ledger (day, {LEDGER_COLUMNS})
+    SELECT DATE '1970-01-01' + day, request_id, endpoint, key_hash, key_alias, user_id, team_id,
+        organization_id, end_user, requested_model, model_group, model, deployment_id, provider, stream,
+        status, http_status, error, prompt_tokens, completion_tokens, cached_tokens, cache_creation_tokens,
+        reasoning_tokens, characters, audio_millis, images, spend_nanos, priced, estimated, clamped, started,
+        first_byte, ended, attempts::jsonb, tags::jsonb, metadata, client_ip, user_agent, bytes_in, bytes_out
     FROM unnest($1::int[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::text[],
-        $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::boolean[],
-        $15::text[], $16::int[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[],
-        $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::bigint[], $27::boolean[],
-        $28::boolean[], $29::boolean[], $30::timestamptz[], $31::timestamptz[], $32::timestamptz[],
-        $33::text[], $34::text[], $35::text[], $36::text[], $37::text[], $38::bigint[], $39::bigint[])
+        $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+        $15::boolean[], $16::text[], $17::int[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[],
+        $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::bigint[], $27::bigint[],
+        $28::boolean[], $29::boolean[], $30::boolean[], $31::timestamptz[], $32::timestamptz[],
+        $33::timestamptz[], $34::text[], $35::text[], $36::text[], $37::text[], $38::text[], $39::bigint[],
+        $40::bigint[])
         AS r (day, {LEDGER_COLUMNS})
-    ON CONFLICT (request_id) DO NOTHING
-    RETURNING day, key_hash, user_id, team_id, model_group, provider, status, prompt_tokens,
-        completion_tokens, cached_tokens, spend_nanos
-), by_key AS (
-    UPDATE tk_keys SET spend_nanos = tk_keys.spend_nanos + s.spend
-    FROM (SELECT key_hash, sum(spend_nanos)::bigint AS spend FROM fresh GROUP BY key_hash) s
-    WHERE tk_keys.hash = s.key_hash AND s.spend <> 0
-), by_user AS (
-    INSERT INTO tk_users (user_id, spend_nanos)
-    SELECT user_id, sum(spend_nanos)::bigint FROM fresh WHERE user_id <> '' GROUP BY user_id
-    ON CONFLICT (user_id) DO UPDATE SET spend_nanos = tk_users.spend_nanos + EXCLUDED.spend_nanos
-), by_team AS (
-    INSERT INTO tk_teams (team_id, spend_nanos)
-    SELECT team_id, sum(spend_nanos)::bigint FROM fresh WHERE team_id <> '' GROUP BY team_id
-    ON CONFLICT (team_id) DO UPDATE SET spend_nanos = tk_teams.spend_nanos + EXCLUDED.spend_nanos
-)
-INSERT INTO tk_daily AS d
-SELECT day, coalesce(key_hash, ''::bytea), model_group, coalesce(user_id, ''), coalesce(team_id, ''),
-    provider, count(*), count(*) FILTER (WHERE status = 'success'),
-    count(*) FILTER (WHERE status IN ('failure', 'cut')), sum(prompt_tokens)::bigint,
-    sum(completion_tokens)::bigint, sum(cached_tokens)::bigint, sum(spend_nanos)::bigint
-FROM fresh GROUP BY 1, 2, 3, 4, 5, 6
-ON CONFLICT (day, key_hash, model_group, user_id, team_id, provider) DO UPDATE SET
+    ON CONFLICT (request_id, day) DO NOTHING
+    RETURNING request_id, day - DATE '1970-01-01'"
+    )
+});
+
+const ADD_TO_DAYS: &str = "INSERT INTO tk_daily AS d
+SELECT DATE '1970-01-01' + day, key_hash, model_group, user_id, team_id, organization_id, provider, a, b, c,
+    e, f, g, h, i
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[],
+    $15::bigint[]) AS r (day, key_hash, model_group, user_id, team_id, organization_id, provider,
+    a, b, c, e, f, g, h, i)
+ON CONFLICT (day, key_hash, model_group, user_id, team_id, organization_id, provider) DO UPDATE SET
     requests = d.requests + EXCLUDED.requests,
     successes = d.successes + EXCLUDED.successes,
     failures = d.failures + EXCLUDED.failures,
     prompt_tokens = d.prompt_tokens + EXCLUDED.prompt_tokens,
     completion_tokens = d.completion_tokens + EXCLUDED.completion_tokens,
     cached_tokens = d.cached_tokens + EXCLUDED.cached_tokens,
-    spend_nanos = d.spend_nanos + EXCLUDED.spend_nanos"
-    )
-});
+    cache_creation_tokens = d.cache_creation_tokens + EXCLUDED.cache_creation_tokens,
+    spend_nanos = d.spend_nanos + EXCLUDED.spend_nanos";
 
-const DIFFERENCES: &str = "WITH r AS (
-    SELECT day, coalesce(key_hash, ''::bytea) AS key_hash, model_group, coalesce(user_id, '') AS user_id,
-        coalesce(team_id, '') AS team_id, provider, count(*) AS requests,
-        sum(prompt_tokens + completion_tokens)::bigint AS tokens, sum(spend_nanos)::bigint AS spend
-    FROM tk_ledger GROUP BY 1, 2, 3, 4, 5, 6
-), found AS (
-    SELECT concat('day ', day, ' key ', encode(key_hash, 'hex'), ' model ', model_group, ' user ', user_id,
-            ' team ', team_id, ' provider ', provider) AS what,
-        coalesce(d.requests, 0) AS a, coalesce(d.prompt_tokens + d.completion_tokens, 0) AS b,
-        coalesce(d.spend_nanos, 0) AS c,
-        coalesce(r.requests, 0) AS x, coalesce(r.tokens, 0) AS y, coalesce(r.spend, 0) AS z
-    FROM tk_daily d FULL JOIN r USING (day, key_hash, model_group, user_id, team_id, provider)
-    UNION ALL
-    SELECT concat('key ', encode(hash, 'hex')), 0, 0, k.spend_nanos - k.opening_nanos, 0, 0, coalesce(s.spend, 0)
-    FROM tk_keys k
-    LEFT JOIN (SELECT key_hash, sum(spend)::bigint AS spend FROM r GROUP BY 1) s ON s.key_hash = k.hash
-    UNION ALL
-    SELECT concat('user ', coalesce(u.user_id, s.user_id)), 0, 0, coalesce(u.spend_nanos, 0), 0, 0, coalesce(s.spend, 0)
-    FROM tk_users u
-    FULL JOIN (SELECT user_id, sum(spend)::bigint AS spend FROM r WHERE user_id <> '' GROUP BY 1) s
-        ON s.user_id = u.user_id
-)
-SELECT what, a, b, c, x, y, z FROM found WHERE (a, b, c) <> (x, y, z) ORDER BY what LIMIT $1";
+const ADD_TO_LABELS: &str = "INSERT INTO tk_daily_labels AS d
+SELECT kind, DATE '1970-01-01' + day, label, model_group, a, b, c, e, f, g, h, i
+FROM unnest($1::text[], $2::int[], $3::text[], $4::text[],
+    $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
+    $12::bigint[]) AS r (kind, day, label, model_group, a, b, c, e, f, g, h, i)
+ON CONFLICT (kind, day, label, model_group) DO UPDATE SET
+    requests = d.requests + EXCLUDED.requests,
+    successes = d.successes + EXCLUDED.successes,
+    failures = d.failures + EXCLUDED.failures,
+    prompt_tokens = d.prompt_tokens + EXCLUDED.prompt_tokens,
+    completion_tokens = d.completion_tokens + EXCLUDED.completion_tokens,
+    cached_tokens = d.cached_tokens + EXCLUDED.cached_tokens,
+    cache_creation_tokens = d.cache_creation_tokens + EXCLUDED.cache_creation_tokens,
+    spend_nanos = d.spend_nanos + EXCLUDED.spend_nanos";
 
 impl PostgresStore {
     pub(super) async fn pg_append(&self, records: &[Record]) -> Result<()> {
         if records.is_empty() {
             return Ok(());
         }
+        self.make_days(records).await?;
         let batch = Batch::of(records)?;
         let params = batch.params();
+        let mut all = Increments::default();
+        records.iter().for_each(|r| all.add(r));
+        let touched = Rows::asked(
+            all.accounts
+                .keys()
+                .map(|(kind, id, model)| (*kind, &**id, *model)),
+        );
         let lease = self.lease().await?;
         let work = async {
-            let statement = lease.prepare_cached(&APPEND).await.map_err(from_statement)?;
-            // Sent together; the server works through them in order. All three answers are awaited, so
-            // that the connection is idle afterwards. COMMIT after an error is a ROLLBACK.
-            let (begun, appended, committed) = tokio::join!(
+            let statements = async {
+                tokio::try_join!(
+                    lease.prepare_cached(&INSERT),
+                    lease.prepare_cached(super::accounts::LOCK),
+                    lease.prepare_cached(super::accounts::WRITE),
+                    lease.prepare_cached(ADD_TO_DAYS),
+                    lease.prepare_cached(ADD_TO_LABELS),
+                )
+            };
+            let (insert, lock, write, to_days, to_labels) = statements.await.map_err(from_statement)?;
+            // Sent together; the server works through them in order. All answers are awaited, so that the
+            // connection is idle afterwards.
+            let touched = touched.params();
+            let (begun, inserted, locked) = tokio::join!(
                 lease.batch_execute(BEGIN),
-                lease.execute(&statement, &params),
+                lease.query(&insert, &params),
+                lease.query(&lock, &touched),
+            );
+            let new = begun
+                .and(inserted)
+                .map_err(from_statement)
+                .and_then(|inserted| Increments::of_new(records, &inserted));
+            let sums = new.as_ref().map_err(StoreError::clone).and_then(|new| {
+                let locked = locked.map_err(from_statement)?;
+                Ok((new, Rows::charged(new, &locked)?))
+            });
+            let (new, accounts) = match sums {
+                Ok(sums) => sums,
+                Err(e) => {
+                    lease.batch_execute("ROLLBACK").await.map_err(from_statement)?;
+                    return Err(e);
+                }
+            };
+            let (days, labels) = (Columns::days(&new.days), Columns::labels(&new.labels));
+            let (accounts, days, labels) = (accounts.params(), days.params(), labels.params());
+            // COMMIT after an error is a ROLLBACK.
+            let (written, daily, labelled, committed) = tokio::join!(
+                lease.execute(&write, &accounts),
+                lease.execute(&to_days, &days),
+                async {
+                    if new.labels.is_empty() {
+                        return Ok(0);
+                    }
+                    lease.execute(&to_labels, &labels).await
+                },
                 lease.batch_execute("COMMIT"),
             );
-            begun.map_err(from_statement)?;
-            appended.map_err(from_statement)?;
+            written.and(daily).and(labelled).map_err(from_statement)?;
             committed.map_err(from_statement)
         };
         let answer = within(self.limit, work).await;
@@ -117,6 +144,42 @@ impl PostgresStore {
             Err(StoreError::Conflict { what }) => Err(StoreError::other(format!("unexpected: {what} taken"))),
             answer => answer,
         })
+    }
+
+    /// Sees to it that the days of these rows have partitions, and the next days too.
+    async fn make_days(&self, records: &[Record]) -> Result<()> {
+        let today = rows::today();
+        let (first, last) = (today - rows::PARTITIONED_BEFORE, today + rows::MADE_AHEAD);
+        let days = records.iter().map(|r| rows::day_of(r.started_micros));
+        let mut days: BTreeSet<i32> = days.filter(|d| (first..=last).contains(d)).collect();
+        days.extend(today..=last);
+        {
+            let mut made = self.days.lock();
+            // What is older is not asked for any more.
+            *made = made.split_off(&first);
+            days.retain(|d| !made.contains(d));
+        }
+        if days.is_empty() {
+            return Ok(());
+        }
+        let days: Vec<i32> = days.into_iter().collect();
+        let lease = self.lease().await?;
+        let work = async {
+            let sql = "SELECT tk_ledger_make_day(DATE '1970-01-01' + d) FROM unnest($1::int[]) AS d";
+            let params: [&(dyn ToSql + Sync); 1] = [&days];
+            let statement = lease.prepare_cached(sql).await.map_err(from_statement)?;
+            let (begun, made, committed) = tokio::join!(
+                lease.batch_execute(BEGIN),
+                lease.query(&statement, &params),
+                lease.batch_execute("COMMIT"),
+            );
+            begun.and(made).map_err(from_statement)?;
+            committed.map_err(from_statement)
+        };
+        let answer = within(self.limit, work).await;
+        lease.finish(answer)?;
+        self.days.lock().extend(days);
+        Ok(())
     }
 
     pub(super) async fn pg_dead_letter(&self, record: &Record, reason: &str) -> Result<()> {
@@ -147,14 +210,36 @@ impl PostgresStore {
     }
 
     pub(super) async fn pg_spend_logs(&self, filter: &SpendFilter) -> Result<Vec<Record>> {
-        let clause = filter::spend(filter, Dialect::Postgres).page(filter::SPEND_ORDER, filter.page);
-        let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger{}", clause.sql);
-        let found = self.query_filtered(&sql, &clause.args).await?;
+        let bounds = self.day_bounds().await?;
+        let mut found = Vec::new();
+        for within in ask::windows(filter, bounds) {
+            let clause = ask::spend_page(filter, within, Dialect::Postgres);
+            let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger{}", clause.sql);
+            found = self.query_filtered(&sql, &clause.args).await?;
+            if found.len() >= ask::limit_of(filter) {
+                break;
+            }
+        }
         found.iter().map(record).collect()
     }
 
+    /// The first and the last day that may have rows.
+    async fn day_bounds(&self) -> Result<Option<(i32, i32)>> {
+        let sql = "SELECT (SELECT min(day) FROM tk_daily) - DATE '1970-01-01', \
+             (SELECT max(day) FROM tk_daily) - DATE '1970-01-01', \
+             (SELECT value::date FROM tk_settings WHERE name = 'rows_from') - DATE '1970-01-01'";
+        let rows = self.query(sql, &[]).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let mut c = Cells::of(row);
+        let (first, last): (Option<i32>, Option<i32>) = (c.next()?, c.next()?);
+        let kept: Option<i32> = c.next()?;
+        Ok(first.max(kept).zip(last))
+    }
+
     pub(super) async fn pg_count_records(&self, filter: &SpendFilter) -> Result<u64> {
-        let clause = filter::spend(filter, Dialect::Postgres);
+        let clause = ask::spend(filter, Dialect::Postgres);
         let sql = format!("SELECT count(*) FROM tk_ledger{}", clause.sql);
         let found = self.query_filtered(&sql, &clause.args).await?;
         let n: i64 = found.first().map_or(Ok(0), |row| Cells::of(row).next())?;
@@ -162,50 +247,89 @@ impl PostgresStore {
     }
 
     pub(super) async fn pg_daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>> {
-        let clause = filter::daily(filter, Dialect::Postgres).page(filter::DAILY_ORDER, filter.page);
+        let clause = ask::daily(filter, Dialect::Postgres).page(ask::DAILY_ORDER, filter.page);
         let sql = format!(
-            "SELECT day - DATE '1970-01-01', key_hash, model_group, user_id, team_id, provider, requests, \
-             successes, failures, prompt_tokens, completion_tokens, cached_tokens, spend_nanos FROM tk_daily{}",
+            "SELECT day - DATE '1970-01-01', key_hash, model_group, user_id, team_id, organization_id, provider, \
+             requests, successes, failures, prompt_tokens, completion_tokens, cached_tokens, \
+             cache_creation_tokens, spend_nanos FROM tk_daily{}",
             clause.sql
         );
         let found = self.query_filtered(&sql, &clause.args).await?;
         found.iter().map(daily).collect()
     }
+}
 
-    pub(super) async fn pg_differences(&self, max: u32, limit: Duration) -> Result<Vec<Difference>> {
-        let lease = self.lease().await?;
-        let millis = limit.as_millis().clamp(1, 86_400_000);
-        let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {millis}");
-        let max = i64::from(max);
-        let work = async {
-            lease.batch_execute(&begin).await.map_err(from_statement)?;
-            let found = lease.query(DIFFERENCES, &[&max]).await.map_err(from_statement)?;
-            lease.batch_execute("COMMIT").await.map_err(from_statement)?;
-            Ok(found)
-        };
-        let found = within(limit + Duration::from_millis(500), work).await?;
-        let found = lease.finish(Ok(found))?;
-        let difference = |row| {
+impl<'a> Increments<'a> {
+    /// Of the rows whose id and day the database has told to be new.
+    fn of_new(records: &'a [Record], inserted: &[Row]) -> Result<Self> {
+        let mut first: HashMap<(&str, i32), &Record> = HashMap::with_capacity(records.len());
+        for r in records {
+            // Of a row that is there twice, the first is the one that was taken.
+            first
+                .entry((&r.request_id, rows::day_of(r.started_micros)))
+                .or_insert(r);
+        }
+        let mut new = Self::default();
+        for row in inserted {
             let mut c = Cells::of(row);
-            Ok(Difference {
-                what: c.next()?,
-                kept: sums(&mut c)?,
-                rows: sums(&mut c)?,
-            })
-        };
-        found.iter().map(difference).collect()
+            let record = first.remove(&(c.next()?, c.next()?));
+            new.add(record.ok_or_else(|| StoreError::other("a row came back that was not sent"))?);
+        }
+        Ok(new)
     }
 }
 
-fn sums(c: &mut Cells<'_>) -> Result<Sums> {
-    Ok(Sums {
-        requests: c.next()?,
-        tokens: c.next()?,
-        spend_nanos: c.next()?,
-    })
+/// Keys and sums of a map turned into columns.
+pub(super) struct Columns<'a>(Vec<Box<dyn ToSql + Sync + Send + 'a>>);
+
+impl<'a> Columns<'a> {
+    pub(super) fn add<T: ToSql + Sync + Send + 'a>(mut self, cells: impl Iterator<Item = T>) -> Self {
+        self.0.push(Box::new(cells.collect::<Vec<T>>()));
+        self
+    }
+
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(super) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        self.0.iter().map(|c| &**c as &(dyn ToSql + Sync)).collect()
+    }
+
+    fn days(days: &BTreeMap<DayOf<'a>, Usage>) -> Self {
+        let columns = Self::none()
+            .add(days.keys().map(|k| k.0))
+            .add(days.keys().map(|k| k.1))
+            .add(days.keys().map(|k| k.2))
+            .add(days.keys().map(|k| k.3))
+            .add(days.keys().map(|k| k.4))
+            .add(days.keys().map(|k| k.5))
+            .add(days.keys().map(|k| k.6));
+        columns.sums(days.values())
+    }
+
+    fn labels(labels: &BTreeMap<LabelOf<'a>, Usage>) -> Self {
+        let columns = Self::none()
+            .add(labels.keys().map(|k| k.0))
+            .add(labels.keys().map(|k| k.1))
+            .add(labels.keys().map(|k| k.2))
+            .add(labels.keys().map(|k| k.3));
+        columns.sums(labels.values())
+    }
+
+    fn sums<'u>(self, sums: impl Iterator<Item = &'u Usage> + Clone) -> Self {
+        self.add(sums.clone().map(|s| s.requests))
+            .add(sums.clone().map(|s| s.successes))
+            .add(sums.clone().map(|s| s.failures))
+            .add(sums.clone().map(|s| s.prompt_tokens))
+            .add(sums.clone().map(|s| s.completion_tokens))
+            .add(sums.clone().map(|s| s.cached_tokens))
+            .add(sums.clone().map(|s| s.cache_creation_tokens))
+            .add(sums.map(|s| s.spend_nanos))
+    }
 }
 
-/// Records turned into columns, in the order of `APPEND`'s parameters.
+/// Records turned into columns, in the order of `INSERT`'s parameters.
 struct Batch<'a>(Vec<Box<dyn ToSql + Sync + Send + 'a>>);
 
 impl<'a> Batch<'a> {
@@ -229,6 +353,7 @@ impl<'a> Batch<'a> {
             column(r, |r| r.key_alias.as_deref()),
             column(r, |r| r.user_id.as_deref()),
             column(r, |r| r.team_id.as_deref()),
+            column(r, |r| r.organization_id.as_deref()),
             column(r, |r| r.end_user.as_deref()),
             column(r, |r| r.requested_model.as_str()),
             column(r, |r| r.model_group.as_str()),
@@ -251,9 +376,9 @@ impl<'a> Batch<'a> {
             column(r, |r| r.priced),
             column(r, |r| r.estimated),
             column(r, |r| r.clamped),
-            column(r, |r| time(r.started_micros)),
-            column(r, |r| r.first_byte_micros.map(time)),
-            column(r, |r| time(r.ended_micros)),
+            column(r, |r| time(moment(r.started_micros))),
+            column(r, |r| r.first_byte_micros.map(|t| time(moment(t)))),
+            column(r, |r| time(moment(r.ended_micros))),
             json(|r| rows::list_json(&r.attempts))?,
             json(|r| rows::list_json(&r.tags))?,
             column(r, |r| r.metadata.as_deref()),
@@ -278,7 +403,7 @@ fn record(row: &Row) -> Result<Record> {
         key_alias: c.next()?,
         user_id: c.next()?,
         team_id: c.next()?,
-        organization_id: None,
+        organization_id: c.next()?,
         end_user: c.next()?,
         requested_model: c.next()?,
         model_group: c.next()?,
@@ -322,6 +447,7 @@ fn daily(row: &Row) -> Result<DailyRow> {
         model_group: c.next()?,
         user_id: c.next()?,
         team_id: c.next()?,
+        organization_id: c.next()?,
         provider: c.next()?,
         requests: c.next()?,
         successes: c.next()?,
@@ -329,6 +455,7 @@ fn daily(row: &Row) -> Result<DailyRow> {
         prompt_tokens: c.next()?,
         completion_tokens: c.next()?,
         cached_tokens: c.next()?,
+        cache_creation_tokens: c.next()?,
         spend_nanos: c.next()?,
     })
 }

@@ -1,5 +1,6 @@
 //! The store in Postgres: a pool of connections, each call bounded here and on the server.
 
+mod accounts;
 mod audit;
 mod change;
 mod connect;
@@ -7,18 +8,25 @@ mod keys;
 mod ledger;
 mod news;
 mod objects;
+mod reports;
+mod retention;
 
 use super::filter::Arg;
 use super::{
-    Audit, AuditFilter, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter, DocPage,
-    KeyFilter, KeyPage, NEWS, News, Page, Result, Settings, SpendFilter, Store, StoreError, Table,
+    Audit, AuditFilter, Balance, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter,
+    DocPage, KeyFilter, KeyPage, NEWS, News, Page, Result, Settings, SpendFilter, Store, StoreError, Table,
+    UsageFilter, UsageRow,
 };
 use async_trait::async_trait;
 use connect::{Target, describe, from_pool, from_statement};
 use deadpool_postgres::{ClientWrapper, Object, Pool};
+use filters::model::account::Account;
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::Record;
 use filters::model::secret::Secret;
+use jiff::civil::Date;
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{broadcast, watch};
@@ -40,6 +48,8 @@ pub struct PostgresStore {
     pool: Pool,
     ready: watch::Receiver<bool>,
     limit: Duration,
+    /// Days since 1970 that are known to have their partition of the ledger.
+    days: Mutex<BTreeSet<i32>>,
     /// Makes the tables, then ends.
     migrator: JoinHandle<()>,
     news: broadcast::Sender<News>,
@@ -62,6 +72,7 @@ impl PostgresStore {
             pool,
             ready,
             limit,
+            days: Mutex::default(),
             migrator,
             news,
             listener,
@@ -260,6 +271,10 @@ impl<'a> Cells<'a> {
         value
     }
 
+    fn skip(&mut self, columns: usize) {
+        self.at += columns;
+    }
+
     fn json<T: serde::de::DeserializeOwned + 'a>(&mut self) -> Result<T> {
         self.next::<Json<T>>().map(|json| json.0)
     }
@@ -326,15 +341,29 @@ impl Store for PostgresStore {
     }
 
     async fn spend_of_key(&self, hash: &KeyHash) -> Result<Option<i64>> {
-        let sql = "SELECT spend_nanos FROM tk_keys WHERE hash = $1";
+        let sql = "SELECT coalesce((SELECT spend_nanos FROM tk_accounts \
+             WHERE kind = 'key' AND id = encode(hash, 'hex') AND model = ''), 0) FROM tk_keys WHERE hash = $1";
         let rows = self.query(sql, &[&hash.0.as_slice()]).await?;
         rows.first().map(|row| Cells::of(row).next()).transpose()
     }
 
     async fn spend_of_team(&self, team_id: &str) -> Result<i64> {
-        let sql = "SELECT spend_nanos FROM tk_teams WHERE team_id = $1";
-        let rows = self.query(sql, &[&team_id]).await?;
-        rows.first().map_or(Ok(0), |row| Cells::of(row).next())
+        let team = Account::new(filters::model::account::Kind::Team, team_id);
+        let balances = self.pg_balances(&[team]).await?;
+        Ok(balances.first().map_or(0, |b| b.total_nanos))
+    }
+
+    async fn balances(&self, accounts: &[Account]) -> Result<Vec<Balance>> {
+        self.pg_balances(accounts).await
+    }
+
+    async fn begin_period(
+        &self,
+        account: &Account,
+        started_micros: i64,
+        ends_micros: Option<i64>,
+    ) -> Result<()> {
+        self.pg_begin_period(account, started_micros, ends_micros).await
     }
 
     async fn append(&self, records: &[Record]) -> Result<()> {
@@ -359,6 +388,18 @@ impl Store for PostgresStore {
 
     async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>> {
         self.pg_daily(filter).await
+    }
+
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
+        self.pg_usage(filter).await
+    }
+
+    async fn drop_rows_before(&self, day: Date) -> Result<u64> {
+        self.pg_drop_rows_before(day).await
+    }
+
+    async fn rows_from(&self) -> Result<Option<Date>> {
+        self.pg_rows_from().await
     }
 
     async fn differences(&self, max: u32, limit: Duration) -> Result<Vec<Difference>> {

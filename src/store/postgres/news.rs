@@ -6,7 +6,8 @@ use super::within;
 use crate::store::{News, Result, StoreError};
 use std::future::poll_fn;
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::timeout;
 use tokio_postgres::AsyncMessage;
 
 /// One for the database: schemas that share it hear of each other's changes, which does no harm.
@@ -43,6 +44,9 @@ pub async fn listen(mut target: Target, tell: broadcast::Sender<News>) {
     }
 }
 
+/// What a listener says to itself to learn whether it hears anything: poolers take LISTEN and forget it.
+const PROBE: &str = "p:";
+
 enum Never {}
 
 /// Returns when the connection is gone. `heard` says whether it ever listened.
@@ -57,11 +61,20 @@ async fn listen_once(
         connected.await.map_err(|e| StoreError::Unavailable(describe(&e)))
     })
     .await?;
+    let probe = format!("{PROBE}{}", uuid::Uuid::new_v4());
+    let came_back = Notify::new();
     // The connection does its work only while it is polled, so it and the questions go side by side.
     let drive = async {
         loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
                 Some(Ok(AsyncMessage::Notification(n))) if n.channel() == CHANNEL => {
+                    if n.payload().starts_with(PROBE) {
+                        // Another replica's, unless it is ours.
+                        if n.payload() == probe {
+                            came_back.notify_one();
+                        }
+                        continue;
+                    }
                     // No listener is no error.
                     let _ = tell.send(News::from_text(n.payload()));
                 }
@@ -78,6 +91,17 @@ async fn listen_once(
         }
         *heard = true;
         let _ = tell.send(News::Everything);
+        // Probe and channel are ours and hold no quotes.
+        let send = format!("NOTIFY {CHANNEL}, '{probe}'");
+        if let Err(e) = answered(ANSWER_WITHIN, client.batch_execute(&send)).await {
+            return e;
+        }
+        if timeout(ANSWER_WITHIN, came_back.notified()).await.is_err() {
+            log::warn!(
+                "store=postgres news=silent the database address leads through a pooler that passes no LISTEN on: \
+                 what other replicas change is seen when it is read again, not at once"
+            );
+        }
         loop {
             tokio::time::sleep(ASK_EVERY).await;
             if let Err(e) = answered(ANSWER_WITHIN, client.batch_execute("")).await {

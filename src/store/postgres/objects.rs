@@ -3,7 +3,7 @@
 use super::change::Statement;
 use super::{Cells, PostgresStore, time};
 use crate::store::filter::{self, Dialect};
-use crate::store::plan::called;
+use crate::store::plan::{called, plain};
 use crate::store::rows::{self, DOC_COLUMNS};
 use crate::store::{Doc, DocFilter, DocPage, Result, StoreError, Table, Taken};
 use tokio_postgres::Row;
@@ -49,6 +49,10 @@ pub fn delete(table: Table, ids: Vec<String>) -> Statement {
 
 impl PostgresStore {
     pub(super) async fn pg_document(&self, table: Table, id: &str) -> Result<Option<Doc>> {
+        if plain("id", id).is_err() {
+            // What cannot be stored is not there.
+            return Ok(None);
+        }
         let sql = format!("SELECT {DOC_COLUMNS} FROM {} WHERE id = $1", table.sql());
         let rows = self.query(&sql, &[&id]).await?;
         rows.first().map(doc).transpose()

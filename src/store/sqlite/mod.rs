@@ -3,21 +3,28 @@
 //! SQLite has one writer at a time whatever one does; giving it a thread of its own keeps its disk
 //! waits out of the async runtime and makes a batch one transaction without lock fights.
 
+mod accounts;
 mod audit;
 mod change;
 mod keys;
 mod ledger;
 mod objects;
+mod reports;
+mod retention;
 
 use super::filter::Arg;
+use super::period::Period;
 use super::plan::Plan;
 use super::{
-    Audit, AuditFilter, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter, DocPage,
-    KeyFilter, KeyPage, NEWS, News, Page, Result, SpendFilter, Store, StoreError, Table, Taken,
+    Audit, AuditFilter, Balance, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter,
+    DocPage, KeyFilter, KeyPage, MAX_ROWS, NEWS, News, Page, Result, SpendFilter, Store, StoreError, Table,
+    Taken, UsageFilter, UsageRow,
 };
 use async_trait::async_trait;
+use filters::model::account::{Account, Kind};
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::Record;
+use jiff::civil::Date;
 use parking_lot::Mutex;
 use rusqlite::types::{FromSql, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ffi};
@@ -397,14 +404,36 @@ impl Store for SqliteStore {
 
     async fn spend_of_key(&self, hash: &KeyHash) -> Result<Option<i64>> {
         let hash = *hash;
-        let sql = "SELECT spend_nanos FROM tk_keys WHERE hash = ?1";
+        let sql = "SELECT coalesce((SELECT spend_nanos FROM tk_accounts
+             WHERE kind = 'key' AND id = lower(hex(hash)) AND model = ''), 0) FROM tk_keys WHERE hash = ?1";
         self.read(move |c| number(c, sql, &[&hash.0])).await
     }
 
     async fn spend_of_team(&self, team_id: &str) -> Result<i64> {
-        let team_id = team_id.to_string();
-        let sql = "SELECT spend_nanos FROM tk_teams WHERE team_id = ?1";
-        self.read(move |c| Ok(number(c, sql, &[&team_id])?.unwrap_or(0)))
+        let team = Account::new(Kind::Team, team_id);
+        let balances = self.balances(&[team]).await?;
+        Ok(balances.first().map_or(0, |b| b.total_nanos))
+    }
+
+    async fn balances(&self, accounts: &[Account]) -> Result<Vec<Balance>> {
+        if accounts.len() > MAX_ROWS as usize {
+            return Err(StoreError::invalid(format!(
+                "at most {MAX_ROWS} accounts at once"
+            )));
+        }
+        let accounts = accounts.to_vec();
+        self.read(move |c| accounts::balances(c, &accounts)).await
+    }
+
+    async fn begin_period(
+        &self,
+        account: &Account,
+        started_micros: i64,
+        ends_micros: Option<i64>,
+    ) -> Result<()> {
+        let period = Period::new(started_micros, ends_micros)?;
+        let account = account.clone();
+        self.write(move |c| accounts::begin_period(c, &account, period))
             .await
     }
 
@@ -438,8 +467,27 @@ impl Store for SqliteStore {
         self.read(move |c| ledger::daily(c, &filter)).await
     }
 
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
+        let filter = filter.clone();
+        self.read(move |c| reports::usage(c, &filter)).await
+    }
+
+    async fn drop_rows_before(&self, day: Date) -> Result<u64> {
+        let mut dropped = 0;
+        loop {
+            match self.write(move |c| retention::drop_some(c, day)).await? {
+                0 => return Ok(dropped),
+                some => dropped += some,
+            }
+        }
+    }
+
+    async fn rows_from(&self) -> Result<Option<Date>> {
+        self.read(retention::rows_from).await
+    }
+
     async fn differences(&self, max: u32, limit: Duration) -> Result<Vec<Difference>> {
-        self.read_within(limit, move |c| ledger::differences(c, max))
+        self.read_within(limit, move |c| reports::differences(c, max))
             .await
     }
 }

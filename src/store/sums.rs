@@ -1,0 +1,80 @@
+//! What a batch of new rows adds up to: the same for both stores, which only write it down.
+
+use super::period::second_of;
+use super::report::Usage;
+use super::rows::{count, day_of, moment};
+use filters::model::account::{self, Kind};
+use filters::model::record::{Record, Status};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// An account's kind, id and model group.
+pub type Subject<'a> = (&'static str, Cow<'a, str>, &'a str);
+/// Whose day it is: day, key, model group, user, team, organization, provider.
+pub type DayOf<'a> = (i32, &'a [u8], &'a str, &'a str, &'a str, &'a str, &'a str);
+/// Kind, day, end user or tag, model group.
+pub type LabelOf<'a> = (&'static str, i32, &'a str, &'a str);
+
+/// Sums of the rows that were really new. Batches are bounded and so is each count.
+#[derive(Default)]
+pub struct Increments<'a> {
+    /// Nano-dollars by the second the rows ended in.
+    pub accounts: BTreeMap<Subject<'a>, BTreeMap<i64, i64>>,
+    pub days: BTreeMap<DayOf<'a>, Usage>,
+    pub labels: BTreeMap<LabelOf<'a>, Usage>,
+}
+
+impl<'a> Increments<'a> {
+    pub fn add(&mut self, r: &'a Record) {
+        let usage = usage(r);
+        let ended = second_of(moment(r.ended_micros));
+        let model = r.model_group.as_str();
+        let day = day_of(r.started_micros);
+        for (kind, id) in account::charged(r) {
+            if let (Kind::EndUser | Kind::Tag, Cow::Borrowed(label)) = (kind, &id) {
+                let label = (kind.as_str(), day, *label, model);
+                self.labels.entry(label).or_default().add(&usage);
+            }
+            if r.spend_nanos == 0 {
+                continue;
+            }
+            if !model.is_empty() {
+                self.charge((kind.as_str(), id.clone(), model), ended, r.spend_nanos);
+            }
+            self.charge((kind.as_str(), id, ""), ended, r.spend_nanos);
+        }
+        let day = (
+            day,
+            r.key_hash.as_ref().map_or([].as_slice(), |h| h.0.as_slice()),
+            model,
+            r.user_id.as_deref().unwrap_or(""),
+            r.team_id.as_deref().unwrap_or(""),
+            r.organization_id.as_deref().unwrap_or(""),
+            r.provider.as_str(),
+        );
+        self.days.entry(day).or_default().add(&usage);
+    }
+
+    fn charge(&mut self, subject: Subject<'a>, ended: i64, nanos: i64) {
+        let sum = self
+            .accounts
+            .entry(subject)
+            .or_default()
+            .entry(ended)
+            .or_default();
+        *sum = sum.saturating_add(nanos);
+    }
+}
+
+fn usage(r: &Record) -> Usage {
+    Usage {
+        requests: 1,
+        successes: i64::from(r.status == Status::Success),
+        failures: i64::from(matches!(r.status, Status::Failure | Status::Cut)),
+        prompt_tokens: count(r.prompt_tokens),
+        completion_tokens: count(r.completion_tokens),
+        cached_tokens: count(r.cached_tokens),
+        cache_creation_tokens: count(r.cache_creation_tokens),
+        spend_nanos: r.spend_nanos,
+    }
+}
