@@ -32,7 +32,7 @@ FROM s";
 
 const POSTGRES: &str = "WITH s AS (
     SELECT n, n % 200 AS k, now() - make_interval(secs => n::float8 * DAYS * 86400 / ROWS) AS started
-    FROM generate_series(1, ROWS) AS n
+    FROM generate_series(1::bigint, ROWS) AS n
 ) ";
 
 const SQLITE: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ROWS), s AS (

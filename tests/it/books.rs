@@ -745,3 +745,126 @@ async fn rows_are_found_by_all_that_is_listed() {
     })
     .await;
 }
+
+/// How a store writes its values.
+struct Spelling {
+    hash: String,
+    /// A day, and its first moment.
+    young: [String; 2],
+    ancient: [String; 2],
+    json: fn(&str) -> String,
+}
+
+/// Rows as the first version kept them: two of a key that is known, with an opening; one of nobody.
+fn old_rows(s: &Spelling) -> String {
+    let (hash, [young, at], [ancient, then]) = (&s.hash, &s.young, &s.ancient);
+    let (tags, none) = ((s.json)(r#"["a", "b", "a"]"#), (s.json)("[]"));
+    format!(
+        "INSERT INTO tk_keys VALUES ({hash}, 'n', NULL, 'alice', 'red', '[]', '[]', 3007, 1007, NULL, NULL,
+            FALSE, '{{}}', '{{}}', {at}, NULL, {at});
+        INSERT INTO tk_users (user_id, spend_nanos) VALUES ('alice', 2000);
+        INSERT INTO tk_teams VALUES ('red', 2000);
+        INSERT INTO tk_ledger
+        SELECT id, day, 'chat', hash, NULL, person, team, 'customer', 'fast', 'small', 'llama-3', 'd1', 'openai',
+            TRUE, 'success', 200, NULL, 10, 5, 3, 2, 1, 0, 0, 0, 1000, TRUE, FALSE, FALSE, at, NULL, at, '[]',
+            tags, NULL, '192.0.2.1', NULL, 1, 2
+        FROM (
+            SELECT 'r1' AS id, {young} AS day, {hash} AS hash, 'alice' AS person, 'red' AS team, {at} AS at,
+                {tags} AS tags
+            UNION ALL SELECT 'r2', {young}, {hash}, 'alice', 'red', {at}, {none}
+            UNION ALL SELECT 'r3', {ancient}, NULL, '', NULL, {then}, {none}
+        ) r;"
+    )
+}
+
+async fn check_moved(store: &dyn Store) {
+    assert_eq!(differences(store).await, [], "{}", store.kind());
+    assert_eq!(store.count_records(&SpendFilter::default()).await.unwrap(), 3);
+    let hash = KeyHash::of("sk-a");
+    let accounts = [
+        Account::new(Kind::Key, hash.hex()),
+        Account::of_model(Kind::Key, hash.hex(), "small"),
+        Account::new(Kind::Gateway, ""),
+        Account::new(Kind::Tag, "a"),
+        Account::new(Kind::Member, member("red", "alice")),
+    ];
+    let found = store.balances(&accounts).await.unwrap();
+    let found: Vec<i64> = found.iter().map(|b| b.total_nanos).collect();
+    assert_eq!(found, [3007, 2000, 3000, 1000, 2000]);
+    assert_eq!(store.spend_of_key(&hash).await.unwrap(), Some(3007));
+    let by = |group| UsageFilter {
+        by: vec![group],
+        ..UsageFilter::default()
+    };
+    let tags = store.usage(&by(Group::Tag)).await.unwrap();
+    assert_eq!((tags.len(), tags[0].usage.requests), (2, 1));
+    let all = store.usage(&by(Group::EndUser)).await.unwrap();
+    assert_eq!(
+        (all[0].usage.requests, all[0].usage.cache_creation_tokens),
+        (3, 6)
+    );
+    store.append(&[record("r4")]).await.unwrap();
+    assert_eq!(differences(store).await, [], "{}", store.kind());
+}
+
+#[tokio::test]
+async fn what_the_first_version_kept_is_moved() {
+    let day = |date: Date| date.duration_since(jiff::civil::date(1970, 1, 1)).as_hours() / 24;
+    let (young, ancient) = (days_ago(3), days_ago(900));
+
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole.db");
+    open(whole.to_str().unwrap()).await;
+    let old = dir.path().join("old.db");
+    let c = rusqlite::Connection::open(&old).unwrap();
+    c.execute_batch(include_str!("../../migrations/sqlite/V1__keys_and_ledger.sql"))
+        .unwrap();
+    c.execute_batch(&format!(
+        "ATTACH '{}' AS whole; CREATE TABLE tk_migrations AS SELECT * FROM whole.tk_migrations WHERE version = 1;",
+        whole.display()
+    ))
+    .unwrap();
+    let spelt = |date| [day(date).to_string(), (day(date) * DAY).to_string()];
+    let sql = old_rows(&Spelling {
+        hash: format!("x'{}'", KeyHash::of("sk-a").hex()),
+        young: spelt(young),
+        ancient: spelt(ancient),
+        json: |text| format!("'{text}'"),
+    });
+    c.execute_batch(&sql).unwrap();
+    drop(c);
+    check_moved(&*open(old.to_str().unwrap()).await).await;
+
+    let server = postgres::shared();
+    let (whole, old) = (server.database(), server.database());
+    open(&whole).await.ready().await;
+    let name = |url: &str| url.rsplit('/').next().unwrap().to_string();
+    let made = server.sql(
+        &name(&whole),
+        "SELECT format('INSERT INTO tk_migrations VALUES (%L, %L, %L, %L)', version, name, applied_on, checksum)
+         FROM tk_migrations WHERE version = 1",
+    );
+    let spelt = |date| {
+        [
+            format!("DATE '{date}'"),
+            format!("TIMESTAMPTZ '{date} 00:00:00+00'"),
+        ]
+    };
+    let sql = old_rows(&Spelling {
+        hash: format!("'\\x{}'::bytea", KeyHash::of("sk-a").hex()),
+        young: spelt(young),
+        ancient: spelt(ancient),
+        json: |text| format!("'{text}'::jsonb"),
+    });
+    let first = include_str!("../../migrations/postgres/V1__keys_and_ledger.sql");
+    let history = "CREATE TABLE tk_migrations (version int4 PRIMARY KEY, name varchar(255), \
+         applied_on varchar(255), checksum varchar(255))";
+    server.sql(&name(&old), &[first, history, ";", &made, ";", &sql].concat());
+    let store = open(&old).await;
+    store.ready().await;
+    check_moved(&*store).await;
+    assert_eq!(
+        server.sql(&name(&old), "SELECT count(*) FROM tk_ledger_elsewhen"),
+        "1"
+    );
+}
