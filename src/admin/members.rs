@@ -345,7 +345,6 @@ impl Desk {
             .map(|(user, _)| Account::new(Subject::Member, account::member(team_id, user)))
             .collect();
         let spent = self.spent(&accounts).await?;
-        let now = self.clock.now_micros();
         let rows = named.iter().enumerate().map(|(i, (user, entry))| {
             json!({
                 "user_id": user,
@@ -354,7 +353,7 @@ impl Desk {
                 "budget_id": null,
                 "spend": Nanos(spent.get(i).map_or(0, |b| b.period_nanos)),
                 "total_spend": Nanos(spent.get(i).map_or(0, |b| b.total_nanos)),
-                "litellm_budget_table": objects::budget_table(entry, None, now),
+                "litellm_budget_table": objects::budget_table(self, entry, None),
             })
         });
         Ok(rows.collect())

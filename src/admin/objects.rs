@@ -10,6 +10,7 @@ use super::fields::{self, Field, Fields, Kind};
 use super::rights::Actor;
 use super::shapes::iso;
 use super::{Desk, duration, keys};
+use crate::shared::period;
 use crate::store::{Balance, Change, Doc, DocFilter, KeyFilter, Page, StoreError, Table, Taken};
 use axum::body::Body;
 use filters::contract::{Fault, Refusal};
@@ -290,15 +291,17 @@ pub fn effective(own: &Map<String, Value>, named: Option<&Doc>) -> Map<String, V
     all
 }
 
-/// When the budget starts anew, as it is shown.
-pub fn reset_at(limits: &Map<String, Value>, now: i64) -> Value {
-    let allowance = Limits::of(limits).budget;
-    let next = allowance.period.and_then(|p| duration::after(now, &p).ok());
-    next.map_or(Value::Null, |micros| iso(micros).into())
+impl Desk {
+    /// When the budget starts anew, as it is shown.
+    pub fn reset_at(&self, limits: &Map<String, Value>) -> Value {
+        let allowance = Limits::of(limits).budget;
+        let end = period::of(&allowance, self.clock.now_micros(), &self.calendar).end;
+        end.map_or(Value::Null, |micros| iso(micros).into())
+    }
 }
 
 /// LiteLLM's `litellm_budget_table`: null without a limit.
-pub fn budget_table(own: &Map<String, Value>, named: Option<&Doc>, now: i64) -> Value {
+pub fn budget_table(desk: &Desk, own: &Map<String, Value>, named: Option<&Doc>) -> Value {
     let limits = effective(own, named);
     if limits.is_empty() && named.is_none() {
         return Value::Null;
@@ -308,7 +311,7 @@ pub fn budget_table(own: &Map<String, Value>, named: Option<&Doc>, now: i64) -> 
         "budget_id".into(),
         own.get("budget_id").cloned().unwrap_or_default(),
     );
-    table.insert("budget_reset_at".into(), reset_at(&limits, now));
+    table.insert("budget_reset_at".into(), desk.reset_at(&limits));
     Value::Object(table)
 }
 
@@ -359,7 +362,6 @@ impl Desk {
                 format!("These have {members} members together, too many for one answer. Ask for fewer.");
             return Err(wrong_value("page_size", message).into());
         }
-        let now = self.clock.now_micros();
         let balances = match sort.table.kind() {
             Some(kind) => {
                 let accounts: Vec<Account> = docs.iter().map(|d| Account::new(kind, d.id.as_str())).collect();
@@ -378,7 +380,7 @@ impl Desk {
                 ("updated_at".into(), iso(doc.updated_at_micros).into()),
                 ("created_by".into(), stored(doc, "created_by")),
                 ("updated_by".into(), stored(doc, "updated_by")),
-                ("budget_reset_at".into(), reset_at(&limits, now)),
+                ("budget_reset_at".into(), self.reset_at(&limits)),
             ]);
             if sort.table.kind().is_some() {
                 let spent = balances.get(i).map_or(0, |b| b.period_nanos);
@@ -389,7 +391,7 @@ impl Desk {
                     ("model_spend".into(), json!({})),
                     (
                         "litellm_budget_table".into(),
-                        budget_table(&doc.fields, named, now),
+                        budget_table(self, &doc.fields, named),
                     ),
                 ]);
             }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod books;
 mod calls;
 mod cli;
 mod crash;
@@ -15,7 +16,9 @@ mod hangups;
 mod kit;
 mod ledger;
 mod lifecycle;
+mod limits;
 mod objects;
+mod objects_api;
 mod outage;
 mod passthrough;
 mod refusals;
