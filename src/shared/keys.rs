@@ -166,7 +166,11 @@ impl KeyCache {
         let Some(key) = self.store.key_by_hash(&next).await? else {
             return Ok(nobody);
         };
-        self.rotated.entry(next).or_default().push(*hash);
+        let mut old = self.rotated.entry(next).or_default();
+        if !old.contains(hash) {
+            old.push(*hash);
+        }
+        drop(old);
         Ok(Found {
             holder: Some(self.holder(key).await?),
             ends_micros: Some(until),
@@ -234,6 +238,28 @@ impl KeyCache {
     }
 }
 
+/// One of those that ask for the same key. The last one that goes, or is dropped, leaves nothing behind.
+struct Turn<'a> {
+    asking: &'a DashMap<KeyHash, Arc<tokio::sync::Mutex<()>>>,
+    hash: KeyHash,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(asking: &'a DashMap<KeyHash, Arc<tokio::sync::Mutex<()>>>, hash: KeyHash) -> Self {
+        let turn = Arc::clone(&asking.entry(hash).or_default());
+        Self { asking, hash, turn }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // The map's and this one's.
+        self.asking
+            .remove_if(&self.hash, |_, turn| Arc::strong_count(turn) <= 2);
+    }
+}
+
 /// Whether an object has a say in what the key may.
 fn belongs(holder: &Holder, table: Table, id: &str) -> bool {
     let is = |party: &Option<Arc<Party>>| party.as_ref().is_some_and(|p| p.id == id);
@@ -256,18 +282,127 @@ impl Keys for KeyCache {
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
-        let turn = Arc::clone(&self.asking.entry(*hash).or_default());
-        let answer = {
-            let _turn = turn.lock().await;
-            // Somebody else may have asked meanwhile.
-            match self.cached(hash) {
-                Some(known) => Ok(known),
-                None => self.ask(hash).await,
-            }
+        let turn = Turn::new(&self.asking, *hash);
+        let _mine = turn.turn.lock().await;
+        // Somebody else may have asked meanwhile.
+        match self.cached(hash) {
+            Some(known) => Ok(known),
+            None => self.ask(hash).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{self, Address, Change, Doc};
+    use filters::testkit::{self, FakeClock};
+    use serde_json::json;
+
+    struct Bench {
+        keys: KeyCache,
+        store: Arc<dyn Store>,
+        clock: Arc<FakeClock>,
+        _dir: tempfile::TempDir,
+    }
+
+    async fn bench() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Sqlite(dir.path().join("db"));
+        let store = store::open(&address, &store::Settings::default()).await.unwrap();
+        let clock = Arc::new(FakeClock::default());
+        let parties = Arc::new(Parties::new(Arc::clone(&store)));
+        let keys = KeyCache::new(Arc::clone(&store), parties, Arc::clone(&clock) as _);
+        Bench {
+            keys,
+            store,
+            clock,
+            _dir: dir,
+        }
+    }
+
+    async fn put(bench: &Bench, table: Table, id: &str, fields: Value) {
+        let Value::Object(fields) = fields else { panic!() };
+        let doc = Doc {
+            id: id.into(),
+            fields,
+            version: 0,
+            created_at_micros: 0,
+            updated_at_micros: 0,
         };
-        drop(turn);
-        self.asking
-            .remove_if(hash, |_, turn| Arc::strong_count(turn) == 1);
-        answer
+        let changes = [Change::Put { table, doc: &doc }];
+        bench.store.change(&changes, &[]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_comes_with_everybody_it_belongs_to() {
+        let bench = bench().await;
+        put(&bench, Table::User, "u", json!({"user_role": "proxy_admin", "rpm_limit": 1})).await;
+        let members = json!([{"user_id": "x"}, {"user_id": "u", "budget_id": "b"}]);
+        let team = json!({"organization_id": "o", "members_with_roles": members});
+        put(&bench, Table::Team, "t", team).await;
+        put(&bench, Table::Organization, "o", json!({"max_budget": 3})).await;
+        put(&bench, Table::Budget, "b", json!({"max_budget": 2, "rpm_limit": 7})).await;
+        let mut key = testkit::key("sk-a");
+        (key.user_id, key.team_id) = (Some("u".into()), Some("t".into()));
+        key.extra.insert("budget_id".into(), json!("b"));
+        key.extra.insert("rpm_limit".into(), json!(5));
+        bench.store.insert_key(&key).await.unwrap();
+        let holder = bench.keys.find(&key.hash).await.unwrap().unwrap();
+        assert_eq!(holder.limits.rpm, Some(5), "its own word goes before the budget's");
+        assert_eq!(holder.limits.budget.nanos, Some(2_000_000_000));
+        assert_eq!(holder.user.as_ref().unwrap().limits.rpm, Some(1));
+        let member = holder.member.as_ref().unwrap();
+        assert_eq!((member.id.as_str(), member.limits.rpm), ("t\tu", Some(7)));
+        let organization = holder.organization.as_ref().unwrap();
+        assert_eq!(organization.limits.budget.nanos, Some(3_000_000_000));
+
+        assert!(bench.keys.cached(&key.hash).is_some());
+        for (table, id) in [
+            (Table::User, "u"),
+            (Table::Team, "t"),
+            (Table::Organization, "o"),
+            (Table::Budget, "b"),
+        ] {
+            bench.keys.forget_party(table, "somebody else");
+            assert!(bench.keys.cached(&key.hash).is_some());
+            bench.keys.forget_party(table, id);
+            assert!(bench.keys.cached(&key.hash).is_none(), "{table:?}");
+            bench.keys.find(&key.hash).await.unwrap();
+        }
+        assert!(bench.keys.asking.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_rotated_key_lives_on_in_the_new_one_until_its_time_is_over() {
+        let bench = bench().await;
+        let (mut old, new) = (testkit::key("sk-old"), testkit::key("sk-new"));
+        old.extra.insert("rotated_to".into(), json!(new.hash.hex()));
+        old.extra.insert("rotated_until_micros".into(), json!(100));
+        for key in [&old, &new] {
+            bench.store.insert_key(key).await.unwrap();
+        }
+        let found = bench.keys.find(&old.hash).await.unwrap().unwrap();
+        assert_eq!(found.hash, new.hash, "both charge one account");
+        assert!(bench.keys.cached(&old.hash).is_some());
+        bench.keys.forget(&new.hash);
+        assert!(bench.keys.cached(&old.hash).is_none(), "who blocks one blocks both");
+        bench.keys.find(&old.hash).await.unwrap();
+        bench.clock.set(100);
+        assert!(bench.keys.cached(&old.hash).is_none());
+        assert!(bench.keys.find(&old.hash).await.unwrap().is_none());
+        assert!(bench.keys.find(&new.hash).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_is_in_doubt_is_asked_for_again() {
+        let bench = bench().await;
+        let key = testkit::key("sk-a");
+        bench.store.insert_key(&key).await.unwrap();
+        bench.keys.find(&key.hash).await.unwrap();
+        bench.keys.doubt_all();
+        assert!(bench.keys.cached(&key.hash).is_none());
+        assert!(bench.keys.find(&key.hash).await.unwrap().is_some());
+        assert!(bench.keys.cached(&key.hash).is_some());
     }
 }

@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 /// How long the store's word is believed.
 const FRESH: Duration = Duration::from_secs(60);
 const MOST: u64 = 100_000;
-/// Questions about parties under way at once: names that callers make up must not take the connections
-/// that keys are looked up by.
+/// Questions about end users and tags under way at once: names that callers make up must not take the
+/// connections that keys are looked up by.
 const AT_ONCE: usize = 4;
 
 /// What a budget says where its holder does not.
@@ -135,7 +135,10 @@ impl Parties {
         {
             return Ok(entry.fields.clone());
         }
-        let _room = self.room.acquire().await;
+        let _room = match table {
+            Table::EndUser | Table::Tag => self.room.acquire().await.ok(),
+            _ => None,
+        };
         // Somebody else may have asked meanwhile.
         if let Some(entry) = self.known.get(&name)
             && self.fresh(&entry)

@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(order, [8, 1, 7, 9, 10, 2, 11, 3, 4, 5, 6]);
         line.leave(late, true);
         let (_, place) = line.join("late", 1.0);
-        assert_eq!(place, 6, "who had a turn is not before those who wait");
+        assert_eq!(place, 7, "who had a turn is not before those who wait");
         let first = *line.tickets.first().unwrap();
         assert!(line.is_first(first));
     }
