@@ -243,3 +243,23 @@ pub struct GroupAlias {
     /// Where the alias stands in the file.
     pub at: Span,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Env, load_text};
+    use super::*;
+
+    #[test]
+    fn the_salt_key_is_the_files_the_environments_or_the_master_key() {
+        let master = Secret::new("sk-master");
+        let general = |text: &str, salt: &str| {
+            let env = Env::from([("LITELLM_SALT_KEY", salt)]);
+            load_text("config.yaml", text, &env).unwrap().conf.general
+        };
+        let own = general("general_settings: {salt_key: ours}", "theirs");
+        assert_eq!(own.salt(&master), &Secret::new("ours"));
+        assert!(!own.all.contains_key("salt_key"));
+        assert_eq!(general("", "theirs").salt(&master), &Secret::new("theirs"));
+        assert_eq!(general("", "").salt(&master), &master);
+    }
+}
