@@ -4,7 +4,6 @@ use super::drain::{Flight, InFlight};
 use super::lanes::{Kind, Lane};
 use super::paths;
 use super::rooms::Stay;
-use crate::admin;
 use crate::snapshot::Snapshot;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
@@ -76,7 +75,7 @@ impl State {
         }));
         cx.purpose = match lane.kind {
             Kind::Call | Kind::Stream(_) | Kind::Nowhere => Purpose::Model,
-            Kind::Admin if !admin::is_info(path) => Purpose::Management,
+            Kind::Admin if !(snapshot.lanes.is_info)(path) => Purpose::Management,
             Kind::Admin | Kind::Health | Kind::Metrics => Purpose::Info,
         };
         Self {
