@@ -337,19 +337,35 @@ mod tests {
     #[tokio::test]
     async fn a_key_comes_with_everybody_it_belongs_to() {
         let bench = bench().await;
-        put(&bench, Table::User, "u", json!({"user_role": "proxy_admin", "rpm_limit": 1})).await;
+        put(
+            &bench,
+            Table::User,
+            "u",
+            json!({"user_role": "proxy_admin", "rpm_limit": 1}),
+        )
+        .await;
         let members = json!([{"user_id": "x"}, {"user_id": "u", "budget_id": "b"}]);
         let team = json!({"organization_id": "o", "members_with_roles": members});
         put(&bench, Table::Team, "t", team).await;
         put(&bench, Table::Organization, "o", json!({"max_budget": 3})).await;
-        put(&bench, Table::Budget, "b", json!({"max_budget": 2, "rpm_limit": 7})).await;
+        put(
+            &bench,
+            Table::Budget,
+            "b",
+            json!({"max_budget": 2, "rpm_limit": 7}),
+        )
+        .await;
         let mut key = testkit::key("sk-a");
         (key.user_id, key.team_id) = (Some("u".into()), Some("t".into()));
         key.extra.insert("budget_id".into(), json!("b"));
         key.extra.insert("rpm_limit".into(), json!(5));
         bench.store.insert_key(&key).await.unwrap();
         let holder = bench.keys.find(&key.hash).await.unwrap().unwrap();
-        assert_eq!(holder.limits.rpm, Some(5), "its own word goes before the budget's");
+        assert_eq!(
+            holder.limits.rpm,
+            Some(5),
+            "its own word goes before the budget's"
+        );
         assert_eq!(holder.limits.budget.nanos, Some(2_000_000_000));
         assert_eq!(holder.user.as_ref().unwrap().limits.rpm, Some(1));
         let member = holder.member.as_ref().unwrap();
@@ -386,7 +402,10 @@ mod tests {
         assert_eq!(found.hash, new.hash, "both charge one account");
         assert!(bench.keys.cached(&old.hash).is_some());
         bench.keys.forget(&new.hash);
-        assert!(bench.keys.cached(&old.hash).is_none(), "who blocks one blocks both");
+        assert!(
+            bench.keys.cached(&old.hash).is_none(),
+            "who blocks one blocks both"
+        );
         bench.keys.find(&old.hash).await.unwrap();
         bench.clock.set(100);
         assert!(bench.keys.cached(&old.hash).is_none());
