@@ -7,7 +7,10 @@
 //! `ROUTES` to [`TABLES`].
 
 use super::fields::Field;
-use super::{Desk, audit, error, issue, keys, lookup, rights, rotation, spend, users};
+use super::{
+    Desk, audit, budgets, customers, error, issue, keys, lookup, members, organizations, rights, rotation,
+    spend, tags, teams, users,
+};
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -25,6 +28,12 @@ const TABLES: &[&[Route]] = &[
     rotation::ROUTES,
     lookup::ROUTES,
     users::ROUTES,
+    teams::ROUTES,
+    members::ROUTES,
+    organizations::ROUTES,
+    customers::ROUTES,
+    budgets::ROUTES,
+    tags::ROUTES,
     spend::ROUTES,
     audit::ROUTES,
     ROUTES,

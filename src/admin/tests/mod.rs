@@ -2,13 +2,15 @@
 
 mod keys;
 mod keys_changed;
+mod objects;
 mod reading;
 mod refusals;
 mod rights;
+mod teams;
 
 use super::{Admin, Policy, router};
-use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
+use crate::shared::parties::Parties;
 use crate::store::{self, Address, Change, Doc, Settings, Store, Table};
 use axum::Router;
 use axum::body::Body;
@@ -51,13 +53,13 @@ impl Bench {
     async fn on(address: &str, dir: Option<TempDir>) -> Self {
         let address = Address::parse(address).unwrap();
         let store = store::open(&address, &Settings::default()).await.unwrap();
-        let keys = Arc::new(KeyCache::new(
-            Arc::clone(&store),
-            Arc::new(Counters::default()),
-            Arc::new(|_| 0),
-        ));
         let clock = Arc::new(FakeClock::default());
         clock.set(NOON);
+        let keys = Arc::new(KeyCache::new(
+            Arc::clone(&store),
+            Arc::new(Parties::new(Arc::clone(&store))),
+            Arc::clone(&clock) as Arc<dyn Clock>,
+        ));
         let policy: Arc<Mutex<Arc<Policy>>> = Arc::default();
         let router = router(Admin {
             store: Arc::clone(&store),
@@ -69,6 +71,7 @@ impl Bench {
             },
             is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
             unlanded: Arc::new(|_| 0),
+            calendar: Default::default(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
         });
         Self {
