@@ -358,3 +358,30 @@ fn filter(item: &Node, above: &Fields<'_>) -> Option<FilterUse> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::{Env, load_text};
+
+    #[test]
+    fn rows_are_kept_as_long_as_is_said() {
+        let env = Env::default();
+        let of = |text: &str| match load_text("config.yaml", text, &env) {
+            Ok(loaded) => loaded.conf,
+            Err(report) => panic!("{}", report.render(false)),
+        };
+        assert_eq!(of("model_list: []").tollkeeper.ledger.keep, None);
+        let day = Duration::from_secs(86_400);
+        let conf = of(
+            "tollkeeper: {ledger: {keep: 400d}}\ngeneral_settings: {maximum_spend_logs_retention_period: 7d}",
+        );
+        assert_eq!(conf.tollkeeper.ledger.keep, Some(day * 400));
+        assert_eq!(conf.general.maximum_spend_logs_retention_period, Some(day * 7));
+        for keep in ["1h", "0", "forever", "-1d"] {
+            let text = format!("tollkeeper: {{ledger: {{keep: {keep}}}}}");
+            let report = load_text("config.yaml", &text, &env).expect_err(keep);
+            assert!(report.render(false).contains("keep"), "{keep}");
+        }
+    }
+}

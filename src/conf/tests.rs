@@ -588,21 +588,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn rows_are_kept_as_long_as_is_said() {
-    let env = Env::default();
-    assert_eq!(conf_of("model_list: []", &env).tollkeeper.ledger.keep, None);
-    let day = Duration::from_secs(86_400);
-    let conf = conf_of(
-        "tollkeeper: {ledger: {keep: 400d}}\ngeneral_settings: {maximum_spend_logs_retention_period: 7d}",
-        &env,
-    );
-    assert_eq!(conf.tollkeeper.ledger.keep, Some(day * 400));
-    assert_eq!(conf.general.maximum_spend_logs_retention_period, Some(day * 7));
-    for keep in ["1h", "0", "forever", "-1d"] {
-        let text = format!("tollkeeper: {{ledger: {{keep: {keep}}}}}");
-        let report = load_text("config.yaml", &text, &env).expect_err(keep);
-        assert!(report.render(false).contains("keep"), "{keep}");
-    }
-}
