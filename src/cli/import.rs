@@ -3,6 +3,7 @@
 use crate::conf::{self, Conf, EXIT_CONFIG, Env};
 use crate::import::litellm::{self, ImportError, Order, Salts, Vault};
 use crate::master_key;
+use crate::store::litellm::ReadError;
 use crate::store::seal::Seal;
 use crate::store::{self, Address, Store};
 use clap::{Args, Subcommand};
@@ -98,7 +99,7 @@ async fn import(args: &LitellmArgs, conf: &Conf) -> Result<String, (i32, String)
     };
     let report = litellm::run(&order, store, args.dry_run).await.map_err(|e| {
         let code = match &e {
-            ImportError::NotLitellm(_) => EXIT_CONFIG,
+            ImportError::Source(ReadError::NotLitellm(_)) => EXIT_CONFIG,
             ImportError::Source(_) | ImportError::Store(_) => UNAVAILABLE,
         };
         (code, e.to_string())

@@ -6,6 +6,7 @@
 mod ask;
 pub mod error;
 mod filter;
+pub mod litellm;
 pub mod period;
 mod plan;
 pub mod postgres;

@@ -1,19 +1,14 @@
 //! `LiteLLM_VerificationToken` to our keys. Hashes stay as they are, so issued keys keep working.
 
 use super::limits;
-use super::read::{Source, listed};
 use super::row::{Row, Shape};
+use crate::store::litellm::{Beside, KEYS, ReadError, Source, Table};
 use filters::model::key::{Key, KeyHash};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 
-pub const TABLE: &str = "LiteLLM_VerificationToken";
-
 /// The team of the keys that LiteLLM's dashboard makes for its own sessions.
 const DASHBOARD: &str = "litellm-dashboard";
-
-/// Aliases that several keys share; more than these are found out one by one when they are written.
-const MAX_TWINS: usize = 100_000;
 
 const COLUMNS: &[&str] = &[
     "token",
@@ -64,53 +59,26 @@ pub enum Taken {
     Left(&'static str),
 }
 
-/// Statement and label of all keys.
-pub fn select(source: &Source) -> (String, &'static str) {
+/// All keys.
+pub fn table() -> Table<'static> {
     let extra = EXTRA.iter().map(|(name, _)| *name);
-    let wanted = COLUMNS.iter().copied().chain(extra).chain(IDS.iter().copied());
-    let mut columns = source.present(TABLE, wanted.chain(limits::COLUMNS.iter().copied()));
-    columns.dedup();
-    let mut list = listed(&columns);
-    if source.has("LiteLLM_BudgetTable", "budget_id") && source.has(TABLE, "budget_id") {
-        list = format!("{list}, {}", limits::BUDGET);
+    let columns = COLUMNS.iter().copied().chain(extra).chain(IDS.iter().copied());
+    Table {
+        name: KEYS,
+        id: "token",
+        columns: columns.chain(limits::COLUMNS.iter().copied()).collect(),
+        beside: &[Beside::Budget, Beside::Permission],
+        // A token may be a key in plain text where something went wrong: it is no name for a report.
+        label: &["key_alias", "key_name"],
     }
-    if source.has("LiteLLM_ObjectPermissionTable", "object_permission_id")
-        && source.has(TABLE, "object_permission_id")
-    {
-        list = format!(
-            "{list}, (SELECT to_json(p) FROM \"LiteLLM_ObjectPermissionTable\" p \
-             WHERE p.\"object_permission_id\" = t.\"object_permission_id\") AS \"object_permission\""
-        );
-    }
-    // A token may be a key in plain text where something went wrong: it is no name for a report.
-    let label = match (source.has(TABLE, "key_alias"), source.has(TABLE, "key_name")) {
-        (true, true) => "coalesce(nullif(key_alias, ''), key_name)",
-        (true, false) => "key_alias",
-        (false, true) => "key_name",
-        (false, false) => "''::text",
-    };
-    (
-        format!("SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"token\""),
-        label,
-    )
 }
 
 /// Aliases that several keys share, with the token of the one that keeps it: the oldest.
-pub async fn twins(source: &Source) -> Result<HashMap<String, String>, super::ImportError> {
-    if !source.has(TABLE, "key_alias") {
-        return Ok(HashMap::new());
-    }
-    let age = if source.has(TABLE, "created_at") {
-        "t.\"created_at\" NULLS LAST, t.\"token\""
-    } else {
-        "t.\"token\""
-    };
-    let select = format!(
-        "SELECT t.\"key_alias\" AS alias, (array_agg(t.\"token\" ORDER BY {age}))[1] AS token FROM \"{TABLE}\" t \
-         WHERE t.\"key_alias\" <> '' GROUP BY 1 HAVING count(*) > 1 LIMIT {MAX_TWINS}"
-    );
-    let cursor = source.open(&select, "''::text").await?;
+pub async fn twins(source: &Source) -> Result<HashMap<String, String>, ReadError> {
     let mut out = HashMap::new();
+    let Some(cursor) = source.twins().await? else {
+        return Ok(out);
+    };
     loop {
         let page = source.next(&cursor).await?;
         if page.is_empty() {

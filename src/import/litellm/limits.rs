@@ -57,10 +57,6 @@ pub const COLUMNS: &[&str] = &[
     "budget_id",
 ];
 
-/// A subquery for the budget that `t` refers to.
-pub const BUDGET: &str = "(SELECT to_json(b) FROM \"LiteLLM_BudgetTable\" b WHERE b.\"budget_id\" = t.\"budget_id\") \
-     AS \"litellm_budget_table\"";
-
 /// Reads the limits of a row: its own, then its budget's.
 pub fn read(row: &mut Row) -> Map<String, Value> {
     fill_in(row);

@@ -1,8 +1,8 @@
 //! `LiteLLM_SpendLogs` to ledger rows, on request. Their money is part of the sums that came with keys,
 //! owners and days; the rows are there to be looked at and add to nothing.
 
-use super::read::{Source, listed};
 use super::row::{Row, id_flaw};
+use crate::store::litellm::Table;
 use filters::model::call::Endpoint;
 use filters::model::key::KeyHash;
 use filters::model::record::{Record, Status};
@@ -38,17 +38,15 @@ const COLUMNS: &[&str] = &[
     "status",
 ];
 
-pub fn select(source: &Source) -> Option<String> {
-    if !["request_id", "startTime", "spend"]
-        .iter()
-        .all(|c| source.has(TABLE, c))
-    {
-        return None;
+/// All rows.
+pub fn table() -> Table<'static> {
+    Table {
+        name: TABLE,
+        id: "request_id",
+        columns: COLUMNS.to_vec(),
+        beside: &[],
+        label: &["request_id"],
     }
-    let list = listed(&source.present(TABLE, COLUMNS.iter().copied()));
-    Some(format!(
-        "SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"request_id\""
-    ))
 }
 
 /// Makes a ledger row; the error says why it is left.

@@ -10,7 +10,6 @@ mod limits;
 mod logs;
 mod models;
 mod owners;
-mod read;
 mod row;
 mod secrets;
 mod vault;
@@ -20,10 +19,10 @@ pub use secrets::{Closed, Salts};
 pub use vault::{Close, Open, Vault};
 
 use super::Report;
+use crate::store::litellm::{Cursor, DAYS, KEYS, ReadError, Source, Table};
 use crate::store::{Audit, Store, StoreError};
 use filters::model::secret::Secret;
 use owners::Spec;
-use read::Source;
 use row::Row;
 use serde_json::Value;
 use std::sync::Arc;
@@ -32,14 +31,8 @@ use write::{Sink, WantedKey};
 /// Why an import ended before its end. What was written until then stays, and another run goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// LiteLLM's database cannot be read.
-    #[error("LiteLLM's database: {0}")]
-    Source(String),
-    /// The schema that was looked at.
-    #[error(
-        "there are no tables of LiteLLM's in schema \"{0}\" of that database; `?schema=NAME` at the end of the address names another"
-    )]
-    NotLitellm(String),
+    #[error(transparent)]
+    Source(#[from] ReadError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -64,7 +57,7 @@ pub struct Order {
 
 /// Tables that are read, in whole or in part.
 const KNOWN: [&str; 17] = [
-    keys::TABLE,
+    KEYS,
     "LiteLLM_BudgetTable",
     "LiteLLM_OrganizationTable",
     "LiteLLM_OrganizationMembership",
@@ -77,7 +70,7 @@ const KNOWN: [&str; 17] = [
     "LiteLLM_TagTable",
     models::TABLE,
     models::CREDENTIALS,
-    daily::TABLE,
+    DAYS,
     logs::TABLE,
     "LiteLLM_Config",
     "LiteLLM_VerificationTokenView",
@@ -171,11 +164,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Reads a page of a cursor; rows that cannot be read are reported. `None` = that was all.
-    async fn page(
-        &mut self,
-        what: &'static str,
-        cursor: &read::Cursor,
-    ) -> Result<Option<Vec<Row>>, ImportError> {
+    async fn page(&mut self, what: &'static str, cursor: &Cursor) -> Result<Option<Vec<Row>>, ImportError> {
         let raw = self.source.next(cursor).await?;
         if raw.is_empty() {
             return Ok(None);
@@ -199,11 +188,10 @@ impl Run<'_> {
     }
 
     async fn objects(&mut self, spec: &'static Spec) -> Result<(), ImportError> {
-        let Some(select) = owners::select(&self.source, spec) else {
+        let Some(cursor) = self.source.open(&owners::table(spec)).await? else {
             return Ok(());
         };
         let now = self.order.now_micros;
-        let cursor = self.source.open(&select, &read::quoted(spec.id)).await?;
         self.report.line(spec.what);
         while let Some(rows) = self.page(spec.what, &cursor).await? {
             let mut memberships = self.memberships(spec, &rows).await?;
@@ -239,7 +227,7 @@ impl Run<'_> {
             _ => return Ok(owners::Memberships::new()),
         };
         let ids: Vec<String> = rows.iter().filter_map(|r| r.text(spec.id)).collect();
-        owners::memberships(&self.source, name, spec.id, &ids).await
+        Ok(owners::memberships(&self.source, name, spec.id, &ids).await?)
     }
 
     fn members(&self, spec: &Spec, wanted: &mut write::Wanted, row: &mut Row, own: Vec<Row>) -> u64 {
@@ -252,8 +240,9 @@ impl Run<'_> {
 
     async fn keys(&mut self) -> Result<(), ImportError> {
         let twins = keys::twins(&self.source).await?;
-        let (select, label) = keys::select(&self.source);
-        let cursor = self.source.open(&select, label).await?;
+        let Some(cursor) = self.source.open(&keys::table()).await? else {
+            return Ok(());
+        };
         let mut sessions = 0_u64;
         self.report.line("keys");
         while let Some(rows) = self.page("keys", &cursor).await? {
@@ -290,14 +279,10 @@ impl Run<'_> {
     }
 
     async fn models(&mut self) -> Result<(), ImportError> {
-        let Some(select) = models::select(&self.source) else {
+        let Some(cursor) = self.source.open(&models::table()).await? else {
             return Ok(());
         };
         let credentials = models::credentials(&self.source, &self.order.salts).await?;
-        let cursor = self
-            .source
-            .open(&select, "coalesce(nullif(model_name, ''), model_id)")
-            .await?;
         self.report.line("models");
         while let Some(rows) = self.page("models", &cursor).await? {
             let mut page = Vec::with_capacity(rows.len());
@@ -327,10 +312,9 @@ impl Run<'_> {
     }
 
     async fn days(&mut self) -> Result<(), ImportError> {
-        let Some(select) = daily::select(&self.source) else {
+        let Some(cursor) = self.source.days().await? else {
             return Ok(());
         };
-        let cursor = self.source.open(&select, "concat(day, ' ', model_group)").await?;
         self.report.line("daily sums");
         while let Some(rows) = self.page("daily sums", &cursor).await? {
             let mut page = Vec::with_capacity(rows.len());
@@ -348,10 +332,9 @@ impl Run<'_> {
     }
 
     async fn logs(&mut self) -> Result<(), ImportError> {
-        let Some(select) = logs::select(&self.source) else {
+        let Some(cursor) = self.source.open(&logs::table()).await? else {
             return Ok(());
         };
-        let cursor = self.source.open(&select, "request_id").await?;
         self.report.line("spend logs");
         while let Some(rows) = self.page("spend logs", &cursor).await? {
             let mut page = Vec::with_capacity(rows.len());
@@ -370,31 +353,25 @@ impl Run<'_> {
 
     /// Says what is not taken at all.
     async fn rest(&mut self) -> Result<(), ImportError> {
-        let source = &self.source;
-        if source.has("LiteLLM_UserTable", "password") {
-            let sql = "SELECT count(*) FROM \"LiteLLM_UserTable\" WHERE \"password\" <> ''";
-            let n = source.number(sql).await?;
-            if n > 0 {
-                let why = "passwords of LiteLLM's dashboard; nobody signs in with one here";
-                self.report.not_taken("passwords of users", n.to_string(), why);
-            }
+        let passwords = self.source.passwords().await?;
+        if passwords > 0 {
+            let why = "passwords of LiteLLM's dashboard; nobody signs in with one here";
+            self.report
+                .not_taken("passwords of users", passwords.to_string(), why);
         }
-        if source.has("LiteLLM_TeamMembership", "team_id") && source.has("LiteLLM_TeamTable", "team_id") {
-            let sql = "SELECT count(*) FROM \"LiteLLM_TeamMembership\" m WHERE NOT EXISTS \
-                 (SELECT 1 FROM \"LiteLLM_TeamTable\" t WHERE t.\"team_id\" = m.\"team_id\")";
-            let n = source.number(sql).await?;
-            if n > 0 {
-                self.report
-                    .not_taken("memberships", n.to_string(), "their team is gone");
-            }
+        let orphans = self.source.orphans().await?;
+        if orphans > 0 {
+            self.report
+                .not_taken("memberships", orphans.to_string(), "their team is gone");
         }
-        if source.has("LiteLLM_Config", "param_name") {
-            let cursor = source
-                .open(
-                    "SELECT t.\"param_name\" FROM \"LiteLLM_Config\" t ORDER BY 1",
-                    "param_name",
-                )
-                .await?;
+        let settings = Table {
+            name: "LiteLLM_Config",
+            id: "param_name",
+            columns: vec!["param_name"],
+            beside: &[],
+            label: &["param_name"],
+        };
+        if let Some(cursor) = self.source.open(&settings).await? {
             loop {
                 let rows = self.source.next(&cursor).await?;
                 if rows.is_empty() {

@@ -1,12 +1,11 @@
 //! `LiteLLM_ProxyModelTable` and the credentials its models refer to. Provider keys are decrypted here; a
 //! model of which one value cannot be is left out whole: without its key it could only fail.
 
-use super::ImportError;
-use super::read::{Source, listed};
 use super::row::{Row, Shape, id_flaw};
 use super::secrets::{Closed, Salts};
 use super::write::Wanted;
 use crate::store::Table;
+use crate::store::litellm::{self, ReadError, Source};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
@@ -21,37 +20,40 @@ const MAX_DEPTH: u8 = 16;
 /// Credentials by name: their values in plain text, or the field that does not open.
 pub type Credentials = HashMap<String, Result<Map<String, Value>, (String, Closed)>>;
 
-pub fn select(source: &Source) -> Option<String> {
-    if !source.has(TABLE, "model_id") || !source.has(TABLE, "litellm_params") {
-        return None;
+/// All models.
+pub fn table() -> litellm::Table<'static> {
+    litellm::Table {
+        name: TABLE,
+        id: "model_id",
+        columns: vec![
+            "model_id",
+            "model_name",
+            "litellm_params",
+            "model_info",
+            "blocked",
+            "created_at",
+            "created_by",
+            "updated_at",
+            "updated_by",
+        ],
+        beside: &[],
+        label: &["model_name", "model_id"],
     }
-    let wanted = [
-        "model_id",
-        "model_name",
-        "litellm_params",
-        "model_info",
-        "blocked",
-        "created_at",
-        "created_by",
-        "updated_at",
-        "updated_by",
-    ];
-    let list = listed(&source.present(TABLE, wanted));
-    Some(format!(
-        "SELECT {list} FROM \"{TABLE}\" t ORDER BY t.\"model_id\""
-    ))
 }
 
 /// All named credentials, opened.
-pub async fn credentials(source: &Source, salts: &Salts) -> Result<Credentials, ImportError> {
+pub async fn credentials(source: &Source, salts: &Salts) -> Result<Credentials, ReadError> {
     let mut out = Credentials::new();
-    if !source.has(CREDENTIALS, "credential_name") || !source.has(CREDENTIALS, "credential_values") {
+    let table = litellm::Table {
+        name: CREDENTIALS,
+        id: "credential_name",
+        columns: vec!["credential_name", "credential_values"],
+        beside: &[],
+        label: &["credential_name"],
+    };
+    let Some(cursor) = source.open(&table).await? else {
         return Ok(out);
-    }
-    let select = format!(
-        "SELECT t.\"credential_name\", t.\"credential_values\" FROM \"{CREDENTIALS}\" t LIMIT {MAX_CREDENTIALS}"
-    );
-    let cursor = source.open(&select, "credential_name").await?;
+    };
     loop {
         let page = source.next(&cursor).await?;
         if page.is_empty() {
@@ -60,6 +62,7 @@ pub async fn credentials(source: &Source, salts: &Salts) -> Result<Credentials, 
         for raw in page {
             if let Ok(mut row) = Row::new(raw)
                 && let Some(name) = row.text("credential_name")
+                && out.len() < MAX_CREDENTIALS
             {
                 let mut values = row.object("credential_values");
                 let opened = open(&mut values, salts);

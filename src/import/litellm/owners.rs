@@ -1,12 +1,12 @@
 //! Users, teams with their members, organizations, end users, tags and budgets: rows to objects with
 //! LiteLLM's field names.
 
+use super::keys;
 use super::limits;
-use super::read::{PAGE, Source, listed};
 use super::row::{Row, Shape, id_flaw};
 use super::write::Wanted;
-use super::{ImportError, keys};
 use crate::store::Table;
+use crate::store::litellm::{self, Beside, PAGE, ReadError, Source};
 use filters::model::account::{Account, Kind, member};
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
@@ -139,13 +139,9 @@ pub fn is_looser(row: &Row) -> bool {
         .any(|f| RESTRICTING.contains(&f.field.as_str()) && f.what.ends_with("left out"))
 }
 
-/// The statement for all rows; `None` = there is no such table here.
-pub fn select(source: &Source, spec: &Spec) -> Option<String> {
-    if !source.has(spec.name, spec.id) {
-        return None;
-    }
-    let own = spec.shapes.iter().map(|(name, _)| *name);
-    let mut wanted: Vec<&str> = vec![
+/// All rows.
+pub fn table(spec: &'static Spec) -> litellm::Table<'static> {
+    let mut columns: Vec<&str> = vec![
         spec.id,
         "spend",
         "model_spend",
@@ -156,25 +152,20 @@ pub fn select(source: &Source, spec: &Spec) -> Option<String> {
         "members",
         "admins",
     ];
-    wanted.extend(own.chain(spec.ids.iter().copied()));
-    wanted.extend(limits::COLUMNS.iter().filter(|c| **c != spec.id));
-    let mut list = listed(&source.present(spec.name, wanted));
-    if spec.table != Table::Budget
-        && source.has(spec.name, "budget_id")
-        && source.has("LiteLLM_BudgetTable", "budget_id")
-    {
-        list = format!("{list}, {}", limits::BUDGET);
+    columns.extend(spec.shapes.iter().map(|(name, _)| *name));
+    columns.extend(spec.ids);
+    columns.extend(limits::COLUMNS.iter().filter(|c| **c != spec.id));
+    litellm::Table {
+        name: spec.name,
+        id: spec.id,
+        columns,
+        beside: match spec.table {
+            Table::Budget => &[],
+            Table::Team => &[Beside::Budget, Beside::ModelAliases],
+            _ => &[Beside::Budget],
+        },
+        label: std::slice::from_ref(&spec.id),
     }
-    if source.has(spec.name, "model_id") && source.has("LiteLLM_ModelTable", "aliases") {
-        list = format!(
-            "{list}, (SELECT m.\"aliases\" FROM \"LiteLLM_ModelTable\" m WHERE m.\"id\" = t.\"model_id\") \
-             AS \"model_aliases\""
-        );
-    }
-    Some(format!(
-        "SELECT {list} FROM \"{}\" t ORDER BY t.\"{}\"",
-        spec.name, spec.id
-    ))
 }
 
 /// Makes an object of a row; the error says why the row is left.
@@ -232,19 +223,18 @@ pub async fn memberships(
     name: &'static str,
     of: &'static str,
     ids: &[String],
-) -> Result<Memberships, ImportError> {
+) -> Result<Memberships, ReadError> {
     let mut out = Memberships::new();
-    if !source.has(name, of) || !source.has(name, "user_id") || ids.is_empty() {
-        return Ok(out);
-    }
-    let wanted = [of, "user_id", "user_role", "spend", "created_at", "updated_at"];
-    let mut list = listed(&source.present(name, wanted.into_iter().chain(limits::COLUMNS.iter().copied())));
-    if source.has(name, "budget_id") && source.has("LiteLLM_BudgetTable", "budget_id") {
-        list = format!("{list}, {}", limits::BUDGET);
-    }
-    let select = format!("SELECT {list} FROM \"{name}\" t WHERE t.\"{of}\" = ANY($1) ORDER BY t.\"user_id\"");
+    let own = [of, "user_id", "user_role", "spend", "created_at", "updated_at"];
+    let table = litellm::Table {
+        name,
+        id: "user_id",
+        columns: own.into_iter().chain(limits::COLUMNS.iter().copied()).collect(),
+        beside: &[Beside::Budget],
+        label: &["user_id"],
+    };
     for ids in ids.chunks(PAGE) {
-        for raw in source.of(&select, "user_id", ids).await? {
+        for raw in source.of(&table, of, ids).await? {
             // What cannot be read is counted where the whole table is.
             if let Ok(row) = Row::new(raw)
                 && let Some(id) = row.text(of)

@@ -1,8 +1,8 @@
 //! One row of LiteLLM's, field by field: money to nano-dollars, times to microseconds, and a note of
 //! everything that had to be put right. A value of the wrong type counts as absent, and is noted.
 
-use super::read::Raw;
 use crate::admin::duration;
+use crate::store::litellm::Raw;
 use filters::model::money::Nanos;
 use jiff::Timestamp;
 use jiff::civil::DateTime;

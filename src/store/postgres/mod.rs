@@ -3,7 +3,7 @@
 mod accounts;
 mod audit;
 mod change;
-pub(crate) mod connect;
+pub(super) mod connect;
 mod import;
 mod keys;
 mod ledger;

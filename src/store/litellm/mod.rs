@@ -1,10 +1,13 @@
-//! Reading LiteLLM's tables: one connection, one view of the data, row by row through cursors.
+//! LiteLLM's database, to be imported from: one connection, one view of the data, row by row through cursors.
 //!
-//! The one place outside `store/` that speaks SQL, because these are not our tables: it only ever reads,
-//! the server holds it to that, and no value becomes part of a statement. Which columns there are is asked
-//! first: releases differ, and what a role may not read counts as absent.
+//! It only ever reads, the server holds it to that, and no value becomes part of a statement. Which columns
+//! there are is asked first: releases differ, and what a role may not read counts as absent. What a row means
+//! is for `import` to say.
 
-use super::ImportError;
+mod tables;
+
+pub use tables::{Beside, DAYS, KEYS, Table};
+
 use crate::store::Settings;
 use crate::store::postgres::connect::{Target, describe};
 use filters::model::secret::Secret;
@@ -23,6 +26,21 @@ pub const PAGE: usize = 250;
 const MAX_ROW: usize = 4 << 20;
 /// Rows of a table nobody reads are counted up to here.
 const MAX_COUNT: i64 = 100_000;
+
+/// Why LiteLLM's database cannot be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("LiteLLM's database: {0}")]
+    Failed(String),
+    /// The schema that was looked at.
+    #[error(
+        "there are no tables of LiteLLM's in schema \"{0}\" of that database; `?schema=NAME` at the end of the \
+         address names another"
+    )]
+    NotLitellm(String),
+}
+
+type Result<T> = std::result::Result<T, ReadError>;
 
 /// LiteLLM's database.
 pub struct Source {
@@ -43,16 +61,16 @@ pub struct Cursor(u32);
 
 impl Source {
     /// Connects, and begins the one view of the data that everything is read from.
-    pub async fn connect(url: &Secret) -> Result<Self, ImportError> {
+    pub async fn connect(url: &Secret) -> Result<Self> {
         let target =
-            Target::parse(url, &Settings::default()).map_err(|e| ImportError::Source(e.to_string()))?;
+            Target::parse(url, &Settings::default()).map_err(|e| ReadError::Failed(e.to_string()))?;
         let connected = tokio::time::timeout(
             target.settings.connect_timeout,
             target.config.connect(target.tls.clone()),
         );
         let (client, connection) = connected
             .await
-            .map_err(|_| ImportError::Source("LiteLLM's database does not answer".into()))?
+            .map_err(|_| ReadError::Failed("LiteLLM's database does not answer".into()))?
             .map_err(source)?;
         let mut source = Self {
             client,
@@ -77,7 +95,7 @@ impl Source {
         Ok(source)
     }
 
-    async fn look_around(&mut self) -> Result<(), ImportError> {
+    async fn look_around(&mut self) -> Result<()> {
         let sql = "SELECT table_name::text, column_name::text FROM information_schema.columns \
              WHERE table_schema = current_schema() \
              AND table_name LIKE 'LiteLLM\\_%'";
@@ -85,7 +103,7 @@ impl Source {
             let (table, column) = (row.try_get(0).map_err(source)?, row.try_get(1).map_err(source)?);
             self.columns.entry(table).or_default().insert(column);
         }
-        if self.has("LiteLLM_VerificationToken", "token") {
+        if self.has(KEYS, "token") {
             return Ok(());
         }
         let schema = self
@@ -95,7 +113,7 @@ impl Source {
             Some(row) => row.try_get(0).map_err(source)?,
             None => String::new(),
         };
-        Err(ImportError::NotLitellm(schema))
+        Err(ReadError::NotLitellm(schema))
     }
 
     pub fn has(&self, table: &str, column: &str) -> bool {
@@ -103,7 +121,7 @@ impl Source {
     }
 
     /// Those of these columns that the table has.
-    pub fn present<'a>(&self, table: &str, wanted: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    fn present<'a>(&self, table: &str, wanted: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         wanted.into_iter().filter(|c| self.has(table, c)).collect()
     }
 
@@ -114,7 +132,7 @@ impl Source {
     }
 
     /// How many rows a table has, and whether that is all of them. 0 for what is no table.
-    pub async fn count(&self, table: &str) -> Result<(u64, bool), ImportError> {
+    pub async fn count(&self, table: &str) -> Result<(u64, bool)> {
         let sql = "SELECT c.relkind::text FROM pg_class c WHERE c.oid = to_regclass($1)";
         let kind = self.query(sql, &[&quoted(table)]).await?;
         match kind.first().map(|row| row.try_get::<_, String>(0)) {
@@ -130,7 +148,7 @@ impl Source {
     }
 
     /// The one number a statement answers with.
-    pub async fn number(&self, sql: &str) -> Result<u64, ImportError> {
+    async fn number(&self, sql: &str) -> Result<u64> {
         let rows = self.query(sql, &[]).await?;
         let n: i64 = match rows.first() {
             Some(row) => row.try_get(0).map_err(source)?,
@@ -140,7 +158,7 @@ impl Source {
     }
 
     /// Begins to read what `select` finds, each row as JSON. `label` is an expression over its columns.
-    pub async fn open(&self, select: &str, label: &str) -> Result<Cursor, ImportError> {
+    async fn declare(&self, select: &str, label: &str) -> Result<Cursor> {
         let n = self.cursors.fetch_add(1, Ordering::Relaxed);
         self.run(&format!(
             "DECLARE import_{n} NO SCROLL CURSOR FOR {}",
@@ -151,7 +169,7 @@ impl Source {
     }
 
     /// The next rows, at most [`PAGE`]; none at the end.
-    pub async fn next(&self, cursor: &Cursor) -> Result<Vec<Raw>, ImportError> {
+    pub async fn next(&self, cursor: &Cursor) -> Result<Vec<Raw>> {
         let rows = self
             .query(&format!("FETCH {PAGE} FROM import_{}", cursor.0), &[])
             .await?;
@@ -162,12 +180,12 @@ impl Source {
     }
 
     /// All rows that `select` finds for these values of `$1`.
-    pub async fn of(&self, select: &str, label: &str, ids: &[String]) -> Result<Vec<Raw>, ImportError> {
+    async fn all(&self, select: &str, label: &str, ids: &[String]) -> Result<Vec<Raw>> {
         let rows = self.query(&as_json(select, label), &[&ids]).await?;
         rows.iter().map(raw).collect()
     }
 
-    async fn run(&self, sql: &str) -> Result<(), ImportError> {
+    async fn run(&self, sql: &str) -> Result<()> {
         let work = self.client.batch_execute(sql);
         match tokio::time::timeout(PATIENCE, work).await {
             Ok(done) => done.map_err(source),
@@ -175,11 +193,7 @@ impl Source {
         }
     }
 
-    async fn query(
-        &self,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<tokio_postgres::Row>, ImportError> {
+    async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<tokio_postgres::Row>> {
         match tokio::time::timeout(PATIENCE, self.client.query(sql, params)).await {
             Ok(rows) => rows.map_err(source),
             Err(_) => Err(slow()),
@@ -200,7 +214,7 @@ fn as_json(select: &str, label: &str) -> String {
     )
 }
 
-fn raw(row: &tokio_postgres::Row) -> Result<Raw, ImportError> {
+fn raw(row: &tokio_postgres::Row) -> Result<Raw> {
     let label: Option<String> = row.try_get(1).map_err(source)?;
     Ok(Raw {
         json: row.try_get(0).map_err(source)?,
@@ -209,20 +223,20 @@ fn raw(row: &tokio_postgres::Row) -> Result<Raw, ImportError> {
 }
 
 /// A column list for SELECT, each from `t`.
-pub fn listed(columns: &[&str]) -> String {
+fn listed(columns: &[&str]) -> String {
     let columns: Vec<String> = columns.iter().map(|c| format!("t.{}", quoted(c))).collect();
     columns.join(", ")
 }
 
 /// An identifier in quotes.
-pub fn quoted(name: &str) -> String {
+fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn source(e: tokio_postgres::Error) -> ImportError {
-    ImportError::Source(describe(&e))
+fn source(e: tokio_postgres::Error) -> ReadError {
+    ReadError::Failed(describe(&e))
 }
 
-fn slow() -> ImportError {
-    ImportError::Source("LiteLLM's database does not answer in time".into())
+fn slow() -> ReadError {
+    ReadError::Failed("LiteLLM's database does not answer in time".into())
 }
