@@ -161,6 +161,7 @@ impl Lanes {
                     json!({"allow_origins": conf.tollkeeper.cors.allow_origins}),
                 ),
                 ("auth", json!({"header": conf.general.litellm_key_header_name})),
+                ("limits", json!({"budget_status": conf.meters.budget_status})),
             ],
             lanes: Vec::new(),
         };
@@ -290,7 +291,7 @@ struct Builder<'a> {
     registry: &'a Registry,
     ports: &'a Ports,
     /// Settings of the filters that the config knows more of than a lane says.
-    known: [(&'static str, Value); 2],
+    known: [(&'static str, Value); 3],
     lanes: Vec<(Lane, Vec<Pattern>)>,
 }
 
@@ -489,7 +490,7 @@ fn check_order(lane: &str, chain: &Chain, auth: Auth, kind: &Kind) -> Result<(),
         _ => Ok(()),
     };
     before("auth", "access", "whose list of models counts is known only then")?;
-    before("access", "budget", "which model is meant is known only then")?;
+    before("access", "limits", "which model is meant is known only then")?;
     before(
         "spend",
         "usage",

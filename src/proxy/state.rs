@@ -3,6 +3,7 @@
 use super::drain::{Flight, InFlight};
 use super::lanes::{Kind, Lane};
 use super::paths;
+use super::rooms::Stay;
 use crate::snapshot::Snapshot;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
@@ -31,6 +32,8 @@ pub struct State {
     pub peer: IpAddr,
     /// The room that the call's body takes.
     pub room: Option<OwnedSemaphorePermit>,
+    /// What the call holds of its deployment's limits.
+    pub stay: Option<Stay>,
     outcome: Option<Outcome>,
     finished: bool,
     _flight: Flight,
@@ -82,6 +85,7 @@ impl State {
             judged,
             peer,
             room: None,
+            stay: None,
             outcome: None,
             finished: false,
             _flight: in_flight.begin(),
@@ -146,6 +150,10 @@ impl State {
         });
         let lane = Arc::clone(&self.lane);
         lane.chain.logging(&mut self.cx, &outcome);
+        if let Some(mut stay) = self.stay.take() {
+            let used = self.cx.metered.used.unwrap_or_default();
+            stay.settle(used.prompt_tokens.saturating_add(used.completion_tokens));
+        }
         crate::telemetry::request_line(&self.cx, &outcome);
     }
 }

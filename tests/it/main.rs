@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod books;
 mod calls;
 mod cli;
 mod crash;
@@ -15,6 +16,7 @@ mod hangups;
 mod kit;
 mod ledger;
 mod lifecycle;
+mod limits;
 mod objects;
 mod outage;
 mod passthrough;
