@@ -27,6 +27,7 @@ want() { command -v "$2" >/dev/null || compgen -G "$2" >/dev/null || missing+=("
 want wrk wrk
 want postgresql '/usr/lib/postgresql/*/bin/initdb'
 want python3 python3
+want redis-server redis-server
 want util-linux setpriv
 if [ "$mode" = profile ] && ! command -v valgrind >/dev/null; then want linux-perf perf; fi
 if [ ${#missing[@]} -gt 0 ]; then

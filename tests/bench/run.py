@@ -60,11 +60,13 @@ tollkeeper:
       auth: open
       filters: [translate]
 """
+# Everything on: key, budgets and limits shared through Redis, a row for each call in Postgres, metrics.
 GOVERNED = """
 general_settings:
   database_url: {database}
 tollkeeper:
   data_dir: {data}
+  redis: {{url: "redis://127.0.0.1:{redis}"}}
 """
 
 
@@ -94,6 +96,8 @@ class Stand:
     def __enter__(self):
         self.postgres = self.stack.enter_context(Postgres(self.dir / "postgres"))
         self.database = self.postgres.database("bench")
+        self.redis = self.stack.enter_context(self._start("redis", lambda port: [
+            "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]))
         self.mock = self._start("mock_upstream", lambda port: [
             self.bin / "examples/mock_upstream", f"127.0.0.1:{port}", CHUNKS, SLOW_CHUNKS, 1000])
         self.stack.enter_context(self.mock)
@@ -118,7 +122,8 @@ class Stand:
         data = self.dir / f"data-{name}"
         data.mkdir(mode=0o700, exist_ok=True)
         config = self.dir / f"{name}.yaml"
-        config.write_text(text.format(mock=self.mock.port, data=data, database=self.database))
+        config.write_text(text.format(mock=self.mock.port, data=data, database=self.database,
+                                      redis=self.redis.port))
         return self._start(name, lambda port: [
             *wrapper, self.bin / "tollkeeper", "--config", config, "--host", "127.0.0.1", "--port", port],
             {"TOLLKEEPER_MASTER_KEY": self.master})
@@ -127,12 +132,14 @@ class Stand:
         return self.bare() if name == "bare" else self.gateway(name)
 
     def key(self, gateway):
-        """A virtual key with a budget that lasts."""
+        """A virtual key with a budget and limits that last."""
         # The gateway serves before its database is there, and makes no keys until it is.
         gateway.first_answer(b"GET /health/readiness HTTP/1.1\r\nHost: bench\r\n\r\n")
         asked = urllib.request.Request(
             f"http://127.0.0.1:{gateway.port}/key/generate",
-            json.dumps({"models": ["mock", "slow"], "max_budget": 1_000_000, "key_alias": f"bench-{secrets.token_hex(4)}"}).encode(),
+            json.dumps({"models": ["mock", "slow"], "max_budget": 1_000_000, "rpm_limit": 100_000_000,
+                        "tpm_limit": 100_000_000_000, "max_parallel_requests": 100_000,
+                        "key_alias": f"bench-{secrets.token_hex(4)}"}).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {self.master}"})
         with urllib.request.urlopen(asked, timeout=10) as answer:
             return json.load(answer)["key"]
