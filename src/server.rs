@@ -201,11 +201,19 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
 
     let in_flight = Arc::new(InFlight::default());
     let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
-    let catalog = Arc::clone(&snapshot);
+    let (catalog, policy, master) = (
+        Arc::clone(&snapshot),
+        Arc::clone(&snapshot),
+        Arc::clone(&snapshot),
+    );
+    let unlanded = Arc::clone(&ledger);
     let admin = admin::router(admin::Admin {
         store: Arc::clone(&store),
         keys,
         catalog: Arc::new(move || Arc::clone(&catalog.load().models) as _),
+        policy: Arc::new(move || Arc::clone(&policy.load().policy)),
+        is_master: Arc::new(move |hash| master.load().master.as_ref() == Some(hash)),
+        unlanded: Arc::new(move |hash| unlanded.unlanded_spend(hash)),
         clock,
     });
     let scrape = {

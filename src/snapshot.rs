@@ -1,5 +1,6 @@
 //! One generation of the config, built: what a request sees from its first byte to its last.
 
+use crate::admin::Policy;
 use crate::conf::{Conf, Limits, Timeouts};
 use crate::proxy::client::Networks;
 use crate::proxy::lanes::Lanes;
@@ -7,6 +8,7 @@ use crate::proxy::models::Models;
 use crate::proxy::throttle::Throttle;
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
+use filters::model::key::KeyHash;
 use std::sync::Arc;
 
 /// Never changes. A new config makes a new one; the old goes with its last request.
@@ -17,6 +19,10 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     pub networks: Networks,
     pub throttle: Option<Arc<Throttle>>,
+    /// What new keys may have.
+    pub policy: Arc<Policy>,
+    /// The master key, by its hash.
+    pub master: Option<KeyHash>,
 }
 
 impl Snapshot {
@@ -36,6 +42,8 @@ impl Snapshot {
                 .rate_limit
                 .as_ref()
                 .map(|limit| Arc::new(Throttle::new(limit))),
+            policy: Arc::new(Policy::of(&conf.litellm.all)?),
+            master: ports.master.as_ref().map(|m| m.hash),
         })
     }
 

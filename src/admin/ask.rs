@@ -1,11 +1,14 @@
 //! What a request brings besides its body: who asks, and the query.
 
 use super::Desk;
-use super::error::{Result, Stopped, forbidden, wrong_type, wrong_value};
+use super::error::{Result, Stopped, wrong_type, wrong_value};
 use axum::extract::{FromRequestParts, Query};
 use filters::contract::{Fault, Refusal};
 use filters::model::key::{Caller, KeyHash};
 use http::request::Parts;
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
 use std::sync::Arc;
 
 /// Furthest row that paging reaches: beyond it a database reads too much to skip it.
@@ -13,9 +16,6 @@ const MOST_SKIPPED: u64 = 1_000_000;
 
 /// Somebody whom the proxy knows: the master key or a virtual key, never nobody.
 pub struct Asking(pub Caller);
-
-/// The holder of the master key, by its hash.
-pub struct Master(pub KeyHash);
 
 impl FromRequestParts<Arc<Desk>> for Asking {
     type Rejection = Stopped;
@@ -29,23 +29,6 @@ impl FromRequestParts<Arc<Desk>> for Asking {
             Some(caller) => Ok(Asking(caller.clone())),
             None => Err(Fault::internal("the management API was called without a caller").into()),
         }
-    }
-}
-
-impl FromRequestParts<Arc<Desk>> for Master {
-    type Rejection = Stopped;
-
-    async fn from_request_parts(parts: &mut Parts, desk: &Arc<Desk>) -> Result<Self> {
-        let Asking(caller) = Asking::from_request_parts(parts, desk).await?;
-        if let Caller::Master { hash } = caller {
-            return Ok(Master(hash));
-        }
-        Err(forbidden(format!(
-            "Authentication Error, Only proxy admin can be used to generate, delete, update or list keys: \
-             this needs the master key. Route={}",
-            parts.uri.path()
-        ))
-        .into())
     }
 }
 
@@ -98,6 +81,31 @@ impl Params {
         match text.parse::<u64>() {
             Ok(n) if (least..=most).contains(&n) => Ok(Some(n)),
             _ => Err(wrong_type(name, &format!("a whole number from {least} to {most}")).into()),
+        }
+    }
+
+    /// A day or a moment, in microseconds since 1970: `2026-11-20`, `2026-11-20 12:00:00` (UTC) or
+    /// RFC 3339. A day stands for its first moment, or with `end` for that of the next day.
+    pub fn moment(&self, name: &str, end: bool) -> Result<Option<i64>> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        let utc = |t: DateTime| t.to_zoned(TimeZone::UTC).map(|z| z.timestamp());
+        let read = if let Ok(day) = Date::strptime("%Y-%m-%d", text) {
+            let day = if end { day.tomorrow() } else { Ok(day) };
+            day.and_then(|d| utc(d.to_datetime(Default::default())))
+        } else if let Ok(moment) = text.parse::<Timestamp>() {
+            Ok(moment)
+        } else {
+            text.parse::<DateTime>().and_then(utc)
+        };
+        match read {
+            Ok(moment) => Ok(Some(moment.as_microsecond())),
+            Err(_) => Err(wrong_value(
+                name,
+                format!("'{name}' must be a day (YYYY-MM-DD) or a moment (YYYY-MM-DDTHH:MM:SSZ), in UTC."),
+            )
+            .into()),
         }
     }
 

@@ -15,6 +15,16 @@ pub type Result<T> = std::result::Result<T, Stopped>;
 #[derive(Clone, Debug)]
 pub struct Stopped(pub Arc<Stop>);
 
+/// `code` of the refusal for a write that somebody else's crossed.
+const STALE: &str = "changed_meanwhile";
+
+impl Stopped {
+    /// Whether reading again and writing again may help.
+    pub fn is_stale(&self) -> bool {
+        matches!(&*self.0, Stop::Refusal(r) if r.code == Some(STALE))
+    }
+}
+
 impl IntoResponse for Stopped {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::empty());
@@ -69,6 +79,7 @@ impl From<StoreError> for Stopped {
                 "bad_request_error",
                 "Somebody else changed this at the same time. Look at it and try again.",
             )
+            .code(STALE)
             .into(),
             // The database's words stay in the log.
             StoreError::Invalid(why) => {
@@ -126,15 +137,8 @@ pub async fn unknown_route(uri: Uri) -> Stopped {
     .into()
 }
 
-pub async fn only_post(method: Method, uri: Uri) -> Stopped {
-    only("POST", &method, &uri)
-}
-
-pub async fn only_get(method: Method, uri: Uri) -> Stopped {
-    only("GET, HEAD", &method, &uri)
-}
-
-fn only(allowed: &str, method: &Method, uri: &Uri) -> Stopped {
+/// 405, with the methods that there are.
+pub fn not_taken(allowed: &str, method: &Method, uri: &Uri) -> Stopped {
     let method: String = method.as_str().chars().take(32).collect();
     Refusal::new(
         405,

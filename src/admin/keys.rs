@@ -1,26 +1,149 @@
-//! Virtual keys: made, changed, blocked, deleted. Only the master key does any of it.
+//! Virtual keys: made, changed, blocked, deleted. What the config says of new keys is in [`policy`], what
+//! others than admins may write in [`bounds`].
 //!
-//! `models`, `aliases`, `max_budget`, `blocked` and the expiry bind at once; the fields of
-//! [`limits`] are kept and shown and bind nothing yet.
+//! [`policy`]: super::policy
+//! [`bounds`]: super::bounds
 
-use super::ask::{Master, hash_of};
-use super::error::{Result, missing, not_found, taken, wrong_value};
-use super::fields::Fields;
-use super::shapes::{self, DEFAULT_USER};
-use super::{Desk, duration, limits};
-use crate::store::{StoreError, Taken};
+use super::ask::hash_of;
+use super::audit::Entry;
+use super::error::{Result, Stopped, missing, not_found, taken, wrong_value};
+use super::fields::{Field, Fields, Kind};
+use super::rights::{Actor, role_among};
+use super::routes::{Route, Who};
+use super::shapes;
+use super::{Desk, duration, settle, terms};
+use crate::store::{Change, KeyFilter, MAX_ROWS, Page, StoreError, Table, Taken};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::routing::on;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use filters::contract::Fault;
+use filters::contract::{Fault, Refusal};
 use filters::model::key::{Key, KeyHash, key_name};
 use filters::model::money::Nanos;
+use jiff::Timestamp;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+pub const ROUTES: &[Route] = &[
+    Route {
+        group: "keys",
+        who: Who::Maker,
+        summary: "Make a virtual key",
+        body: &[MADE, PLAIN, terms::TERMS],
+        answer: "KeyMade",
+        ..Route::post(&["/key/generate"], |m| on(m, generate))
+    },
+    Route {
+        group: "keys",
+        who: Who::Maker,
+        summary: "Make a key of a team that is nobody's own",
+        body: &[MADE, PLAIN, terms::TERMS],
+        answer: "KeyMade",
+        ..Route::post(&["/key/service-account/generate"], |m| on(m, service_account))
+    },
+    Route {
+        group: "keys",
+        who: Who::Maker,
+        summary: "Change a virtual key",
+        body: &[NAMED, PLAIN, terms::TERMS, RAISED],
+        answer: "Key",
+        ..Route::post(&["/key/update"], |m| on(m, update))
+    },
+    Route {
+        group: "keys",
+        who: Who::Admin,
+        summary: "Change several keys",
+        body: &[&[Field::required(
+            "keys",
+            Kind::Objects,
+            "What /key/update takes, once per key",
+        )]],
+        answer: "KeysUpdated",
+        ..Route::post(&["/key/bulk_update"], |m| on(m, update_many))
+    },
+    Route {
+        group: "keys",
+        who: Who::Maker,
+        summary: "Delete virtual keys",
+        body: &[&[
+            Field::new("keys", Kind::Texts, "Keys (sk-...) or their hashes"),
+            Field::new("key_aliases", Kind::Texts, "Aliases of keys"),
+        ]],
+        answer: "KeysDeleted",
+        ..Route::post(&["/key/delete"], |m| on(m, delete))
+    },
+    Route {
+        group: "keys",
+        who: Who::Maker,
+        summary: "Refuse a key until it is unblocked",
+        body: &[NAMED],
+        answer: "Key",
+        ..Route::post(&["/key/block"], |m| on(m, block))
+    },
+    Route {
+        group: "keys",
+        who: Who::Maker,
+        summary: "Take a blocked key again",
+        body: &[NAMED],
+        answer: "Key",
+        ..Route::post(&["/key/unblock"], |m| on(m, unblock))
+    },
+];
+
+pub const NAMED: &[Field] = &[Field::required("key", Kind::Key, "The key (sk-...) or its hash")];
+
+const MADE: &[Field] = &[
+    Field::new(
+        "key",
+        Kind::Text,
+        "A key of one's own: sk- and 16 characters or more",
+    ),
+    Field::new("spend", Kind::Money, "Dollars it has spent already"),
+];
+
+/// A budget that is raised for a while; both or none.
+const RAISED: &[Field] = &[
+    Field::new(
+        "temp_budget_increase",
+        Kind::Money,
+        "Dollars that it may spend besides, for a while",
+    ),
+    Field::new(
+        "temp_budget_expiry",
+        Kind::Text,
+        "How long from now on, or until when",
+    ),
+];
+
+/// Fields that a key has a place of its own for; see [`terms`] for the others.
+pub const PLAIN: &[Field] = &[
+    Field::new("key_alias", Kind::Id, "A name of its own; each key another one"),
+    Field::new(
+        "duration",
+        Kind::Period,
+        "How long it lives from now on; none = for ever",
+    ),
+    Field::new("user_id", Kind::Id, "Whose key it is"),
+    Field::new("team_id", Kind::Id, "The team that it is used for"),
+    Field::new("models", Kind::List, "Models it may call; none = all"),
+    Field::new("aliases", Kind::Names, "Its own names for models"),
+    Field::new(
+        "max_budget",
+        Kind::Money,
+        "Dollars it may spend, in all or per budget_duration",
+    ),
+    Field::new("metadata", Kind::Object, "Whatever one likes"),
+    Field::new("blocked", Kind::Flag, "Refused until unblocked"),
+    Field::new(
+        "send_invite_email",
+        Kind::Flag,
+        "Kept for LiteLLM's scripts; nothing is sent",
+    ),
+];
 
 /// Random bytes of a made key.
 const KEY_BYTES: usize = 16;
@@ -28,37 +151,10 @@ const KEY_BYTES: usize = 16;
 const OWN_KEY_CHARS: std::ops::RangeInclusive<usize> = 16..=1024;
 /// Most keys and aliases that one call deletes.
 const MOST_DELETED: usize = 1000;
+/// Most keys that one call changes.
+const MOST_UPDATED: usize = 500;
 
-/// Runs a change to its end even when the client leaves meanwhile: a write that was begun is done by
-/// the store in any case, and then the key must be forgotten too.
-async fn to_the_end<T: Send + 'static>(
-    change: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    match tokio::spawn(change).await {
-        Ok(done) => done,
-        Err(e) => Err(Fault::internal(e).into()),
-    }
-}
-
-impl Desk {
-    /// Every instance of a key that others remember is old now. Called whatever the store answered:
-    /// a write that was given up may still be done.
-    fn changed(&self, hash: &KeyHash) {
-        self.keys.forget(hash);
-    }
-
-    async fn save(&self, key: &Key) -> Result<()> {
-        let saved = self.store.update_key(key).await;
-        self.changed(&key.hash);
-        match saved {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(no_such_key()),
-            Err(e) => Err(refused(e, key)),
-        }
-    }
-}
-
-fn no_such_key() -> super::Stopped {
+pub fn no_such_key() -> Stopped {
     not_found(
         "key",
         "Key not found. It was never issued here, or it was deleted.",
@@ -66,7 +162,8 @@ fn no_such_key() -> super::Stopped {
     .into()
 }
 
-fn refused(e: StoreError, key: &Key) -> super::Stopped {
+/// What the store says of a write, in terms of the key.
+pub fn refused(e: StoreError, key: &Key) -> Stopped {
     match (&e, &key.key_alias) {
         (
             StoreError::Conflict {
@@ -84,25 +181,56 @@ fn refused(e: StoreError, key: &Key) -> super::Stopped {
     }
 }
 
+/// What an audit row tells of a key.
+pub fn told(key: &Key, now_micros: i64) -> Value {
+    Value::Object(shapes::key_row(key, now_micros))
+}
+
 /// `POST /key/generate`.
-pub async fn generate(
-    Master(master): Master,
-    State(desk): State<Arc<Desk>>,
-    body: Body,
-) -> Result<Json<Value>> {
+async fn generate(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
-    let secret = match fields.text("key")? {
-        Some(own) => own_key(own)?.to_string(),
-        None => new_key()?,
+    make(desk, actor, fields).await
+}
+
+/// `POST /key/service-account/generate`: for what is no person, so that it outlives whoever made it.
+async fn service_account(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+    let mut fields = Fields::read(body).await?;
+    let Some(team) = fields.id("team_id")? else {
+        let message =
+            "team_id is required for service account keys. Please specify `team_id` in the request body.";
+        return Err(wrong_value("team_id", message).into());
     };
-    let hash = KeyHash::of(&secret);
-    if hash == master {
-        return Err(taken("key", "This is the master key. Choose another one.").into());
+    if fields.id("user_id")?.is_some() {
+        let message = "A service account has no user. Leave 'user_id' out, or use /key/generate.";
+        return Err(wrong_value("user_id", message).into());
     }
+    if desk.store.document(Table::Team, &team).await?.is_none() {
+        return Err(not_found("team_id", "There is no such team.").into());
+    }
+    fields.set("user_id", Value::Null);
+    make(desk, actor, fields).await
+}
+
+async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<Value>> {
+    settle(move || {
+        let (desk, actor, fields) = (Arc::clone(&desk), actor.clone(), fields.clone());
+        async move { insert(&desk, &actor, fields).await.map(Json) }
+    })
+    .await
+}
+
+async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value> {
     let now = desk.clock.now_micros();
+    desk.bound_new(actor, &mut fields).await?;
+    let secret = new_secret(desk, actor, fields.text("key")?)?;
+    let secret = secret.as_str();
+    let policy = (desk.policy)();
+    policy.check_maker(actor, desk.role_in(actor, &fields).await?.as_deref(), &fields)?;
+    policy.fill(&mut fields);
+    policy.cut(&mut fields, now, true)?;
     let mut key = Key {
-        hash,
-        key_name: key_name(&secret),
+        hash: KeyHash::of(secret),
+        key_name: key_name(secret),
         key_alias: None,
         user_id: None,
         team_id: None,
@@ -115,22 +243,41 @@ pub async fn generate(
         metadata: Default::default(),
         extra: Default::default(),
         created_at_micros: now,
-        created_by: Some(DEFAULT_USER.into()),
+        created_by: author(actor),
         updated_at_micros: now,
     };
-    apply(&fields, &mut key)?;
+    apply(&fields, &mut key, now)?;
     if let Some(text) = fields.text("duration")? {
         key.expires_micros = Some(expiry(now, text)?);
     }
-    to_the_end(async move {
-        let inserted = desk.store.insert_key(&key).await;
-        // Also when it is new: that nobody has this key may be remembered.
-        desk.changed(&hash);
-        inserted.map_err(|e| refused(e, &key))?;
-        log::info!("event=key_made key={} hash={}", key.key_name, key.hash);
-        Ok(Json(shapes::generated(&key, &secret)))
-    })
-    .await
+    desk.check_names(&key, None).await?;
+    let entry = Entry::created("key", key.hash.hex(), told(&key, now));
+    desk.write(actor, &[Change::InsertKey(&key)], vec![entry])
+        .await
+        .map_err(|e| refused(e, &key))?;
+    Ok(shapes::generated(&key, secret, now))
+}
+
+/// A secret for a new key: the one that is asked for, or a drawn one.
+pub fn new_secret(desk: &Desk, actor: &Actor, own: Option<&str>) -> Result<String> {
+    let secret = match own {
+        Some(own) => own_key(own)?.to_string(),
+        None => drawn()?,
+    };
+    let hash = KeyHash::of(&secret);
+    let master = actor.caller.key_hash() == Some(hash) || (desk.is_master)(&hash);
+    if master && actor.is_admin() {
+        return Err(taken("key", "This is the master key. Choose another one.").into());
+    }
+    if master {
+        // The words for a key that exists: nobody else learns from here what the master key is.
+        return Err(taken(
+            "key",
+            "This key is in use already. Leave `key` out to have a new one made.",
+        )
+        .into());
+    }
+    Ok(secret)
 }
 
 fn own_key(text: &str) -> Result<&str> {
@@ -152,19 +299,24 @@ fn own_key(text: &str) -> Result<&str> {
     .into())
 }
 
-fn new_key() -> Result<String> {
+fn drawn() -> Result<String> {
     let mut bytes = [0u8; KEY_BYTES];
     SysRng.try_fill_bytes(&mut bytes).map_err(Fault::internal)?;
     Ok(format!("sk-{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
-fn expiry(now_micros: i64, text: &str) -> Result<i64> {
+/// Who made or changed something, as rows show it.
+pub fn author(actor: &Actor) -> Option<String> {
+    actor.user_id().map(str::to_string)
+}
+
+pub fn expiry(now_micros: i64, text: &str) -> Result<i64> {
     duration::after(now_micros, text)
         .map_err(|e| wrong_value("duration", format!("Invalid duration format: 'duration' {e}.")).into())
 }
 
 /// Takes over what the body says; null unsets.
-fn apply(fields: &Fields, key: &mut Key) -> Result<()> {
+pub fn apply(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
     if fields.has("key_alias") {
         key.key_alias = fields.id("key_alias")?;
     }
@@ -185,90 +337,252 @@ fn apply(fields: &Fields, key: &mut Key) -> Result<()> {
     }
     if fields.has("metadata") {
         key.metadata = fields.object("metadata")?;
+        // Shown among the metadata, as LiteLLM does, and not set there.
+        RAISED.iter().for_each(|f| drop(key.metadata.remove(f.name)));
     }
     if fields.has("blocked") {
         key.blocked = fields.flag("blocked")?.unwrap_or(false);
     }
-    limits::keep(fields, key)
+    terms::keep(fields, key, now_micros)
+}
+
+impl Desk {
+    /// Refuses names of what is not there, where a key would be without the limits that it seems to have.
+    async fn check_names(&self, key: &Key, before: Option<&Key>) -> Result<()> {
+        let budget = key.text("budget_id");
+        if let Some(id) = budget
+            && before.and_then(|k| k.text("budget_id")) != budget
+            && self.store.document(Table::Budget, id).await?.is_none()
+        {
+            return Err(wrong_value(
+                "budget_id",
+                "There is no budget of this id. Make it with /budget/new.",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// The actor's role in the team that a key is for.
+    async fn role_in(&self, actor: &Actor, fields: &Fields) -> Result<Option<String>> {
+        let (Some(team), Some(user)) = (fields.id("team_id")?, actor.user_id()) else {
+            return Ok(None);
+        };
+        let team = self.store.document(Table::Team, &team).await?;
+        Ok(team.and_then(|t| role_among(&t.fields, user).map(str::to_string)))
+    }
 }
 
 /// `POST /key/update`: what is named changes, null unsets, the rest stays. `duration` counts from now;
 /// `"-1"` is never, and null leaves the expiry alone, as in LiteLLM: a form's empty field must not make
 /// a key live for ever.
-pub async fn update(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+async fn update(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
+    update_one(desk, actor, fields).await.map(Json)
+}
+
+async fn update_one(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Value> {
     let hash = hash_of(fields.required("key")?).ok_or_else(no_such_key)?;
-    if fields.has("spend") {
+    if fields.has("spend") && actor.is_admin() {
         let message =
             "Spend is the sum of the ledger and cannot be set. Raise 'max_budget', or make a new key.";
         return Err(wrong_value("spend", message).into());
     }
-    change(desk, hash, move |key, now| {
-        apply(&fields, key)?;
-        match fields.text("duration")? {
-            None => {}
-            Some("-1") => key.expires_micros = None,
-            Some(text) => key.expires_micros = Some(expiry(now, text)?),
-        }
-        Ok(())
+    change(desk, actor, hash, "updated", move |desk, actor, key, now| {
+        let mut fields = fields.clone();
+        Box::pin(async move {
+            desk.bound_change(actor, &fields, key).await?;
+            let before = key.clone();
+            (desk.policy)().cut(&mut fields, now, false)?;
+            alter(&fields, key, now)?;
+            desk.check_names(key, Some(&before)).await
+        })
     })
     .await
+}
+
+/// Everything that an update may change.
+pub fn alter(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
+    apply(fields, key, now)?;
+    match fields.text("duration")? {
+        None => {}
+        Some("-1") => key.expires_micros = None,
+        Some(text) => key.expires_micros = Some(expiry(now, text)?),
+    }
+    raise(fields, key, now)
+}
+
+/// A budget that is raised for a while; see the filter `auth`.
+fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
+    let (more, until) = (
+        fields.amount("temp_budget_increase")?,
+        fields.text("temp_budget_expiry")?,
+    );
+    match (more, until) {
+        (None, None) => {
+            if RAISED.iter().any(|f| fields.has(f.name)) {
+                key.extra.remove("temp_budget_nanos");
+                key.extra.remove("temp_budget_until_micros");
+            }
+            Ok(())
+        }
+        (Some(Nanos(more)), Some(until)) => {
+            let wrong = |e| {
+                wrong_value(
+                    "temp_budget_expiry",
+                    format!("'temp_budget_expiry' {e}, or a moment."),
+                )
+            };
+            let until = match duration::after(now, until) {
+                Ok(at) => at,
+                Err(e) => until.parse::<Timestamp>().map_err(|_| wrong(e))?.as_microsecond(),
+            };
+            key.extra.insert("temp_budget_nanos".into(), json!(more));
+            key.extra.insert("temp_budget_until_micros".into(), json!(until));
+            Ok(())
+        }
+        (None, _) => {
+            let message = "Give 'temp_budget_increase' with 'temp_budget_expiry'.";
+            Err(missing("temp_budget_increase", message).into())
+        }
+        (_, None) => {
+            let message = "Give 'temp_budget_expiry' with 'temp_budget_increase'.";
+            Err(missing("temp_budget_expiry", message).into())
+        }
+    }
+}
+
+/// `POST /key/bulk_update`: each on its own; what failed is listed.
+async fn update_many(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+    let fields = Fields::read(body).await?;
+    let Some(Value::Array(list)) = fields.value("keys") else {
+        return Err(missing(
+            "keys",
+            "Name what to change: 'keys', a list of objects with a 'key' each.",
+        )
+        .into());
+    };
+    if list.is_empty() || list.len() > MOST_UPDATED {
+        let message = format!("'keys' must have 1 to {MOST_UPDATED} entries.");
+        return Err(wrong_value("keys", message).into());
+    }
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for entry in list {
+        let Value::Object(map) = entry else {
+            return Err(super::error::wrong_type("keys", "a list of objects").into());
+        };
+        let name = map.get("key").and_then(Value::as_str).map(shown_key);
+        match update_one(Arc::clone(&desk), actor.clone(), Fields::of(map.clone())).await {
+            Ok(row) => done.push(json!({"key": row["key"], "key_info": row})),
+            Err(e) if e.0.status() >= 500 => return Err(e),
+            Err(e) => failed.push(json!({"key": name, "key_info": null, "failed_reason": e.0.shown()})),
+        }
+    }
+    Ok(Json(json!({
+        "total_requested": list.len(),
+        "successful_updates": done,
+        "failed_updates": failed,
+    })))
+}
+
+/// A key as an answer may repeat it: its hash.
+fn shown_key(text: &str) -> String {
+    hash_of(text).map_or_else(|| text.chars().take(96).collect(), |hash| hash.hex())
 }
 
 /// `POST /key/block`: refused from now on, and kept.
-pub async fn block(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
-    set_blocked(desk, body, true).await
+async fn block(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+    set_blocked(desk, actor, body, true).await
 }
 
 /// `POST /key/unblock`.
-pub async fn unblock(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
-    set_blocked(desk, body, false).await
+async fn unblock(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+    set_blocked(desk, actor, body, false).await
 }
 
-async fn set_blocked(desk: Arc<Desk>, body: Body, blocked: bool) -> Result<Json<Value>> {
+/// An owner may stop a key; only whoever leads its team, and an admin, may let it go on: it may be them
+/// who stopped it.
+async fn set_blocked(desk: Arc<Desk>, actor: Actor, body: Body, blocked: bool) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let hash = hash_of(fields.required("key")?).ok_or_else(no_such_key)?;
-    change(desk, hash, move |key, _| {
-        key.blocked = blocked;
-        Ok(())
+    let action = if blocked { "blocked" } else { "unblocked" };
+    change(desk, actor, hash, action, move |desk, actor, key, _| {
+        Box::pin(async move {
+            if !desk.may_change(actor, key).await? && !blocked {
+                return Err(actor.not_admin());
+            }
+            key.blocked = blocked;
+            Ok(())
+        })
     })
     .await
+    .map(Json)
 }
 
-/// Reads a key, changes it and writes it back, one change at a time.
-async fn change(
+type Altered<'a> = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// Reads a key, changes it and writes it back, again if somebody else was quicker.
+async fn change<F>(
     desk: Arc<Desk>,
+    actor: Actor,
     hash: KeyHash,
-    apply: impl FnOnce(&mut Key, i64) -> Result<()> + Send + 'static,
-) -> Result<Json<Value>> {
-    to_the_end(async move {
-        let _changing = desk.changing.lock().await;
-        let mut key = desk.store.key_by_hash(&hash).await?.ok_or_else(no_such_key)?;
-        let now = desk.clock.now_micros();
-        apply(&mut key, now)?;
-        key.updated_at_micros = now;
-        desk.save(&key).await?;
-        log::info!(
-            "event=key_changed key={} hash={} blocked={}",
-            key.key_name,
-            key.hash,
-            key.blocked
-        );
-        Ok(Json(row_of_change(&key)))
+    action: &'static str,
+    alter: F,
+) -> Result<Value>
+where
+    F: for<'a> Fn(&'a Desk, &'a Actor, &'a mut Key, i64) -> Altered<'a> + Send + Sync + 'static,
+{
+    let alter = Arc::new(alter);
+    settle(move || {
+        let (desk, actor, alter) = (Arc::clone(&desk), actor.clone(), Arc::clone(&alter));
+        async move {
+            let before = desk.store.key_by_hash(&hash).await?.ok_or_else(no_such_key)?;
+            if before.text("rotated_to").is_some() {
+                return Err(rotated());
+            }
+            let now = desk.clock.now_micros();
+            let mut key = before.clone();
+            alter(&desk, &actor, &mut key, now).await?;
+            touch(&mut key, &before, &actor, now);
+            let change = Change::UpdateKey {
+                key: &key,
+                read_at_micros: before.updated_at_micros,
+            };
+            let entry = Entry::changed(action, "key", hash.hex(), told(&before, now), told(&key, now));
+            desk.write(&actor, &[change], vec![entry])
+                .await
+                .map_err(|e| refused(e, &key))?;
+            let mut row = shapes::key_with_token(&key, now);
+            if let Value::Object(row) = &mut row {
+                row.insert("key".into(), json!(key.hash));
+            }
+            Ok(row)
+        }
     })
     .await
 }
 
-fn row_of_change(key: &Key) -> Value {
-    let mut row = shapes::key_with_token(key);
-    if let Value::Object(row) = &mut row {
-        row.insert("key".into(), json!(key.hash));
+/// Notes when and by whom a key was changed. The time is also the key's version: it never stands still.
+pub fn touch(key: &mut Key, before: &Key, actor: &Actor, now: i64) {
+    key.updated_at_micros = now.max(before.updated_at_micros.saturating_add(1));
+    if let Some(by) = author(actor) {
+        key.extra.insert("updated_by".into(), by.into());
     }
-    row
+}
+
+/// What was rotated stays as it is until its grace is over.
+pub fn rotated() -> Stopped {
+    Refusal::new(
+        409,
+        "bad_request_error",
+        "This key was rotated. Change the one that took its place, or delete this one to end its grace now.",
+    )
+    .param("key")
+    .into()
 }
 
 /// `POST /key/delete`: keys as `sk-…`, as hashes, by alias. Those that were not there are listed apart.
-pub async fn delete(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+async fn delete(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let (keys, aliases) = (fields.texts("keys")?, fields.texts("key_aliases")?);
     if keys.is_empty() && aliases.is_empty() {
@@ -279,11 +593,14 @@ pub async fn delete(_: Master, State(desk): State<Arc<Desk>>, body: Body) -> Res
         let message = format!("At most {MOST_DELETED} keys are deleted in one call.");
         return Err(wrong_value("keys", message).into());
     }
-    to_the_end(async move { delete_named(&desk, keys, aliases).await.map(Json) }).await
+    settle(move || {
+        let (desk, actor, keys, aliases) = (Arc::clone(&desk), actor.clone(), keys.clone(), aliases.clone());
+        async move { delete_named(&desk, &actor, keys, aliases).await.map(Json) }
+    })
+    .await
 }
 
-async fn delete_named(desk: &Desk, keys: Vec<String>, aliases: Vec<String>) -> Result<Value> {
-    let _changing = desk.changing.lock().await;
+async fn delete_named(desk: &Desk, actor: &Actor, keys: Vec<String>, aliases: Vec<String>) -> Result<Value> {
     let by_alias = if aliases.is_empty() {
         Vec::new()
     } else {
@@ -303,19 +620,24 @@ async fn delete_named(desk: &Desk, keys: Vec<String>, aliases: Vec<String>) -> R
     let mut hashes: Vec<KeyHash> = named.iter().filter_map(|(_, hash)| *hash).collect();
     hashes.sort_unstable();
     hashes.dedup();
-    let deleted = desk.store.delete_keys(&hashes).await;
-    hashes.iter().for_each(|hash| desk.changed(hash));
-    let gone = deleted?;
-    if gone.is_empty() {
+    let found = desk.keys_of(&hashes).await?;
+    if found.is_empty() {
         return Err(not_found(
             "keys",
             "No keys found: none of them was issued here, or they are deleted.",
         )
         .into());
     }
-    for hash in &gone {
-        log::info!("event=key_deleted hash={hash}");
+    for key in &found {
+        desk.may_change(actor, key).await?;
     }
+    let now = desk.clock.now_micros();
+    let gone: Vec<KeyHash> = found.iter().map(|k| k.hash).collect();
+    let entries = found
+        .iter()
+        .map(|k| Entry::deleted("key", k.hash.hex(), told(k, now)))
+        .collect();
+    desk.write(actor, &[Change::DeleteKeys(&gone)], entries).await?;
     let (there, not_there): (Vec<_>, Vec<_>) = named
         .into_iter()
         .partition(|(_, hash)| hash.is_some_and(|h| gone.contains(&h)));
@@ -329,4 +651,19 @@ async fn delete_named(desk: &Desk, keys: Vec<String>, aliases: Vec<String>) -> R
         body.insert("not_found".into(), json!(given(not_there)));
     }
     Ok(body)
+}
+
+impl Desk {
+    /// Those of these keys that are there.
+    pub async fn keys_of(&self, hashes: &[KeyHash]) -> Result<Vec<Key>> {
+        let filter = KeyFilter {
+            hashes: Some(hashes.to_vec()),
+            ..KeyFilter::default()
+        };
+        let page = Page {
+            limit: MAX_ROWS,
+            offset: 0,
+        };
+        Ok(self.store.list_keys(&filter, page).await?.keys)
+    }
 }

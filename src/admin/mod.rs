@@ -6,30 +6,45 @@
 //! extensions before, and renders the [`Stop`](filters::contract::Stop) that it finds in the
 //! response's extensions after.
 //!
-//! No answer but that of `POST /key/generate` holds a key: keys are shown as their hash and as
-//! `sk-...` with the last four characters.
+//! No answer but those of `POST /key/generate` and `/key/regenerate` holds a key: keys are shown as
+//! their hash and as `sk-...` with the last four characters.
 
 mod ask;
+mod audit;
+mod bounds;
 mod duration;
 mod error;
-mod fields;
+pub mod fields;
 mod keys;
-mod limits;
 mod lookup;
+mod policy;
+mod rights;
+mod rotation;
+pub mod routes;
 mod shapes;
 mod spend;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod users;
 
 pub use error::Stopped;
+pub use policy::Policy;
+pub use routes::{is_info, open_paths, paths};
 
-use crate::shared::keys::KeyCache;
+use crate::shared::keys::{KeyCache, Unlanded};
 use crate::store::Store;
 use axum::Router;
-use axum::routing::{get, post};
+use filters::contract::Fault;
 use filters::contract::ports::{Catalog, Clock};
+use filters::model::key::KeyHash;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a change is begun in all when others come first.
+const MOST_TRIES: u32 = 40;
+/// The longest pause before it is begun again; it is drawn, so that two do not meet for ever.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the API works on.
 #[derive(Clone)]
@@ -39,41 +54,46 @@ pub struct Admin {
     pub keys: Arc<KeyCache>,
     /// The models of the snapshot that serves now.
     pub catalog: Arc<dyn Fn() -> Arc<dyn Catalog> + Send + Sync>,
+    /// What the config that serves now says of new keys.
+    pub policy: Arc<dyn Fn() -> Arc<Policy> + Send + Sync>,
+    /// Whether a key is the master key, by its hash.
+    pub is_master: Arc<dyn Fn(&KeyHash) -> bool + Send + Sync>,
+    /// Nano-dollars of a key that are written down and not in the store yet.
+    pub unlanded: Unlanded,
     pub clock: Arc<dyn Clock>,
 }
 
 /// What the handlers share.
-struct Desk {
-    store: Arc<dyn Store>,
-    keys: Arc<KeyCache>,
-    catalog: Arc<dyn Fn() -> Arc<dyn Catalog> + Send + Sync>,
-    clock: Arc<dyn Clock>,
-    /// Held while a key is read, changed and written back: without it, an update that crosses a block
-    /// would lift it again. Every store call is bounded in time, so this wait is too.
-    changing: tokio::sync::Mutex<()>,
-}
+pub type Desk = Admin;
 
 /// The API as a service. Each request must carry a [`Caller`](filters::model::key::Caller) in its
 /// extensions. A response that stands for an error carries `Arc<Stop>` in its extensions, its status
 /// and nothing else; the caller of this router renders it.
 pub fn router(admin: Admin) -> Router {
-    let desk = Desk {
-        store: admin.store,
-        keys: admin.keys,
-        catalog: admin.catalog,
-        clock: admin.clock,
-        changing: tokio::sync::Mutex::new(()),
-    };
-    Router::new()
-        .route("/key/generate", post(keys::generate).fallback(error::only_post))
-        .route("/key/update", post(keys::update).fallback(error::only_post))
-        .route("/key/delete", post(keys::delete).fallback(error::only_post))
-        .route("/key/block", post(keys::block).fallback(error::only_post))
-        .route("/key/unblock", post(keys::unblock).fallback(error::only_post))
-        .route("/key/info", get(lookup::info).fallback(error::only_get))
-        .route("/key/list", get(lookup::list).fallback(error::only_get))
-        .route("/spend/logs", get(spend::logs).fallback(error::only_get))
-        .route("/user/info", get(users::info).fallback(error::only_get))
-        .fallback(error::unknown_route)
-        .with_state(Arc::new(desk))
+    routes::router().with_state(Arc::new(admin))
+}
+
+/// Runs a change to its end even when the client leaves meanwhile, and begins it again while somebody
+/// else's change comes first: `attempt` reads, judges and writes what it has read, every time.
+async fn settle<T, F, Fut>(attempt: F) -> error::Result<T>
+where
+    T: Send + 'static,
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output = error::Result<T>> + Send,
+{
+    let task = tokio::spawn(async move {
+        for _ in 1..MOST_TRIES {
+            match attempt().await {
+                Err(e) if e.is_stale() => {
+                    tokio::time::sleep(LONGEST_PAUSE.mul_f64(rand::random::<f64>())).await;
+                }
+                done => return done,
+            }
+        }
+        attempt().await
+    });
+    match task.await {
+        Ok(done) => done,
+        Err(e) => Err(Fault::internal(e).into()),
+    }
 }

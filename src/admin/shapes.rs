@@ -1,6 +1,6 @@
 //! How keys, users and times look in answers.
 
-use super::limits;
+use super::terms;
 use crate::store::Doc;
 use filters::model::key::Key;
 use filters::model::money::Nanos;
@@ -20,9 +20,9 @@ pub fn iso(micros: i64) -> String {
     format!("{time:.6}")
 }
 
-/// A key's row, without its token.
-pub fn key_row(key: &Key) -> Map<String, Value> {
-    let mut row = limits::shown(key);
+/// A key's row, without its token. The moment is for what a budget's period depends on.
+pub fn key_row(key: &Key, now_micros: i64) -> Map<String, Value> {
+    let mut row = terms::shown(key);
     let fields = json!({
         "key_name": key.key_name,
         "key_alias": key.key_alias,
@@ -33,47 +33,64 @@ pub fn key_row(key: &Key) -> Map<String, Value> {
         "aliases": key.aliases,
         "user_id": key.user_id,
         "team_id": key.team_id,
-        "metadata": key.metadata,
+        "metadata": metadata(key),
         "blocked": key.blocked,
         "created_at": iso(key.created_at_micros),
         "created_by": key.created_by,
         "updated_at": iso(key.updated_at_micros),
-        "updated_by": key.created_by,
+        "updated_by": key.text("updated_by").or(key.created_by.as_deref()),
         // Columns of LiteLLM's that nothing here fills.
         "soft_budget_cooldown": false,
         "model_spend": {},
-        "budget_reset_at": null,
+        "budget_reset_at": terms::reset_at(key, now_micros).map(iso),
         "litellm_budget_table": null,
         "object_permission_id": null,
-        "rotation_count": 0,
-        "last_rotation_at": null,
+        "rotation_count": key.extra.get("rotation_count").cloned().unwrap_or(json!(0)),
+        "last_rotation_at": key.text("last_rotation_at"),
         "key_rotation_at": null,
     });
     if let Value::Object(fields) = fields {
         row.extend(fields);
     }
+    // Its grace after a rotation.
+    if let Some(next) = key.text("rotated_to") {
+        row.insert("rotated_to".into(), json!(next));
+        let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
+        row.insert("rotated_until".into(), json!(until.map(iso)));
+    }
     row
 }
 
+/// What is kept under `metadata`, and the budget that is raised for a while, which LiteLLM keeps there.
+fn metadata(key: &Key) -> Map<String, Value> {
+    let mut metadata = key.metadata.clone();
+    let whole = |name: &str| key.extra.get(name).and_then(Value::as_i64);
+    if let (Some(more), Some(until)) = (whole("temp_budget_nanos"), whole("temp_budget_until_micros")) {
+        metadata.insert("temp_budget_increase".into(), json!(Nanos(more)));
+        metadata.insert("temp_budget_expiry".into(), json!(iso(until)));
+    }
+    metadata
+}
+
 /// A key's row with its hash as `token`, as lists show it.
-pub fn key_with_token(key: &Key) -> Value {
-    let mut row = key_row(key);
+pub fn key_with_token(key: &Key, now_micros: i64) -> Value {
+    let mut row = key_row(key, now_micros);
     row.insert("token".into(), json!(key.hash));
     Value::Object(row)
 }
 
 /// `{key, info: {…}}` for LiteLLM's clients, and the same fields flat beside it.
-pub fn key_info(key: &Key) -> Value {
-    let row = key_row(key);
+pub fn key_info(key: &Key, now_micros: i64) -> Value {
+    let row = key_row(key, now_micros);
     let mut body = row.clone();
     body.insert("info".into(), Value::Object(row));
     body.insert("key".into(), json!(key.hash));
     Value::Object(body)
 }
 
-/// The answer to `POST /key/generate`: the only one that holds the key itself.
-pub fn generated(key: &Key, secret: &str) -> Value {
-    let mut body = key_row(key);
+/// The answer to `POST /key/generate` and `/key/regenerate`: the only ones that hold the key itself.
+pub fn generated(key: &Key, secret: &str, now_micros: i64) -> Value {
+    let mut body = key_row(key, now_micros);
     body.insert("key".into(), json!(secret));
     body.insert("token".into(), json!(key.hash));
     body.insert("token_id".into(), json!(key.hash));

@@ -6,11 +6,14 @@
 use super::Desk;
 use super::ask::{Asking, Params, Slice};
 use super::error::{Result, forbidden, wrong_value};
+use super::fields::{Field, Kind};
+use super::routes::{Route, Who};
 use super::shapes::iso;
 use crate::store::{DailyFilter, MAX_ROWS, Page, SpendFilter};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::routing::on;
 use filters::model::key::{Caller, KeyHash};
 use filters::model::money::Nanos;
 use filters::model::record::{Attempt, Record, Status};
@@ -21,6 +24,25 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub const ROUTES: &[Route] = &[Route {
+    group: "spend",
+    who: Who::Reader,
+    summary: "Calls and what they cost, newest first",
+    query: &[
+        Field::new("api_key", Kind::Key, "Calls with this key (sk-... or hash)"),
+        Field::new("user_id", Kind::Text, "Calls of this user"),
+        Field::new("team_id", Kind::Text, "Calls of this team"),
+        Field::new("request_id", Kind::Text, "This call"),
+        Field::new("start_date", Kind::Time, "First day, YYYY-MM-DD, UTC"),
+        Field::new("end_date", Kind::Time, "Last day, YYYY-MM-DD, UTC"),
+        Field::new("summarize", Kind::Flag, "One object per day in place of rows"),
+        Field::new("page", Kind::Count, "From 1"),
+        Field::new("limit", Kind::Count, "Rows of a page, at most 5000"),
+    ],
+    answer: "SpendLogs",
+    ..Route::get(&["/spend/logs"], |m| on(m, logs))
+}];
 
 /// Rows of one answer, unless `limit` says otherwise.
 const ROWS: u64 = 1_000;

@@ -3,11 +3,14 @@
 use super::Desk;
 use super::ask::{Asking, Params, Slice};
 use super::error::{Result, forbidden, not_found};
+use super::fields::{Field, Kind};
+use super::routes::{Route, Who};
 use super::shapes::{self, DEFAULT_USER};
 use crate::store::{KeyFilter, Page, Table};
 use axum::Json;
 use axum::extract::State;
-use filters::model::account::{Account, Kind};
+use axum::routing::on;
+use filters::model::account::{Account, Kind as Subject};
 use filters::model::key::{Caller, Key};
 use filters::model::money::Nanos;
 use serde_json::{Value, json};
@@ -16,6 +19,19 @@ use std::sync::Arc;
 /// Keys of one answer, unless `size` says otherwise.
 const KEYS: u64 = 100;
 const MOST_KEYS: u64 = 500;
+
+pub const ROUTES: &[Route] = &[Route {
+    group: "users",
+    who: Who::Reader,
+    summary: "A user with its keys; without one, the user who asks",
+    query: &[
+        Field::new("user_id", Kind::Text, "Whom"),
+        Field::new("page", Kind::Count, "Page of its keys, from 1"),
+        Field::new("size", Kind::Count, "Keys of a page"),
+    ],
+    answer: "UserInfo",
+    ..Route::get(&["/user/info"], |m| on(m, info))
+}];
 
 /// `GET /user/info`: the caller's own user, or `?user_id=`. The master key without a `user_id` gets
 /// everybody's keys, page by page, and no `user_info`.
@@ -32,7 +48,7 @@ pub async fn info(
         (Caller::Key(key), asked) => match (key.user_id.as_deref(), asked) {
             (Some(own), None) => user(&desk, own, slice).await?,
             (Some(own), Some(id)) if own == id => user(&desk, own, slice).await?,
-            (None, None) => nobody(key),
+            (None, None) => nobody(key, desk.clock.now_micros()),
             _ => return Err(others()),
         },
         (Caller::Anonymous, _) => return Err(others()),
@@ -71,7 +87,7 @@ async fn user(desk: &Desk, id: &str, slice: Slice) -> Result<Value> {
 
 /// Nano-dollars a user has spent in all.
 pub(super) async fn spend(desk: &Desk, id: &str) -> Result<i64> {
-    let balances = desk.store.balances(&[Account::new(Kind::User, id)]).await?;
+    let balances = desk.store.balances(&[Account::new(Subject::User, id)]).await?;
     Ok(balances.first().map_or(0, |b| b.total_nanos))
 }
 
@@ -90,11 +106,11 @@ async fn everybody(desk: &Desk, slice: Slice) -> Result<Value> {
 }
 
 /// A key without a user stands for itself.
-fn nobody(key: &Key) -> Value {
+fn nobody(key: &Key, now: i64) -> Value {
     json!({
         "user_id": null,
         "user_info": null,
-        "keys": [shapes::key_with_token(key)],
+        "keys": [shapes::key_with_token(key, now)],
         "teams": [],
         "total_count": 1,
         "spend": Nanos(key.spend_nanos),
@@ -113,8 +129,13 @@ async fn keys(desk: &Desk, user_id: Option<&str>, slice: Slice) -> Result<(Vec<V
         offset: slice.offset,
     };
     let found = desk.store.list_keys(&filter, page).await?;
+    let now = desk.clock.now_micros();
     Ok((
-        found.keys.iter().map(shapes::key_with_token).collect(),
+        found
+            .keys
+            .iter()
+            .map(|k| shapes::key_with_token(k, now))
+            .collect(),
         found.total,
     ))
 }

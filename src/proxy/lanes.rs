@@ -2,6 +2,7 @@
 //! wins, whatever the order in the file.
 
 use super::paths;
+use crate::admin;
 use crate::conf::{Conf, Driver, FilterUse, LaneAuth, PassThrough};
 use filters::builtin::passthrough::{Passthrough, Settings};
 use filters::builtin::{CALL_CHAIN, STREAM_CHAIN};
@@ -97,14 +98,34 @@ impl Pattern {
 }
 
 /// Where the management API lives. A trailing `/*` takes everything below.
-const ADMIN_PATHS: [&str; 6] = [
+/// Below these everything is the management API's, also what is not there.
+const ADMIN_TREES: [&str; 11] = [
     "/key/*",
     "/user/*",
     "/spend/*",
     "/global/*",
     "/team/*",
     "/model/*",
+    "/organization/*",
+    "/customer/*",
+    "/end_user/*",
+    "/budget/*",
+    "/tag/*",
 ];
+
+/// The trees, and the single paths outside of them.
+fn admin_paths() -> Vec<&'static str> {
+    let mut paths = ADMIN_TREES.to_vec();
+    let within = |path: &str| {
+        ADMIN_TREES
+            .iter()
+            .any(|t| path.starts_with(t.trim_end_matches('*')))
+    };
+    paths.extend(admin::paths().into_iter().filter(|p| !within(p)));
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
 
 const HEALTH_PATHS: [&str; 4] = [
     "/health",
@@ -146,9 +167,17 @@ impl Lanes {
         builder.add(
             "admin",
             &[],
-            &ADMIN_PATHS,
+            &admin_paths(),
             named(&["cors", "auth"]),
             Auth::Required,
+            Kind::Admin,
+        )?;
+        builder.add(
+            "admin-open",
+            &[],
+            &admin::open_paths(),
+            named(&["cors"]),
+            Auth::Open,
             Kind::Admin,
         )?;
         builder.add(

@@ -1,10 +1,11 @@
 //! The state of one request on the road, from its judged head to its one line in the log.
 
 use super::drain::{Flight, InFlight};
-use super::lanes::Lane;
+use super::lanes::{Kind, Lane};
 use super::paths;
+use crate::admin;
 use crate::snapshot::Snapshot;
-use filters::contract::cx::Arrival;
+use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
 use filters::model::record::Status;
@@ -58,7 +59,7 @@ impl State {
             .and_then(|v| v.to_str().ok())
             .map(|v| v.chars().take(MAX_USER_AGENT).collect());
         let catalog: Arc<dyn Catalog> = Arc::clone(&snapshot.models) as Arc<dyn Catalog>;
-        let cx = Box::new(Cx::new(Arrival {
+        let mut cx = Box::new(Cx::new(Arrival {
             request_id: Uuid::now_v7().to_string(),
             lane: Arc::clone(&lane.name),
             auth: lane.auth,
@@ -70,6 +71,11 @@ impl State {
             user_agent,
             catalog,
         }));
+        cx.purpose = match lane.kind {
+            Kind::Call | Kind::Stream(_) | Kind::Nowhere => Purpose::Model,
+            Kind::Admin if !admin::is_info(path) => Purpose::Management,
+            Kind::Admin | Kind::Health | Kind::Metrics => Purpose::Info,
+        };
         Self {
             snapshot,
             lane,

@@ -1,8 +1,11 @@
-//! Which model is meant, and whether this key may call it.
+//! Which model is meant, and whether this key may call it: the key's own list, and those of its team, its
+//! user (for a key without a team) and its organization.
 
 use crate::contract::ports::Catalog;
 use crate::contract::{Cx, Fault, Filter, Needs, Refusal, Result, Verdict};
-use crate::model::key::{Caller, Key};
+use crate::model::account::Kind;
+use crate::model::key::{Caller, Holder};
+use crate::model::party::Party;
 use async_trait::async_trait;
 use http::request;
 
@@ -33,20 +36,21 @@ impl Filter for Access {
 /// The name to route by.
 pub fn resolve(caller: &Caller, catalog: &dyn Catalog, requested: &str) -> Result<String> {
     let key = caller.key();
-    let name = key
-        .and_then(|k| k.aliases.get(requested))
-        .map_or(requested, String::as_str);
-    // Either name may stand in the key's list: an admin thinks of the alias, a script of the model.
-    if let Some(k) = key
-        && !may(k, catalog, requested)
-        && !may(k, catalog, name)
+    let name = key.map_or(requested, |k| real_name(k, requested));
+    if let Some(key) = key
+        && let Some(kind) = denied(key, catalog, requested, name)
     {
+        let who = match kind {
+            "team_model_access_denied" => "this team",
+            "user_model_access_denied" => "this user",
+            "org_model_access_denied" => "this organization",
+            _ => "this API key",
+        };
         return Err(Refusal::new(
             403,
-            "key_model_access_denied",
+            kind,
             format!(
-                "The requested model '{}' is not available for this API key, or the model name is invalid. \
-                 {}",
+                "The requested model '{}' is not available for {who}, or the model name is invalid. {}",
                 shown(requested),
                 available(caller, catalog)
             ),
@@ -58,6 +62,50 @@ pub fn resolve(caller: &Caller, catalog: &dyn Catalog, requested: &str) -> Resul
         return Err(not_found(caller, catalog, requested).into());
     }
     Ok(name.to_string())
+}
+
+/// What a name stands for: the key's aliases first, then its team's.
+fn real_name<'a>(key: &'a Holder, requested: &'a str) -> &'a str {
+    let of_key = key.aliases.get(requested).map(String::as_str);
+    of_key
+        .or_else(|| {
+            let aliases = key.team.as_ref()?.fields.get("model_aliases")?;
+            aliases.get(requested)?.as_str()
+        })
+        .unwrap_or(requested)
+}
+
+/// LiteLLM's type of the refusal, when somebody's list does not allow the model.
+fn denied(key: &Holder, catalog: &dyn Catalog, requested: &str, name: &str) -> Option<&'static str> {
+    // Either name may stand in a list: an admin thinks of the alias, a script of the model. Aliases of
+    // the key are the key's own affair: they open no list but its own.
+    let of_key = |n: &str| lists(&key.models, catalog, n, key.team_id.is_some());
+    if !of_key(requested) && !of_key(name) {
+        return Some("key_model_access_denied");
+    }
+    if let Some(team) = &key.team {
+        let alias_of_team = !key.aliases.contains_key(requested);
+        let allows = |party: &Party| {
+            lists(&party.models, catalog, name, false)
+                || (alias_of_team && lists(&party.models, catalog, requested, false))
+        };
+        if !allows(team) || !key.member.as_deref().is_none_or(allows) {
+            return Some("team_model_access_denied");
+        }
+    }
+    let personal = key.team_id.is_none();
+    let others = [
+        key.user.as_deref().filter(|_| personal),
+        key.organization.as_deref(),
+    ];
+    others
+        .into_iter()
+        .flatten()
+        .find(|party| !lists(&party.models, catalog, name, false))
+        .map(|party| match party.kind {
+            Kind::Organization => "org_model_access_denied",
+            _ => "user_model_access_denied",
+        })
 }
 
 /// 404 with the nearest name among those that the caller may see.
@@ -87,18 +135,28 @@ pub fn visible<'a>(caller: &Caller, catalog: &'a dyn Catalog) -> Vec<&'a str> {
     }
 }
 
-/// Whether a key's list allows a name: exactly, by `*` or `prefix/*`, or by an access group.
-pub fn may(key: &Key, catalog: &dyn Catalog, name: &str) -> bool {
-    key.models.is_empty()
-        || key.models.iter().any(|allowed| {
-            allowed == name
-                || allowed == "*"
-                || allowed == "all-proxy-models"
-                || (allowed == "all-team-models" && key.team_id.is_some())
-                || allowed
-                    .strip_suffix('*')
-                    .is_some_and(|prefix| !prefix.is_empty() && name.starts_with(prefix))
-                || catalog.in_access_group(name, allowed)
+/// Whether a key may call a name, by all lists that count.
+pub fn may(key: &Holder, catalog: &dyn Catalog, name: &str) -> bool {
+    denied(key, catalog, name, real_name(key, name)).is_none()
+}
+
+/// Whether a list allows a name: exactly, by `*` or `prefix*`, or by an access group. An empty list allows
+/// everything.
+pub fn lists(models: &[String], catalog: &dyn Catalog, name: &str, in_team: bool) -> bool {
+    models.is_empty()
+        || models.iter().any(|allowed| match allowed.as_str() {
+            "*" | "all-proxy-models" => true,
+            // What these are is for the team's own list to say.
+            "all-team-models" if in_team => true,
+            // LiteLLM's word for a list that is meant to be empty.
+            "no-default-models" => false,
+            _ => {
+                allowed == name
+                    || allowed
+                        .strip_suffix('*')
+                        .is_some_and(|prefix| !prefix.is_empty() && name.starts_with(prefix))
+                    || catalog.in_access_group(name, allowed)
+            }
         })
 }
 
@@ -170,6 +228,55 @@ mod tests {
         check(&["*"], "tts-1", Ok("tts-1"));
         check(&["nothing"], "nothing", Err(404));
         check(&[], "nothing", Err(404));
+    }
+
+    #[test]
+    fn everybodys_lists_count() {
+        let catalog = testkit::catalog(&["a", "b", "c"]);
+        let party = |kind, fields: serde_json::Value| {
+            Some(Arc::new(Party::new(
+                kind,
+                "x",
+                fields.as_object().unwrap().clone(),
+            )))
+        };
+        let mut key = testkit::key("sk-a");
+        key.models = vec!["all-team-models".into()];
+        key.team_id = Some("x".into());
+        let team_fields = serde_json::json!({"models": ["a", "fast"], "model_aliases": {"fast": "b"}});
+        let mut holder = Holder::alone(key);
+        holder.team = party(Kind::Team, team_fields);
+        // A team's key is no personal key: the user's list does not count.
+        holder.user = party(Kind::User, serde_json::json!({"models": ["c"]}));
+        let check = |holder: &Holder, asked: &str, want: std::result::Result<&str, &str>| {
+            let caller = Caller::Key(Arc::new(holder.clone()));
+            let got = resolve(&caller, catalog.as_ref(), asked);
+            assert_eq!(got.as_deref().map_err(|s| s.kind()), want, "{asked}");
+        };
+        check(&holder, "a", Ok("a"));
+        check(&holder, "fast", Ok("b"));
+        check(&holder, "b", Err("team_model_access_denied"));
+        check(&holder, "c", Err("team_model_access_denied"));
+        assert_eq!(
+            visible(&Caller::Key(Arc::new(holder.clone())), catalog.as_ref()),
+            ["a"]
+        );
+
+        // An alias of the key's own opens nobody else's list.
+        holder.key.aliases.insert("a".into(), "c".into());
+        holder.key.models.clear();
+        check(&holder, "a", Err("team_model_access_denied"));
+
+        holder.key.aliases.clear();
+        holder.key.team_id = None;
+        holder.team = None;
+        check(&holder, "a", Err("user_model_access_denied"));
+        check(&holder, "c", Ok("c"));
+        holder.organization = party(
+            Kind::Organization,
+            serde_json::json!({"models": ["no-default-models"]}),
+        );
+        check(&holder, "c", Err("org_model_access_denied"));
     }
 
     #[test]

@@ -1,18 +1,26 @@
-//! Who is calling: the master key, a virtual key, or nobody where the lane allows it.
+//! Who is calling: the master key, a virtual key, or nobody where the lane allows it; and whether the key
+//! is one for this path.
 //!
-//! Keys are hashed first and looked up by hash; what a caller wrote never reaches a query.
+//! Keys are hashed first and looked up by hash; what a caller wrote never reaches a query. A key that was
+//! rotated stands for its successor while its grace lasts, so that both spend from one account.
 
-use crate::contract::cx::{Auth as LaneAuth, Cx};
+use crate::contract::cx::{Auth as LaneAuth, Cx, Purpose};
 use crate::contract::ports::{Clock, Keys, Ports};
-use crate::contract::{Fault, Filter, Needs, Refusal, Result, Verdict};
-use crate::model::key::{Caller, Key, KeyHash, MasterKey};
+use crate::contract::{Fault, Filter, Needs, Refusal, Result, Stop, Verdict};
+use crate::model::account::Kind;
+use crate::model::key::{Caller, Holder, Key, KeyHash, MasterKey};
+use crate::model::party::{self, Party};
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, request};
 use serde::Deserialize;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Longer texts are no keys of anybody's.
 const MAX_KEY_BYTES: usize = 1024;
+
+/// How many rotations a grace may span.
+const MOST_ROTATIONS: usize = 8;
 
 /// Headers that may carry the key, besides `x-litellm-api-key`, which wins over all of them.
 const KEY_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
@@ -75,49 +83,154 @@ impl Auth {
             )
             .into());
         }
-        let key = match self.keys.cached(&hash) {
+        let mut key = self.find(&hash).await?;
+        for _ in 0..MOST_ROTATIONS {
+            let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
+                self.standing(&key)?;
+                return Ok(Caller::Key(raised(key, self.clock.now_micros())));
+            };
+            // Its own block counts as well: it may be the secret that leaked.
+            if key.blocked {
+                return Err(blocked());
+            }
+            let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
+            if until.is_none_or(|at| at <= self.clock.now_micros()) {
+                return Err(expired(&key));
+            }
+            key = self.find(&next).await?;
+        }
+        Err(expired(&key))
+    }
+
+    /// A key that was issued.
+    async fn find(&self, hash: &KeyHash) -> Result<Arc<Holder>> {
+        let key = match self.keys.cached(hash) {
             Some(known) => known,
-            None => self.keys.find(&hash).await.map_err(|e| {
+            None => self.keys.find(hash).await.map_err(|e| {
                 Fault::unavailable(
                     "Keys cannot be looked up right now because the database is away. Try again in a few seconds.",
                     e,
                 )
             })?,
         };
-        let Some(key) = key else {
-            return Err(Refusal::new(
+        key.ok_or_else(|| {
+            Refusal::new(
                 401,
                 "token_not_found_in_db",
                 "Authentication Error, Invalid API key provided. It was never issued here, or it was deleted.",
             )
             .param("key")
             .header("www-authenticate", "Bearer")
-            .into());
-        };
-        self.standing(&key)?;
-        Ok(Caller::Key(key))
+            .into()
+        })
     }
 
-    fn standing(&self, key: &Key) -> Result<()> {
+    fn standing(&self, key: &Holder) -> Result<()> {
         if key.blocked {
-            return Err(Refusal::unauthorized(
-                "Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.",
-            )
-            .into());
+            return Err(blocked());
+        }
+        for party in [&key.team, &key.organization, &key.user, &key.member]
+            .into_iter()
+            .flatten()
+        {
+            if party.blocked {
+                return Err(blocked_party(party));
+            }
         }
         if key.expires_micros.is_some_and(|at| at <= self.clock.now_micros()) {
-            return Err(Refusal::new(
-                401,
-                "expired_key",
-                format!(
-                    "Authentication Error - Expired Key. {} has expired; ask for a new one.",
-                    key.key_name
-                ),
-            )
-            .param(key.key_name.clone())
-            .into());
+            return Err(expired(key));
         }
         Ok(())
+    }
+}
+
+/// The key with the budget that it has for a while, if one was given to it.
+fn raised(key: Arc<Holder>, now_micros: i64) -> Arc<Holder> {
+    let whole = |name: &str| key.extra.get(name).and_then(Value::as_i64);
+    let (Some(more), Some(until)) = (whole("temp_budget_nanos"), whole("temp_budget_until_micros")) else {
+        return key;
+    };
+    if until <= now_micros || key.max_budget_nanos.is_none() {
+        return key;
+    }
+    let mut raised = Holder::clone(&key);
+    for budget in [&mut raised.key.max_budget_nanos, &mut raised.limits.budget.nanos]
+        .into_iter()
+        .flatten()
+    {
+        *budget = budget.saturating_add(more.max(0));
+    }
+    Arc::new(raised)
+}
+
+fn blocked() -> Stop {
+    Refusal::unauthorized(
+        "Authentication Error, Key is blocked. Update via `/key/unblock` if you are an admin.",
+    )
+    .into()
+}
+
+fn blocked_party(party: &Party) -> Stop {
+    let (name, route) = match party.kind {
+        Kind::Team => ("Team", "/team/unblock"),
+        Kind::Organization => ("Organization", "/organization/update"),
+        Kind::Member => ("Team member", "/team/member_update"),
+        _ => ("User", "/user/update"),
+    };
+    // A member's id names both sides with a tab in between.
+    let id = party.id.replace('\t', " ");
+    Refusal::unauthorized(format!(
+        "Authentication Error, {name}={id} is blocked. Update via `{route}` if you are an admin."
+    ))
+    .into()
+}
+
+fn expired(key: &Key) -> Stop {
+    Refusal::new(
+        401,
+        "expired_key",
+        format!(
+            "Authentication Error - Expired Key. {} has expired; ask for a new one.",
+            key.key_name
+        ),
+    )
+    .param(key.key_name.clone())
+    .into()
+}
+
+/// Whether a key's `allowed_routes` let it call this path. None at all allow everything.
+fn may_call(key: &Key, path: &str, purpose: Purpose) -> Result<()> {
+    let allowed = party::texts(&key.extra, "allowed_routes");
+    let mut routes = allowed.clone();
+    if purpose == Purpose::Model && !allowed.is_empty() {
+        routes.extend(party::texts(&key.extra, "allowed_passthrough_routes"));
+    }
+    if allowed.is_empty() || routes.iter().any(|route| covers(route, path, purpose)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        403,
+        "auth_error",
+        format!(
+            "Virtual key is not allowed to call this route. Only allowed to call routes: [{}]. Tried to call \
+             route: {path}",
+            allowed.join(", ")
+        ),
+    )
+    .into())
+}
+
+/// One entry: a group of LiteLLM's, a path, or the beginning of paths with `*`. What only shows is a part
+/// of management.
+fn covers(route: &str, path: &str, purpose: Purpose) -> bool {
+    match route {
+        "llm_api_routes" | "openai_routes" => purpose == Purpose::Model,
+        "info_routes" => purpose == Purpose::Info,
+        "management_routes" => matches!(purpose, Purpose::Management | Purpose::Info),
+        _ => match route.strip_suffix('*') {
+            Some(start) => path.starts_with(start) || start.strip_suffix('/') == Some(path),
+            None => path == route,
+        },
     }
 }
 
@@ -139,7 +252,11 @@ impl Filter for Auth {
         // On a lane that wants no key, a key-like header is the upstream's business or a leftover;
         // judging it would make a keyless call fail for what it need not have sent.
         if !keyless {
-            cx.caller = self.caller(self.presented(&head.headers)?).await?;
+            let caller = self.caller(self.presented(&head.headers)?).await?;
+            if let Some(key) = caller.key() {
+                may_call(key, head.uri.path(), cx.purpose)?;
+            }
+            cx.caller = caller;
         }
         Ok(Verdict::Continue)
     }
@@ -293,5 +410,145 @@ mod tests {
             status("sk-unknown2").await,
             Err((503, "service_unavailable_error"))
         );
+    }
+
+    fn head(key: &str, path: &str) -> request::Parts {
+        let request = http::Request::get(path).header("authorization", format!("Bearer {key}"));
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[tokio::test]
+    async fn a_rotated_key_stands_for_its_successor_while_it_may() {
+        let kit = testkit::Kit::default();
+        kit.clock.set(100);
+        let chain = |text: &str, to: Option<&str>, until: i64| {
+            let mut key = testkit::key(text);
+            if let Some(to) = to {
+                key.extra
+                    .insert("rotated_to".into(), KeyHash::of(to).hex().into());
+                key.extra.insert("rotated_until_micros".into(), until.into());
+            }
+            kit.keys.insert(key);
+        };
+        chain("sk-1", Some("sk-2"), 200);
+        chain("sk-2", Some("sk-3"), 150);
+        chain("sk-3", None, 0);
+        chain("sk-over", Some("sk-3"), 100);
+        chain("sk-lost", Some("sk-gone"), 200);
+        chain("sk-round", Some("sk-round"), 200);
+        let auth = Auth::new(Settings::default(), &kit.ports()).unwrap();
+        let who = async |key: &str| auth.caller(key).await.map(|c| c.key_hash()).map_err(|s| s.kind());
+        for key in ["sk-1", "sk-2", "sk-3"] {
+            assert_eq!(who(key).await, Ok(Some(KeyHash::of("sk-3"))), "{key}");
+        }
+        assert_eq!(who("sk-over").await, Err("expired_key"));
+        assert_eq!(who("sk-lost").await, Err("token_not_found_in_db"));
+        assert_eq!(who("sk-round").await, Err("expired_key"));
+        kit.clock.set(150);
+        assert_eq!(who("sk-1").await, Err("expired_key"), "the second grace is over");
+        assert_eq!(who("sk-3").await, Ok(Some(KeyHash::of("sk-3"))));
+    }
+
+    #[tokio::test]
+    async fn whoever_is_above_a_key_may_be_blocked() {
+        let kit = testkit::Kit::default();
+        let auth = Auth::new(Settings::default(), &kit.ports()).unwrap();
+        let party = |kind| {
+            let fields = serde_json::json!({"blocked": true});
+            Some(Arc::new(Party::new(
+                kind,
+                "red",
+                fields.as_object().unwrap().clone(),
+            )))
+        };
+        let plain = || Holder::alone(testkit::key("sk-a"));
+        for (holder, says) in [
+            (
+                Holder {
+                    team: party(Kind::Team),
+                    ..plain()
+                },
+                "Team=red is blocked. Update via `/team/unblock`",
+            ),
+            (
+                Holder {
+                    user: party(Kind::User),
+                    ..plain()
+                },
+                "User=red is blocked",
+            ),
+            (
+                Holder {
+                    organization: party(Kind::Organization),
+                    ..plain()
+                },
+                "Organization=red is blocked",
+            ),
+        ] {
+            let stop = auth.standing(&holder).unwrap_err();
+            assert_eq!((stop.status(), stop.kind()), (401, "auth_error"));
+            assert!(stop.shown().contains(says), "{}", stop.shown());
+        }
+        auth.standing(&plain()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn keys_keep_to_their_routes() {
+        let kit = testkit::Kit::default();
+        let auth = Auth::new(Settings::default(), &kit.ports()).unwrap();
+        use Purpose::*;
+        for (routes, path, purpose, lets) in [
+            (&[][..], "/key/generate", Management, true),
+            (&["llm_api_routes"], "/v1/chat/completions", Model, true),
+            (&["llm_api_routes"], "/tts/x", Model, true),
+            (&["llm_api_routes"], "/key/info", Info, false),
+            (&["llm_api_routes"], "/key/generate", Management, false),
+            (&["info_routes"], "/key/info", Info, true),
+            (&["info_routes"], "/v1/models", Model, false),
+            (&["info_routes"], "/key/generate", Management, false),
+            (&["management_routes"], "/key/generate", Management, true),
+            (&["management_routes"], "/key/info", Info, true),
+            (&["management_routes"], "/v1/chat/completions", Model, false),
+            (&["/v1/embeddings"], "/v1/embeddings", Model, true),
+            (&["/v1/embeddings"], "/v1/embeddings/x", Model, false),
+            (&["/tts/*"], "/tts/v1/speech", Model, true),
+            (&["/tts/*"], "/tts", Model, true),
+            (&["/tts/*"], "/ttsx", Model, false),
+            (&["*"], "/key/generate", Management, true),
+            (&["/nothing", "info_routes"], "/key/info", Info, true),
+        ] {
+            let secret = format!("sk-{}{path}", routes.join("+"));
+            let mut key = testkit::key(&secret);
+            key.extra.insert("allowed_routes".into(), routes.into());
+            kit.keys.insert(key);
+            let mut cx = kit.cx();
+            cx.purpose = purpose;
+            let got = auth.request_filter(&mut cx, &head(&secret, path)).await;
+            assert_eq!(got.is_ok(), lets, "{routes:?} {path}");
+            if let Err(stop) = got {
+                assert_eq!(stop.status(), 403);
+                assert!(
+                    stop.shown().ends_with(&format!("Tried to call route: {path}")),
+                    "{}",
+                    stop.shown()
+                );
+                assert!(cx.caller.key().is_none(), "a refused key is nobody's");
+            }
+        }
+    }
+
+    #[test]
+    fn a_budget_is_raised_for_a_while() {
+        let mut key = testkit::key("sk-a");
+        key.max_budget_nanos = Some(5);
+        key.extra.insert("temp_budget_nanos".into(), 3.into());
+        key.extra.insert("temp_budget_until_micros".into(), 100.into());
+        let key = Arc::new(Holder::alone(key));
+        let budget = |now| {
+            let raised = raised(Arc::clone(&key), now);
+            (raised.max_budget_nanos, raised.limits.budget.nanos)
+        };
+        assert_eq!(budget(99), (Some(8), Some(8)));
+        assert_eq!(budget(100), (Some(5), Some(5)));
     }
 }

@@ -32,6 +32,8 @@ pub struct Cx {
     pub user_agent: Option<String>,
     /// The client's address lies within the configured internal networks. Written by the driver.
     pub internal: bool,
+    /// What the path is for, as far as a key may be confined to it. Written by the driver.
+    pub purpose: Purpose,
     /// Written by `auth`.
     pub caller: Caller,
     /// Written by the driver once the body is read; `access` resolves its `model`.
@@ -104,6 +106,7 @@ impl Cx {
             client_ip,
             user_agent,
             internal,
+            purpose: Purpose::Model,
             caller: Caller::Anonymous,
             call: None,
             catalog,
@@ -124,6 +127,18 @@ impl Cx {
             ext: Extensions::new(),
         }
     }
+}
+
+/// LiteLLM's groups of routes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// Model calls, the lists of models and pass-through: `llm_api_routes`.
+    #[default]
+    Model,
+    /// What shows a key itself and its like: `info_routes`.
+    Info,
+    /// What changes things or shows others: `management_routes`.
+    Management,
 }
 
 /// Whether a lane wants a key.

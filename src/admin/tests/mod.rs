@@ -1,22 +1,26 @@
 //! The API on a real SQLite store, called as the proxy calls it.
 
 mod keys;
+mod keys_changed;
 mod reading;
 mod refusals;
+mod rights;
 
-use super::{Admin, router};
+use super::{Admin, Policy, router};
 use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
-use crate::store::{self, Address, Settings, Store};
+use crate::store::{self, Address, Change, Doc, Settings, Store, Table};
 use axum::Router;
 use axum::body::Body;
 use filters::contract::Stop;
 use filters::contract::ports::Clock;
-use filters::model::key::{Caller, Key, KeyHash};
+use filters::model::account::Kind as Subject;
+use filters::model::key::{Caller, Holder, Key, KeyHash};
+use filters::model::party::Party;
 use filters::testkit::{self, FakeClock, MASTER};
 use http::{HeaderMap, Request};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use tower::ServiceExt;
 
@@ -28,6 +32,7 @@ struct Bench {
     store: Arc<dyn Store>,
     keys: Arc<KeyCache>,
     clock: Arc<FakeClock>,
+    policy: Arc<Mutex<Arc<Policy>>>,
     _dir: Option<TempDir>,
 }
 
@@ -53,10 +58,17 @@ impl Bench {
         ));
         let clock = Arc::new(FakeClock::default());
         clock.set(NOON);
+        let policy: Arc<Mutex<Arc<Policy>>> = Arc::default();
         let router = router(Admin {
             store: Arc::clone(&store),
             keys: Arc::clone(&keys),
             catalog: Arc::new(|| testkit::catalog(&["small", "embed"])),
+            policy: {
+                let policy = Arc::clone(&policy);
+                Arc::new(move || policy.lock().unwrap().clone())
+            },
+            is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
+            unlanded: Arc::new(|_| 0),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
         });
         Self {
@@ -64,6 +76,7 @@ impl Bench {
             store,
             keys,
             clock,
+            policy,
             _dir: dir,
         }
     }
@@ -112,6 +125,33 @@ impl Bench {
         let secret = made["key"].as_str().unwrap().to_string();
         let key = self.row(&secret).await.unwrap();
         (secret, Caller::Key(Arc::new(key.into())))
+    }
+
+    /// An object in the store, for which there may be no call.
+    async fn put(&self, table: Table, id: &str, fields: Value) {
+        let doc = Doc {
+            id: id.into(),
+            fields: fields.as_object().unwrap().clone(),
+            version: 0,
+            created_at_micros: NOON,
+            updated_at_micros: NOON,
+        };
+        self.store
+            .change(&[Change::Put { table, doc: &doc }], &[])
+            .await
+            .unwrap();
+    }
+
+    /// Whoever holds this key, with everybody it belongs to, as the filter `auth` finds them.
+    async fn caller(&self, secret: &str) -> Caller {
+        let mut holder = Holder::alone(self.row(secret).await.unwrap());
+        let party = async |table: Table, kind, id: Option<&String>| {
+            let doc = self.store.document(table, id?).await.unwrap()?;
+            Some(Arc::new(Party::new(kind, doc.id, doc.fields)))
+        };
+        holder.user = party(Table::User, Subject::User, holder.key.user_id.as_ref()).await;
+        holder.team = party(Table::Team, Subject::Team, holder.key.team_id.as_ref()).await;
+        Caller::Key(Arc::new(holder))
     }
 
     async fn row(&self, secret: &str) -> Option<Key> {

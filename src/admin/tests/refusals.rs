@@ -222,9 +222,8 @@ async fn a_holder_changes_nothing() {
         "POST /key/delete",
         "POST /key/block",
         "POST /key/unblock",
-        "GET /key/list",
     ] {
-        refused(&bench, &holder, route, &body.to_string(), 403, "master key").await;
+        refused(&bench, &holder, route, &body.to_string(), 401, "Only proxy admin").await;
         refused(
             &bench,
             &Caller::Anonymous,
@@ -338,7 +337,7 @@ async fn routes_and_methods_are_the_known_ones() {
     }
     for route in [
         "GET /key",
-        "POST /key/regenerate",
+        "POST /key/degenerate",
         "GET /key/info/",
         "GET /KEY/info",
         "POST /key//delete",

@@ -1,0 +1,513 @@
+//! What somebody who is no admin may write on a key. Nobody writes a field above their own rights: most
+//! fields are an admin's alone, limits and models stay within what the team or the user has, and where
+//! those have none, within what the key in hand has.
+
+use super::Desk;
+use super::error::{Result, Stopped};
+use super::fields::{self, Fields};
+use super::rights::{Actor, Role, members_may, role_among};
+use super::{keys, terms};
+use crate::store::{Doc, Table};
+use filters::builtin::access;
+use filters::contract::Refusal;
+use filters::contract::ports::Catalog;
+use filters::model::key::{Holder, Key};
+use filters::model::limits::Limits;
+use filters::model::money::Nanos;
+use filters::model::party::texts;
+use serde_json::{Map, Value, json};
+
+/// Fields that are not an admin's alone. All others may be repeated as they are and not changed.
+const OPEN: &[&str] = &[
+    "key_alias",
+    "duration",
+    "user_id",
+    "team_id",
+    "organization_id",
+    "models",
+    "aliases",
+    "max_budget",
+    "soft_budget",
+    "budget_duration",
+    "tpm_limit",
+    "rpm_limit",
+    "max_parallel_requests",
+    "model_max_budget",
+    "model_rpm_limit",
+    "model_tpm_limit",
+    "metadata",
+    "tags",
+    "key_type",
+    "send_invite_email",
+    "auto_rotate",
+    "rotation_interval",
+];
+
+/// Fields of other objects, and of rows, that a key has no place for: asked for by somebody who tries.
+const FOREIGN: &[&str] = &[
+    "user_role",
+    "spend",
+    "token",
+    "created_by",
+    "updated_by",
+    "rotated_to",
+];
+
+/// Limits that are numbers.
+const NUMBERS: [&str; 4] = ["max_budget", "tpm_limit", "rpm_limit", "max_parallel_requests"];
+
+/// Limits of single models.
+const OF_MODELS: [&str; 3] = ["model_max_budget", "model_rpm_limit", "model_tpm_limit"];
+
+/// Words for lists of models that are no model's name.
+const LISTS: [&str; 2] = ["all-team-models", "no-default-models"];
+
+/// 403 that names the field.
+fn above(field: &str, message: impl Into<String>) -> Stopped {
+    Refusal::new(403, "auth_error", message).param(field).into()
+}
+
+/// What a key stays within.
+struct Bounds<'a> {
+    /// The team of a team's key, the user of a personal one.
+    party: Option<&'a Map<String, Value>>,
+    /// A key whose own limits count where the party has none.
+    key: Option<&'a Key>,
+    /// They count beside the party's.
+    both: bool,
+}
+
+impl Desk {
+    /// Judges the fields of a new key, and fills in what follows from who asks.
+    pub async fn bound_new(&self, actor: &Actor, fields: &mut Fields) -> Result<()> {
+        if actor.is_admin() {
+            return Ok(());
+        }
+        let Some(own) = actor.holder() else {
+            return Err(actor.not_admin());
+        };
+        let team = match fields.id("team_id")? {
+            Some(id) => Some(self.team_to_make_for(actor, &id, fields).await?),
+            None => {
+                self.personal(actor, fields)?;
+                None
+            }
+        };
+        let blank = blank(own);
+        closed(fields, &blank)?;
+        self.organization(actor, fields, &blank, team.as_ref()).await?;
+        routes(own, fields)?;
+        let user = match &team {
+            None => self.own_user(actor).await?,
+            Some(_) => None,
+        };
+        let bounds = Bounds {
+            party: team.as_ref().or(user.as_ref()).map(|d| &d.fields),
+            key: Some(own).filter(|_| team.is_none()).map(|h| &h.key),
+            both: false,
+        };
+        bounds.numbers(fields, true)?;
+        let catalog = (self.catalog)();
+        bounds.models(fields, catalog.as_ref(), team.is_some(), true)
+    }
+
+    /// Judges the changes of a key that there is.
+    pub async fn bound_change(&self, actor: &Actor, fields: &Fields, key: &Key) -> Result<()> {
+        if actor.is_admin() {
+            return Ok(());
+        }
+        let leads = self.may_change(actor, key).await?;
+        closed(fields, key)?;
+        if fields.has("user_id") && fields.id("user_id")? != key.user_id {
+            let user = fields.id("user_id")?;
+            let team = key.team_id.as_deref().filter(|_| leads);
+            self.one_of_team(team, user.as_deref()).await?;
+        }
+        let next = fields.id("team_id")?;
+        if fields.has("team_id") && next != key.team_id {
+            let into = match &next {
+                Some(id) => leads && self.leads_team(actor, id).await?,
+                None => false,
+            };
+            if !into {
+                return Err(above(
+                    "team_id",
+                    "Only an admin of both teams may move a key from one to the other.",
+                ));
+            }
+        }
+        let team_id = next.as_deref().or(key.team_id.as_deref());
+        let party = match team_id {
+            Some(id) => self.store.document(Table::Team, id).await?,
+            None => self.own_user(actor).await?,
+        };
+        self.organization(actor, fields, key, party.as_ref().filter(|_| team_id.is_some()))
+            .await?;
+        let bounds = Bounds {
+            party: party.as_ref().map(|d| &d.fields),
+            key: Some(key).filter(|_| !leads),
+            // Its limits were set by who leads the team.
+            both: team_id.is_some(),
+        };
+        if !leads {
+            kept(fields, key)?;
+        }
+        let mut fields = fields.clone();
+        bounds.numbers(&mut fields, false)?;
+        let catalog = (self.catalog)();
+        bounds.models(&mut fields, catalog.as_ref(), team_id.is_some(), false)?;
+        // A personal key reaches no further than the key that changes it.
+        match actor.holder().filter(|_| team_id.is_none()) {
+            Some(own) => Bounds {
+                party: None,
+                key: Some(&own.key),
+                both: false,
+            }
+            .models(&mut fields, catalog.as_ref(), false, false),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether somebody may change this key, and if so, whether as one who leads its team.
+    pub async fn may_change(&self, actor: &Actor, key: &Key) -> Result<bool> {
+        if let Some(team) = &key.team_id
+            && self.leads_team(actor, team).await?
+        {
+            return Ok(true);
+        }
+        if actor.is_admin() {
+            return Ok(true);
+        }
+        let maker = matches!(actor.role, Role::User | Role::OrganizationAdmin);
+        if maker && actor.owns_key(key) {
+            return Ok(false);
+        }
+        if actor.owns_key(key) || !maker {
+            return Err(actor.not_admin());
+        }
+        Err(above(
+            "key",
+            "You are not allowed to change this key: it is neither yours nor of a team that you are an admin of.",
+        ))
+    }
+
+    /// The team that a new key is for: one that the actor leads, or whose members may make keys.
+    async fn team_to_make_for(&self, actor: &Actor, id: &str, fields: &mut Fields) -> Result<Doc> {
+        let refused = || match actor.role {
+            Role::Holder => actor.not_admin(),
+            _ => above(
+                "team_id",
+                "You are not allowed to make keys for this team: only its admins are.",
+            ),
+        };
+        let team = self.store.document(Table::Team, id).await?.ok_or_else(refused)?;
+        let user_id = fields.id("user_id")?;
+        if self.leads(actor, &team).await? {
+            if user_id.is_some() && !actor.is_user(user_id.as_deref()) {
+                self.one_of_team(Some(id), user_id.as_deref()).await?;
+            }
+            return Ok(team);
+        }
+        let own = actor.user_id().ok_or_else(refused)?;
+        if role_among(&team.fields, own).is_none() || !members_may(&team.fields, &actor.path) {
+            return Err(refused());
+        }
+        match user_id {
+            Some(user) if user == own => {}
+            // A service account is for whoever leads the team.
+            None if fields.has("user_id") => return Err(refused()),
+            None => fields.set("user_id", json!(own)),
+            Some(_) => return Err(others_key()),
+        }
+        Ok(team)
+    }
+
+    /// Only members of a team have its keys.
+    async fn one_of_team(&self, team: Option<&str>, user: Option<&str>) -> Result<()> {
+        let Some(id) = team else {
+            return Err(others_key());
+        };
+        let found = self.store.document(Table::Team, id).await?;
+        let member = match (found, user) {
+            (Some(team), Some(user)) => role_among(&team.fields, user).is_some(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if member { Ok(()) } else { Err(others_key()) }
+    }
+
+    /// A key of the actor's own.
+    fn personal(&self, actor: &Actor, fields: &mut Fields) -> Result<()> {
+        let Some(own) = actor
+            .user_id()
+            .filter(|_| matches!(actor.role, Role::User | Role::OrganizationAdmin))
+        else {
+            return Err(actor.not_admin());
+        };
+        match fields.id("user_id")? {
+            Some(user) if user != own => Err(others_key()),
+            _ => {
+                fields.set("user_id", json!(own));
+                Ok(())
+            }
+        }
+    }
+
+    /// A key's organization is its team's, the one it had, or one that the actor leads.
+    async fn organization(
+        &self,
+        actor: &Actor,
+        fields: &Fields,
+        key: &Key,
+        team: Option<&Doc>,
+    ) -> Result<()> {
+        let given = fields.id("organization_id")?;
+        if !fields.has("organization_id") || given.as_deref() == key.text("organization_id") {
+            return Ok(());
+        }
+        let of_team = team
+            .and_then(|t| t.fields.get("organization_id"))
+            .and_then(Value::as_str);
+        let fits = match given.as_deref() {
+            Some(id) => Some(id) == of_team || self.leads_organization(actor, id).await?,
+            None => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(above(
+            "organization_id",
+            "Only a proxy admin, or an admin of the organization, may set 'organization_id'.",
+        ))
+    }
+
+    /// From the store: the key in hand may remember an older one.
+    async fn own_user(&self, actor: &Actor) -> Result<Option<Doc>> {
+        match actor.user_id() {
+            Some(id) => Ok(self.store.document(Table::User, id).await?),
+            None => Ok(None),
+        }
+    }
+}
+
+fn others_key() -> Stopped {
+    above(
+        "user_id",
+        "You can only make and change keys for yourself, or as an admin of a team for its members.",
+    )
+}
+
+/// A key of the same organization with nothing set.
+fn blank(own: &Holder) -> Key {
+    let mut key = own.key.clone();
+    key.extra = Map::new();
+    if let Some(organization) = own.organization_id() {
+        key.extra.insert("organization_id".into(), organization.into());
+    }
+    key.blocked = false;
+    key
+}
+
+/// Refuses what is an admin's alone, unless it is what is there anyway: a form sends all its fields.
+fn closed(fields: &Fields, key: &Key) -> Result<()> {
+    let shown = terms::shown(key);
+    let known = keys::PLAIN.iter().chain(terms::TERMS).map(|f| f.name);
+    let also = ["temp_budget_increase", "temp_budget_expiry"];
+    for name in known.chain(FOREIGN.iter().copied()).chain(also) {
+        if OPEN.contains(&name) || !fields.has(name) {
+            continue;
+        }
+        let now = match name {
+            "blocked" => Some(Value::Bool(key.blocked)),
+            _ => shown.get(name).cloned(),
+        };
+        let given = fields.value(name).cloned();
+        let empty = given
+            .as_ref()
+            .is_none_or(|v| *v == json!([]) || *v == json!({}) || *v == json!(false));
+        let unset = now
+            .as_ref()
+            .is_none_or(|v| v.is_null() || *v == json!([]) || *v == json!({}) || *v == json!(false));
+        if now == given || (empty && unset) {
+            continue;
+        }
+        return Err(above(
+            name,
+            format!("Only a proxy admin may set '{name}' of a key. Leave it out, or ask an admin."),
+        ));
+    }
+    Ok(())
+}
+
+/// What an owner leaves as whoever leads the team, or an admin, has set it.
+fn kept(fields: &Fields, key: &Key) -> Result<()> {
+    for name in OF_MODELS {
+        let now = key
+            .extra
+            .get(name)
+            .filter(|v| v.as_object().is_some_and(|o| !o.is_empty()));
+        if fields.has(name) && now.is_some() && fields.value(name) != now {
+            return Err(above(
+                name,
+                format!("'{name}' of this key is set already, and only an admin may change it."),
+            ));
+        }
+    }
+    let tags = fields.texts("tags")?;
+    if fields.has("tags") && texts(&key.extra, "tags").iter().any(|t| !tags.contains(t)) {
+        return Err(above(
+            "tags",
+            "Tags of a key can be added to; only an admin may take one away.",
+        ));
+    }
+    if fields.has("key_type") && fields.value("key_type") != key.extra.get("key_type") {
+        return Err(above(
+            "key_type",
+            "Only a proxy admin may change 'key_type' of a key.",
+        ));
+    }
+    Ok(())
+}
+
+/// A key that is confined to some routes makes keys that are confined to the same.
+fn routes(own: &Holder, fields: &mut Fields) -> Result<()> {
+    let confined = own
+        .extra
+        .get("allowed_routes")
+        .filter(|r| r.as_array().is_some_and(|a| !a.is_empty()));
+    let Some(confined) = confined else {
+        return Ok(());
+    };
+    if fields.value("key_type").is_some() {
+        return Err(above(
+            "key_type",
+            "Your own key is confined to some routes, and so are the keys that it makes. Leave 'key_type' out.",
+        ));
+    }
+    fields.set("allowed_routes", confined.clone());
+    Ok(())
+}
+
+/// Numbers of [`NUMBERS`], budgets in nano-dollars.
+fn number(limits: &Limits, name: &str) -> Option<i64> {
+    let count = |n: Option<u64>| n.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+    match name {
+        "max_budget" => limits.budget.nanos,
+        "tpm_limit" => count(limits.tpm),
+        "rpm_limit" => count(limits.rpm),
+        _ => count(limits.parallel),
+    }
+}
+
+impl Bounds<'_> {
+    /// Limits that are numbers, and the period of the budget.
+    fn numbers(&self, fields: &mut Fields, new: bool) -> Result<()> {
+        let party = self.party.map(Limits::of).unwrap_or_default();
+        let key = self
+            .key
+            .map(|k| Holder::alone(k.clone()).limits)
+            .unwrap_or_default();
+        for name in NUMBERS {
+            let (of_party, of_key) = (number(&party, name), number(&key, name));
+            let by_key = of_key.filter(|_| self.both || of_party.is_none());
+            let bound = [of_party, by_key].into_iter().flatten().min();
+            let given = match fields.value(name) {
+                None => None,
+                Some(v) if name == "max_budget" => Some(fields::amount(name, v)?.0),
+                Some(v) => Some(i64::try_from(fields::count(name, v)?).unwrap_or(i64::MAX)),
+            };
+            let Some(bound) = bound else { continue };
+            let shown = if name == "max_budget" {
+                json!(Nanos(bound))
+            } else {
+                json!(bound)
+            };
+            match given {
+                Some(n) if n <= bound => {}
+                // What the party has binds its keys in any case; what a key has goes with that key.
+                None if by_key.is_none() => {}
+                None if new => fields.set(name, shown),
+                None if !fields.has(name) => {}
+                _ => {
+                    return Err(above(
+                        name,
+                        format!(
+                            "'{name}' may be {shown} at most: that is the limit you have. Ask an admin for more."
+                        ),
+                    ));
+                }
+            }
+        }
+        // A shorter period would be more money.
+        let counts = key.budget.nanos.is_some() && (self.both || party.budget.nanos.is_none());
+        if counts {
+            let period = key.budget.period.as_deref();
+            if fields.has("budget_duration") && fields.text("budget_duration")? != period {
+                return Err(above(
+                    "budget_duration",
+                    "Only an admin may change the period of this budget.",
+                ));
+            }
+            if new && let Some(period) = period {
+                fields.set("budget_duration", json!(period));
+            }
+        }
+        Ok(())
+    }
+
+    /// Models, and what aliases stand for: only what may be called.
+    fn models(&self, fields: &mut Fields, catalog: &dyn Catalog, in_team: bool, new: bool) -> Result<()> {
+        let of_party = self.party.map(|p| texts(p, "models")).unwrap_or_default();
+        let of_key = self.key.map(|k| k.models.clone()).unwrap_or_default();
+        let lists = [&of_party, &of_key];
+        let allowed = |name: &str| {
+            // A group stands for all of its models.
+            let group: Vec<&String> = catalog
+                .names()
+                .iter()
+                .filter(|n| catalog.in_access_group(n, name))
+                .collect();
+            lists.iter().all(|list| {
+                access::lists(list, catalog, name, in_team)
+                    && group.iter().all(|n| access::lists(list, catalog, n, in_team))
+            })
+        };
+        let models = fields.texts("models")?;
+        let wide = |name: &String| match name.as_str() {
+            "all-team-models" if !in_team => true,
+            name if LISTS.contains(&name) => false,
+            "all-proxy-models" | "*" => lists
+                .iter()
+                .any(|l| !l.is_empty() && !l.contains(&name.to_string())),
+            name => !allowed(name),
+        };
+        if let Some(model) = models.iter().find(|m| wide(m)) {
+            let model: String = model.chars().take(96).collect();
+            return Err(above(
+                "models",
+                format!("The model '{model}' is not one that you may call yourself."),
+            ));
+        }
+        if models.is_empty() && !of_key.is_empty() {
+            if new {
+                fields.set("models", json!(of_key));
+            } else if fields.has("models") {
+                return Err(above(
+                    "models",
+                    "An empty list stands for all models, and you may not call them all.",
+                ));
+            }
+        }
+        for (alias, model) in fields.names("aliases")? {
+            let kept = self.key.filter(|_| !new).and_then(|k| k.aliases.get(&alias)) == Some(&model);
+            if !kept && !allowed(&model) {
+                let model: String = model.chars().take(96).collect();
+                return Err(above(
+                    "aliases",
+                    format!("The model '{model}' is not one that you may call yourself."),
+                ));
+            }
+        }
+        Ok(())
+    }
+}

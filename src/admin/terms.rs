@@ -1,0 +1,151 @@
+//! The fields of a key beyond the plain ones: its limits, routes and settings, checked and kept under
+//! LiteLLM's names in [`Key::extra`](filters::model::key::Key). Limits are read from there by
+//! [`Limits::of`](filters::model::limits::Limits::of); "Kept" is what nothing here acts on.
+
+use super::duration;
+use super::error::Result;
+use super::fields::{Field, Fields, Kind};
+use filters::model::key::Key;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value, json};
+
+const KEY_TYPES: &[&str] = &["llm_api", "management", "read_only", "default"];
+
+pub const TERMS: &[Field] = &[
+    Field::new(
+        "soft_budget",
+        Kind::Money,
+        "Dollars after which a warning is given",
+    ),
+    Field::new(
+        "budget_duration",
+        Kind::Period,
+        "When the budget starts anew: 30d, 1mo, …",
+    ),
+    Field::new("budget_id", Kind::Id, "Limits kept under a name"),
+    Field::new("budget_limits", Kind::Objects, "Kept"),
+    Field::new("budget_fallbacks", Kind::Settings, "Kept"),
+    Field::new("max_parallel_requests", Kind::Count, "Calls at once"),
+    Field::new("tpm_limit", Kind::Count, "Tokens per minute"),
+    Field::new("rpm_limit", Kind::Count, "Requests per minute"),
+    Field::new("tpd_limit", Kind::Count, "Kept"),
+    Field::new("tpm_limit_type", Kind::Id, "Kept"),
+    Field::new("rpm_limit_type", Kind::Id, "Kept"),
+    Field::new("model_max_budget", Kind::ModelBudgets, "Budgets of single models"),
+    Field::new(
+        "model_rpm_limit",
+        Kind::ModelCounts,
+        "Requests per minute of single models",
+    ),
+    Field::new(
+        "model_tpm_limit",
+        Kind::ModelCounts,
+        "Tokens per minute of single models",
+    ),
+    Field::new(
+        "permissions",
+        Kind::Object,
+        "What the key may do besides, as get_spend_routes",
+    ),
+    Field::new("config", Kind::Object, "Kept"),
+    Field::new("allowed_cache_controls", Kind::List, "Kept"),
+    Field::new(
+        "allowed_routes",
+        Kind::List,
+        "Paths that may be called: llm_api_routes, management_routes, info_routes, /path, /path/*; none = all",
+    ),
+    Field::new(
+        "allowed_passthrough_routes",
+        Kind::Texts,
+        "Pass-through paths that may be called besides",
+    ),
+    Field::new(
+        "key_type",
+        Kind::OneOf(KEY_TYPES),
+        "llm_api, management, read_only or default: sets allowed_routes",
+    ),
+    Field::new("guardrails", Kind::Texts, "Kept"),
+    Field::new("policies", Kind::Texts, "Kept"),
+    Field::new("prompts", Kind::Texts, "Kept"),
+    Field::new("tags", Kind::Texts, "Calls are counted under these"),
+    Field::new("enforced_params", Kind::Texts, "Kept"),
+    Field::new("object_permission", Kind::Settings, "Kept"),
+    Field::new("router_settings", Kind::Settings, "Kept"),
+    Field::new("auto_rotate", Kind::Flag, "Kept"),
+    Field::new("rotation_interval", Kind::Period, "Kept"),
+    Field::new("organization_id", Kind::Id, "The organization it belongs to"),
+    Field::new("project_id", Kind::Id, "Kept"),
+    Field::new("agent_id", Kind::Id, "Kept"),
+    Field::new("access_group_ids", Kind::Texts, "Kept"),
+];
+
+/// LiteLLM's routes for a kind of key; `None` = no such kind.
+fn routes_of(key_type: &str) -> Option<&'static [&'static str]> {
+    match key_type {
+        "llm_api" => Some(&["llm_api_routes"]),
+        "management" => Some(&["management_routes"]),
+        "read_only" => Some(&["info_routes"]),
+        "default" => Some(&[]),
+        _ => None,
+    }
+}
+
+/// Takes over what the body says; null unsets.
+pub fn keep(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
+    let period = key.text("budget_duration").map(str::to_string);
+    for Field { name, kind, .. } in TERMS {
+        match fields.value(name) {
+            Some(value) => {
+                key.extra.insert((*name).into(), kind.read(name, value)?);
+            }
+            None if fields.has(name) => {
+                key.extra.remove(*name);
+            }
+            None => {}
+        }
+    }
+    // It sends nothing here, but LiteLLM refuses another type.
+    fields.flag("send_invite_email")?;
+    if let Some(routes) = fields.text("key_type")?.and_then(routes_of)
+        && !fields.has("allowed_routes")
+    {
+        key.extra.insert("allowed_routes".into(), json!(routes));
+    }
+    // A rolling period begins when its budget is set.
+    if key.text("budget_duration") != period.as_deref() {
+        key.extra.insert("budget_since_micros".into(), json!(now_micros));
+    }
+    Ok(())
+}
+
+/// All of them as a key shows them. What else `extra` holds is not shown: nobody vouched for it.
+pub fn shown(key: &Key) -> Map<String, Value> {
+    TERMS
+        .iter()
+        .map(|Field { name, kind, .. }| {
+            let value = key.extra.get(*name).cloned();
+            ((*name).to_string(), value.unwrap_or_else(|| kind.unset()))
+        })
+        .collect()
+}
+
+/// When the key's budget starts anew, microseconds since 1970; None = never.
+pub fn reset_at(key: &Key, now_micros: i64) -> Option<i64> {
+    let span = duration::span(key.text("budget_duration")?).ok()?;
+    let since = key.extra.get("budget_since_micros").and_then(Value::as_i64);
+    let since = Timestamp::from_microsecond(since.unwrap_or(key.created_at_micros)).ok()?;
+    let since = since.to_zoned(TimeZone::UTC);
+    let length =
+        since.checked_add(span).ok()?.timestamp().as_microsecond() - since.timestamp().as_microsecond();
+    // Months differ in length: begin a little before and look.
+    let passed = now_micros
+        .saturating_sub(since.timestamp().as_microsecond())
+        .max(0)
+        / length.max(1);
+    (passed.saturating_sub(passed / 16).max(1)..)
+        .take(4096)
+        .map_while(|n| since.checked_add(span.checked_mul(n).ok()?).ok())
+        .map(|at| at.timestamp().as_microsecond())
+        .find(|at| *at > now_micros)
+}
