@@ -12,11 +12,15 @@
 mod ask;
 mod audit;
 mod bounds;
+mod config;
 mod duration;
 mod error;
 pub mod fields;
 mod keys;
 mod lookup;
+mod model_info;
+mod models;
+mod openapi;
 mod policy;
 mod rights;
 mod rotation;
@@ -32,6 +36,7 @@ pub use error::Stopped;
 pub use policy::Policy;
 pub use routes::{is_info, open_paths, paths};
 
+use crate::reload::Reload;
 use crate::shared::keys::{KeyCache, Unlanded};
 use crate::store::Store;
 use axum::Router;
@@ -61,6 +66,8 @@ pub struct Admin {
     /// Nano-dollars of a key that are written down and not in the store yet.
     pub unlanded: Unlanded,
     pub clock: Arc<dyn Clock>,
+    /// Makes and shows the config that serves.
+    pub reload: Arc<Reload>,
 }
 
 /// What the handlers share.

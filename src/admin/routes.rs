@@ -7,7 +7,9 @@
 //! `ROUTES` to [`TABLES`].
 
 use super::fields::Field;
-use super::{Desk, audit, error, keys, lookup, rights, rotation, spend, users};
+use super::{
+    Desk, audit, config, error, keys, lookup, model_info, models, openapi, rights, rotation, spend, users,
+};
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -25,17 +27,28 @@ const TABLES: &[&[Route]] = &[
     lookup::ROUTES,
     users::ROUTES,
     spend::ROUTES,
+    models::ROUTES,
+    model_info::ROUTES,
+    config::ROUTES,
     audit::ROUTES,
     ROUTES,
 ];
 
-const ROUTES: &[Route] = &[Route {
-    group: "gateway",
-    who: Who::Open,
-    summary: "The paths that are served here",
-    answer: "Routes",
-    ..Route::get(&["/routes"], |m| on(m, listed))
-}];
+const ROUTES: &[Route] = &[
+    Route {
+        group: "gateway",
+        who: Who::Open,
+        summary: "The paths that are served here",
+        answer: "Routes",
+        ..Route::get(&["/routes"], |m| on(m, listed))
+    },
+    Route {
+        group: "gateway",
+        who: Who::Open,
+        summary: "This description",
+        ..Route::get(&["/openapi.json"], |m| on(m, openapi::served))
+    },
+];
 
 /// One call. Rows begin with [`Route::get`] or [`Route::post`] and name what differs.
 pub struct Route {

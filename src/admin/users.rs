@@ -53,7 +53,7 @@ pub async fn info(
         },
         (Caller::Anonymous, _) => return Err(others()),
     };
-    Ok(Json(body))
+    Ok(Json(shapes::plain(body)))
 }
 
 fn others() -> super::Stopped {

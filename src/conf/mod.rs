@@ -26,6 +26,7 @@ mod settings;
 mod text;
 mod types;
 
+pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use own::{
     Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own,

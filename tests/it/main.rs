@@ -15,6 +15,7 @@ mod hangups;
 mod kit;
 mod ledger;
 mod lifecycle;
+mod models_api;
 mod objects;
 mod outage;
 mod passthrough;
