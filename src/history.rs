@@ -281,14 +281,19 @@ fn lines_of_difference(was: &str, is: &str) -> String {
         .count();
     let middle = |lines: &[&'_ str]| -> (usize, usize) { (same, lines.len() - tail) };
     let ((a, b), (c, d)) = (middle(&was), middle(&is));
-    let steps = steps(was.get(a..b).unwrap_or_default(), is.get(c..d).unwrap_or_default());
+    let steps = steps(
+        was.get(a..b).unwrap_or_default(),
+        is.get(c..d).unwrap_or_default(),
+    );
     if steps.is_empty() {
         return String::new();
     }
     let around = |lines: &[&str]| lines.iter().map(|l| (' ', l.to_string())).collect::<Vec<_>>();
     let mut all = around(was.get(same.saturating_sub(AROUND)..same).unwrap_or_default());
     all.extend(steps);
-    all.extend(around(was.get(b..(b + AROUND).min(was.len())).unwrap_or_default()));
+    all.extend(around(
+        was.get(b..(b + AROUND).min(was.len())).unwrap_or_default(),
+    ));
     // Long stretches between changes are left out.
     let changed: Vec<bool> = all.iter().map(|(mark, _)| *mark != ' ').collect();
     let mut out = String::new();
@@ -377,7 +382,10 @@ mod tests {
             assert_eq!(kept, Some(n + 1));
         }
         let list = history.list().unwrap();
-        assert_eq!((list.len(), list[0].number, list[0].files[0].text.as_str()), (50, 60, "a: 59"));
+        assert_eq!(
+            (list.len(), list[0].number, list[0].files[0].text.as_str()),
+            (50, 60, "a: 59")
+        );
         assert_eq!(history.get(1).unwrap(), None);
         for entry in fs::read_dir(dir.path().join("configs")).unwrap() {
             assert_eq!(entry.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
@@ -433,7 +441,11 @@ mod tests {
             "{shown}"
         );
         let three = version(3, &base.replace("one", "two"));
-        assert!(three.difference(Some(&one)).contains("only what is hidden differs"));
+        assert!(
+            three
+                .difference(Some(&one))
+                .contains("only what is hidden differs")
+        );
         let all = one.difference(None);
         for secret in ["one-secret", "hunter2", "first-value", "block-secret"] {
             assert!(!all.contains(secret), "{secret} shows: {all}");

@@ -502,7 +502,10 @@ impl Reload {
             .or_insert_with(|| json!({}));
         if let Value::Object(info) = info {
             info.insert("id".into(), doc.id.clone().into());
-            if info.get("team_id").is_some_and(|t| !t.is_null() && *t != json!("")) {
+            if info
+                .get("team_id")
+                .is_some_and(|t| !t.is_null() && *t != json!(""))
+            {
                 return Err(
                     "model_info.team_id: models of one team alone are not supported; give the team's keys the \
                      model by its name"
@@ -678,7 +681,10 @@ fn fixed(conf: &Conf) -> Fixed {
         ("tollkeeper.ledger", format!("{:?}", own.ledger)),
         ("tollkeeper.log", format!("{:?}", own.log)),
         ("tollkeeper.timeouts.drain", format!("{:?}", own.timeouts.drain)),
-        ("general_settings.database_url", secret(&conf.general.database_url)),
+        (
+            "general_settings.database_url",
+            secret(&conf.general.database_url),
+        ),
         (
             "general_settings.database_connection_pool_limit",
             format!("{:?}", conf.general.database_connection_pool_limit),

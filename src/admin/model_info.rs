@@ -190,12 +190,7 @@ fn mode(entry: &Entry) -> Option<&str> {
 /// What the config says, else what the price table does.
 fn can(entry: &Entry, capability: Capability) -> bool {
     let said = entry.written.info.all.get(capability.field());
-    let listed = || {
-        entry
-            .listing
-            .as_ref()
-            .is_some_and(|l| l.supports(capability))
-    };
+    let listed = || entry.listing.as_ref().is_some_and(|l| l.supports(capability));
     said.and_then(Value::as_bool).unwrap_or_else(listed)
 }
 
@@ -330,7 +325,10 @@ fn hides(name: &str, value: &Value) -> bool {
     let name = name.to_ascii_lowercase().replace('-', "_");
     name.starts_with("aws_")
         || name.ends_with("_key")
-        || matches!(name.as_str(), "key" | "headers" | "extra_headers" | "default_headers")
+        || matches!(
+            name.as_str(),
+            "key" | "headers" | "extra_headers" | "default_headers"
+        )
         || [
             "api_key",
             "apikey",

@@ -133,12 +133,13 @@ fn check_params(params: &Map<String, Value>) -> Result<()> {
         let param = format!("litellm_params.{name}");
         texts(value, &mut |text| {
             if Seal::is_sealed(text) {
-                return Err(wrong_value(&param, format!("'{param}' is sealed. Give its plain value.")).into());
+                return Err(
+                    wrong_value(&param, format!("'{param}' is sealed. Give its plain value.")).into(),
+                );
             }
             let named = text.contains("os.environ/") || text.contains("${");
             if named && OWN_SECRETS.iter().any(|own| text.contains(own)) {
-                let message =
-                    format!("'{param}' names a variable that holds a secret of the gateway's own.");
+                let message = format!("'{param}' names a variable that holds a secret of the gateway's own.");
                 return Err(wrong_value(&param, message).into());
             }
             Ok(())
@@ -238,7 +239,8 @@ async fn change(
             let Some(mut doc) = desk.store.document(Table::Model, &id).await? else {
                 let served = desk.reload.snapshot();
                 return Err(if served.models.entry(&id).is_some() {
-                    let message = "Can't edit model. Model in config. Store model in db via `/model/new`. to edit.";
+                    let message =
+                        "Can't edit model. Model in config. Store model in db via `/model/new`. to edit.";
                     wrong_value("model_info.id", message).into()
                 } else if unknown == 404 {
                     not_found("model_id", format!("Model {id} not found on proxy.")).into()

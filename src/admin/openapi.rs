@@ -28,7 +28,10 @@ const ERRORS: [(u16, &str); 17] = [
     (404, "There is no such object"),
     (405, "The path does not take this method"),
     (408, "The request did not come whole in time"),
-    (409, "It exists already, or somebody else changed it at the same time"),
+    (
+        409,
+        "It exists already, or somebody else changed it at the same time",
+    ),
     (413, "The body is too large"),
     (415, "The body is of another type"),
     (422, "A field is missing or of another type"),
@@ -163,7 +166,10 @@ fn call(told: &Value) -> Value {
         Some(Value::Bool(true)) => "multipart/form-data",
         _ => "application/json",
     };
-    let mut responses = responses(json!({"description": "The model's answer", "content": answers}), &CALLS);
+    let mut responses = responses(
+        json!({"description": "The model's answer", "content": answers}),
+        &CALLS,
+    );
     responses["504"] = error("The model's server did not answer in time");
     responses["4XX"] = error("What else the model's server refuses");
     json!({
@@ -189,13 +195,13 @@ fn others() -> Value {
         }
         operation
     };
-    let json_of = |name: &str, what: &str| {
-        json!({"description": what, "content": {"application/json": {"schema": schema(name)}}})
-    };
-    let health = |id: &str, what: &str, name: &str| get("Health", id, what, true, json_of(name, what), &[400, 405]);
+    let json_of = |name: &str, what: &str| json!({"description": what, "content": {"application/json": {"schema": schema(name)}}});
+    let health =
+        |id: &str, what: &str, name: &str| get("Health", id, what, true, json_of(name, what), &[400, 405]);
     let mut readiness = health("readinessProbe", "Whether it can serve new callers", "Readiness");
     readiness["responses"]["503"] = json_of("Readiness", "The database is away, or the process is leaving");
-    let text = json!({"description": "For Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}});
+    let text =
+        json!({"description": "For Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}});
     let mut metrics = get(
         "Health",
         "getMetrics",
@@ -254,7 +260,11 @@ fn managed(route: &Route, path: &str, names: &Map<String, Value>, schemas: &mut 
         json!({})
     };
     let good = json!({"description": route.summary, "content": {"application/json": {"schema": good}}});
-    let codes: &[u16] = if route.who == Who::Open { &OPEN } else { &MANAGEMENT };
+    let codes: &[u16] = if route.who == Who::Open {
+        &OPEN
+    } else {
+        &MANAGEMENT
+    };
     let mut operation = json!({
         "tags": tags_of(route, path),
         "operationId": id,
@@ -264,7 +274,9 @@ fn managed(route: &Route, path: &str, names: &Map<String, Value>, schemas: &mut 
     if route.who == Who::Open {
         operation["security"] = json!([]);
     }
-    let in_path = path.split('/').filter_map(|s| s.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = path
+        .split('/')
+        .filter_map(|s| s.strip_prefix('{')?.strip_suffix('}'));
     let in_path = in_path.map(|name| {
         json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}})
     });
@@ -286,7 +298,8 @@ fn managed(route: &Route, path: &str, names: &Map<String, Value>, schemas: &mut 
             _ => body,
         };
         let required = route.fields().any(|f| f.required);
-        operation["requestBody"] = json!({"required": required, "content": {"application/json": {"schema": body}}});
+        operation["requestBody"] =
+            json!({"required": required, "content": {"application/json": {"schema": body}}});
     }
     operation
 }
@@ -385,8 +398,12 @@ fn of(kind: Kind) -> Value {
         Kind::Objects => json!({"type": "array", "items": {"type": "object"}}),
         Kind::Object | Kind::Settings => json!({"type": "object", "additionalProperties": true}),
         Kind::Names => json!({"type": "object", "additionalProperties": {"type": "string"}}),
-        Kind::ModelBudgets => json!({"type": "object", "additionalProperties": {"type": ["number", "object"]}}),
-        Kind::ModelCounts => json!({"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}),
+        Kind::ModelBudgets => {
+            json!({"type": "object", "additionalProperties": {"type": ["number", "object"]}})
+        }
+        Kind::ModelCounts => {
+            json!({"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}})
+        }
     }
 }
 
@@ -423,7 +440,11 @@ mod tests {
             }
         }
         for endpoint in Endpoint::ALL {
-            assert!(shapes["calls"][endpoint.path()].is_object(), "{}", endpoint.path());
+            assert!(
+                shapes["calls"][endpoint.path()].is_object(),
+                "{}",
+                endpoint.path()
+            );
         }
         for name in shapes["operations"].as_object().unwrap().values() {
             assert!(ids.contains(name.as_str().unwrap()), "{name}");

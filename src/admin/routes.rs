@@ -279,7 +279,7 @@ mod tests {
                 assert!(names.insert(field.name), "{name}: {} twice", field.name);
             }
         }
-        router();
+        let _ = router();
     }
 
     #[test]

@@ -120,7 +120,12 @@ fn told(applied: &Value, as_json: bool) -> Result<(), Failure> {
         text_of(applied, "message"),
         text_of(applied, "generation")
     ))?;
-    for (name, mark) in [("added", '+'), ("removed", '-'), ("changed", '~'), ("sections", '~')] {
+    for (name, mark) in [
+        ("added", '+'),
+        ("removed", '-'),
+        ("changed", '~'),
+        ("sections", '~'),
+    ] {
         for item in names(applied, name) {
             show::put(format_args!("  {mark} {item}"))?;
         }

@@ -27,7 +27,10 @@ pub fn page(path: &str, accept: Option<&str>) -> Option<Answer> {
         status: 200,
         headers: vec![
             ("content-type", kind.into()),
-            ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'".into()),
+            (
+                "content-security-policy",
+                "default-src 'none'; style-src 'unsafe-inline'".into(),
+            ),
             ("x-content-type-options", "nosniff".into()),
         ],
         body: body.into(),
@@ -35,7 +38,10 @@ pub fn page(path: &str, accept: Option<&str>) -> Option<Answer> {
 }
 
 fn root() -> String {
-    let links: serde_json::Map<_, _> = LINKS.iter().map(|(path, what)| (path.to_string(), json!(what))).collect();
+    let links: serde_json::Map<_, _> = LINKS
+        .iter()
+        .map(|(path, what)| (path.to_string(), json!(what)))
+        .collect();
     json!({
         "name": "Tollkeeper",
         "version": env!("CARGO_PKG_VERSION"),

@@ -29,7 +29,9 @@ async fn done(gateway: &Gateway, method: &str, path: &str, body: Value) -> Value
 }
 
 async fn says(gateway: &Gateway, model: &str) -> u16 {
-    chat(gateway, &json!({"model": model, "messages": []})).await.status()
+    chat(gateway, &json!({"model": model, "messages": []}))
+        .await
+        .status()
 }
 
 #[tokio::test]
@@ -52,31 +54,58 @@ async fn a_model_is_there_at_once_and_soon_elsewhere() {
     let made = done(&one, "POST", "/model/new", wanted).await;
     assert_eq!(made["in_use"], true);
     let written = Instant::now();
-    assert_eq!(says(&one, "added").await, 200, "callable when the answer is there");
-    until("the other gateway serves it", async || says(&two, "added").await == 200).await;
+    assert_eq!(
+        says(&one, "added").await,
+        200,
+        "callable when the answer is there"
+    );
+    until("the other gateway serves it", async || {
+        says(&two, "added").await == 200
+    })
+    .await;
     let late = written.elapsed();
     assert!(late < Duration::from_secs(1), "known elsewhere after {late:?}");
-    let key = upstream.seen().iter().any(|s| s.header("authorization") == Some(&format!("Bearer {PRIVATE}")));
-    assert!(key, "its key is what the upstream sees");
+    let seen = upstream.last();
+    assert_eq!(
+        seen.header("authorization"),
+        Some(format!("Bearer {PRIVATE}").as_str()),
+        "its key is what the upstream sees"
+    );
 
     let change = json!({"model_name": "renamed"});
     done(&one, "PATCH", "/model/the-added/update", change).await;
-    assert_eq!((says(&one, "added").await, says(&one, "renamed").await), (404, 200));
+    assert_eq!(
+        (says(&one, "added").await, says(&one, "renamed").await),
+        (404, 200)
+    );
     until("the other has heard", async || says(&two, "renamed").await == 200).await;
     two.stop().await;
     two.up().await;
     assert_eq!(says(&two, "renamed").await, 200, "a restart keeps it");
 
-    let info = done(&two, "GET", "/v1/model/info?litellm_model_id=the-added", Value::Null).await;
+    let info = done(
+        &two,
+        "GET",
+        "/v1/model/info?litellm_model_id=the-added",
+        Value::Null,
+    )
+    .await;
     assert_eq!(info["data"][0]["model_name"], "renamed");
-    let docs = one.store().await.documents(Table::Model, &DocFilter::default()).await;
+    let docs = one
+        .store()
+        .await
+        .documents(Table::Model, &DocFilter::default())
+        .await;
     let row = format!("{:?}", docs.unwrap().docs);
     assert!(row.contains("the-added") && !row.contains(PRIVATE), "{row}");
     done(&one, "GET", "/audit?table_name=model", Value::Null).await;
 
     done(&two, "POST", "/model/delete", json!({"id": "the-added"})).await;
     assert_eq!(says(&two, "renamed").await, 404);
-    until("it is gone elsewhere", async || says(&one, "renamed").await == 404).await;
+    until("it is gone elsewhere", async || {
+        says(&one, "renamed").await == 404
+    })
+    .await;
     for gateway in [&one, &two] {
         assert!(!gateway.log().contains(PRIVATE), "{}", gateway.log());
     }
@@ -92,7 +121,10 @@ fn cli(gateway: &Gateway, args: &[&str]) -> (i32, String) {
         .output()
         .unwrap();
     let text = [out.stdout, out.stderr].concat();
-    (out.status.code().unwrap(), String::from_utf8_lossy(&text).into_owned())
+    (
+        out.status.code().unwrap(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,13 +141,20 @@ async fn a_config_is_read_again_looked_at_and_put_back() {
     let (code, said) = cli(&gateway, &["reload", "--json"]);
     assert_eq!(code, 0, "{said}");
     // The files are watched, too: whoever came first, it serves now.
-    assert_eq!((says(&gateway, "first").await, says(&gateway, "second").await), (404, 200));
+    assert_eq!(
+        (says(&gateway, "first").await, says(&gateway, "second").await),
+        (404, 200)
+    );
     let status = done(&gateway, "GET", "/config/status", Value::Null).await;
     assert_eq!(
         (&status["version"], &status["restart_required"]),
         (&json!(2), &json!(["tollkeeper.listeners"]))
     );
-    assert!(gateway.log().contains("event=restart_needed"), "{}", gateway.log());
+    assert!(
+        gateway.log().contains("event=restart_needed"),
+        "{}",
+        gateway.log()
+    );
 
     gateway.rewrite("model_list:\n  - model_name: small\n    litellm_params: {model: 7\n");
     let broken = call(&gateway, "POST", "/config/reload", json!({})).await;
@@ -129,7 +168,10 @@ async fn a_config_is_read_again_looked_at_and_put_back() {
     assert!(code == 1 && said.contains("no version 99"), "{said}");
     let (code, said) = cli(&gateway, &["config", "rollback", "1"]);
     assert_eq!(code, 0, "{said}");
-    assert_eq!((says(&gateway, "first").await, says(&gateway, "second").await), (200, 404));
+    assert_eq!(
+        (says(&gateway, "first").await, says(&gateway, "second").await),
+        (200, 404)
+    );
     let status = done(&gateway, "GET", "/config/status", Value::Null).await;
     assert_eq!(
         (&status["restart_required"], &status["last_failure"]),
@@ -148,7 +190,11 @@ async fn a_config_is_read_again_looked_at_and_put_back() {
         .iter()
         .map(|v| v["origin"].as_str().unwrap())
         .collect();
-    assert_eq!(origins.len(), 4, "what was there before the way back is kept: {origins:?}");
+    assert_eq!(
+        origins.len(),
+        4,
+        "what was there before the way back is kept: {origins:?}"
+    );
 }
 
 #[tokio::test]

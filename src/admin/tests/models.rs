@@ -20,7 +20,11 @@ async fn a_model_comes_changes_and_goes() {
     let bench = Bench::new().await;
     let made = bench.master("POST /model/new", wanted("one")).await;
     assert_eq!(
-        (&made["model_id"], &made["in_use"], &made["model_info"]["db_model"]),
+        (
+            &made["model_id"],
+            &made["in_use"],
+            &made["model_info"]["db_model"]
+        ),
         (&json!("one"), &json!(true), &json!(true)),
         "{made}"
     );
@@ -39,7 +43,10 @@ async fn a_model_comes_changes_and_goes() {
         (&json!(["openai"]), &json!(7))
     );
     let page = bench.get(&master(), "/v2/model/info?size=1&page=2").await;
-    assert_eq!((&page["total_count"], &page["total_pages"]), (&json!(2), &json!(2)));
+    assert_eq!(
+        (&page["total_count"], &page["total_pages"]),
+        (&json!(2), &json!(2))
+    );
     assert_eq!(page["data"][0]["model_name"], "added");
 
     let change = json!({"model_name": "renamed", "litellm_params": {"rpm": null, "tpm": 9}});
@@ -53,12 +60,28 @@ async fn a_model_comes_changes_and_goes() {
     bench.master("POST /model/update", change).await;
     let one = bench.get(&master(), "/model/info?litellm_model_id=one").await;
     assert_eq!(one["data"][0]["model_info"]["mode"], "completion");
-    let rows = bench.store.documents(Table::Model, &DocFilter::default()).await.unwrap();
+    let rows = bench
+        .store
+        .documents(Table::Model, &DocFilter::default())
+        .await
+        .unwrap();
     let audit = bench.get(&master(), "/audit?table_name=model").await;
     assert_eq!(audit["audit_logs"].as_array().unwrap().len(), 3);
-    for text in [format!("{:?}", rows.docs), audit.to_string(), made.to_string(), one.to_string()] {
+    for text in [
+        format!("{:?}", rows.docs),
+        audit.to_string(),
+        made.to_string(),
+        one.to_string(),
+    ] {
         // What stands in model_info is not sealed, and never shown.
-        let text = text.replace("very-private-4", if text.starts_with("[Doc") { "" } else { "very-private-4" });
+        let text = text.replace(
+            "very-private-4",
+            if text.starts_with("[Doc") {
+                ""
+            } else {
+                "very-private-4"
+            },
+        );
         assert!(!text.contains("very-private"), "{text}");
     }
     let gone = bench.master("POST /model/delete", json!({"id": "one"})).await;
@@ -80,7 +103,11 @@ async fn what_cannot_be_used_is_refused_with_the_reason() {
         (params(json!({"model": "openai/x", "rpm": "many"})), 400, "rpm"),
         (params(json!({"model": "nobody-knows/x"})), 400, "provider"),
         (params(json!({"api_key": "x"})), 400, "model"),
-        (params(json!({"model": "openai/x", "api_base": "ftp://x"})), 400, "http"),
+        (
+            params(json!({"model": "openai/x", "api_base": "ftp://x"})),
+            400,
+            "http",
+        ),
         (
             params(json!({"model": "openai/x", "input_cost_per_token": -1})),
             400,
@@ -97,7 +124,11 @@ async fn what_cannot_be_used_is_refused_with_the_reason() {
             "gateway's own",
         ),
         (r#"{"model_name": "x"}"#.into(), 422, "litellm_params"),
-        (r#"{"litellm_params": {"model": "openai/x"}}"#.into(), 422, "model_name"),
+        (
+            r#"{"litellm_params": {"model": "openai/x"}}"#.into(),
+            422,
+            "model_name",
+        ),
         (
             r#"{"model_name": "x", "litellm_params": "y"}"#.into(),
             422,
@@ -108,15 +139,63 @@ async fn what_cannot_be_used_is_refused_with_the_reason() {
         refused(&bench, &master(), "POST /model/new", &body, status, says).await;
     }
     let team = json!({"model_name": "x", "litellm_params": {"model": "openai/x", "api_key": "k"}, "model_info": {"team_id": "t"}});
-    refused(&bench, &master(), "POST /model/new", &team.to_string(), 400, "team_id").await;
+    refused(
+        &bench,
+        &master(),
+        "POST /model/new",
+        &team.to_string(),
+        400,
+        "team_id",
+    )
+    .await;
     let none = r#"{"model_info": {"id": "none"}}"#;
-    refused(&bench, &master(), "POST /model/update", none, 400, "not found in db").await;
-    refused(&bench, &master(), "PATCH /model/none/update", "{}", 404, "not found on proxy").await;
+    refused(
+        &bench,
+        &master(),
+        "POST /model/update",
+        none,
+        400,
+        "not found in db",
+    )
+    .await;
+    refused(
+        &bench,
+        &master(),
+        "PATCH /model/none/update",
+        "{}",
+        404,
+        "not found on proxy",
+    )
+    .await;
     let config = r#"{"model_info": {"id": "of-the-config"}}"#;
-    refused(&bench, &master(), "POST /model/update", config, 400, "Model in config").await;
+    refused(
+        &bench,
+        &master(),
+        "POST /model/update",
+        config,
+        400,
+        "Model in config",
+    )
+    .await;
     let config = r#"{"id": "of-the-config"}"#;
-    refused(&bench, &master(), "POST /model/delete", config, 400, "not found in db").await;
-    refused(&bench, &master(), "GET /model/info?litellm_model_id=none", "", 400, "not found").await;
+    refused(
+        &bench,
+        &master(),
+        "POST /model/delete",
+        config,
+        400,
+        "not found in db",
+    )
+    .await;
+    refused(
+        &bench,
+        &master(),
+        "GET /model/info?litellm_model_id=none",
+        "",
+        400,
+        "not found",
+    )
+    .await;
     bench.master("POST /model/new", wanted("one")).await;
     let again = wanted("one").to_string();
     refused(&bench, &master(), "POST /model/new", &again, 409, "exists").await;

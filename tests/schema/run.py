@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Runs schemathesis over a gateway with a scripted upstream; see run.sh."""
+
+import argparse
+import collections
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "clients"))
+
+import stack  # noqa: E402
+
+MASTER = "sk-master-key-of-the-schema-tests"
+# Bounds of one run.
+SECONDS = 50
+EXAMPLES = 20
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """Answers every model call as OpenAI would."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        try:
+            call = json.loads(body)
+        except ValueError:
+            call = {}
+        path = self.path.removeprefix("/v1")
+        if path == "/audio/speech":
+            return self.answer("audio/mpeg", b"ID3 nothing to hear")
+        if isinstance(call, dict) and call.get("stream") is True and path == "/chat/completions":
+            chunk = {
+                "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+                "choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}], "usage": USAGE,
+            }
+            events = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+            return self.answer("text/event-stream", events.encode())
+        return self.answer("application/json", json.dumps(self.good(path)).encode())
+
+    def good(self, path: str) -> dict:
+        head = {"id": "x", "created": 1, "model": "m", "usage": USAGE}
+        match path:
+            case "/chat/completions":
+                message = {"role": "assistant", "content": "hello"}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                return {**head, "object": "chat.completion", "choices": [choice]}
+            case "/completions":
+                choice = {"index": 0, "text": "hello", "finish_reason": "stop"}
+                return {**head, "object": "text_completion", "choices": [choice]}
+            case "/embeddings":
+                data = [{"object": "embedding", "embedding": [0.5, 0.25], "index": 0}]
+                return {"object": "list", "data": data, "model": "m", "usage": USAGE}
+            case _:
+                return {**head, "object": "thing", "data": [], "results": [], "output": [], "text": "hello"}
+
+    def answer(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def config(base: str) -> dict:
+    names = ["gpt-4", "embed", "tts-1", "whisper-1", "*"]
+    return {
+        "model_list": [
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": f"openai/{name}",
+                    "api_base": base,
+                    "api_key": "sk-upstream",
+                    "input_cost_per_token": 1e-6,
+                },
+            }
+            for name in names
+        ],
+        "general_settings": {"master_key": MASTER},
+    }
+
+
+def widened(document: dict) -> dict:
+    """The plain description tells of few refusals: any 4xx is expected of it, as long as nothing else breaks."""
+    for item in document["paths"].values():
+        for operation in item.values():
+            operation["responses"].setdefault("4XX", {"description": "A refusal"})
+    return document
+
+
+def run(name: str, document: dict, base: str, scratch: Path) -> bool:
+    described = scratch / f"{name}.json"
+    described.write_text(json.dumps(document))
+    seen = scratch / f"{name}.har"
+    command = [
+        Path(sys.executable).parent / "st", "run", described, "--url", base, "--checks", CHECKS,
+        "--header", f"Authorization: Bearer {MASTER}", "--phases", "examples,coverage,fuzzing",
+        "--max-examples", str(EXAMPLES), "--max-time", str(SECONDS), "--workers", "4", "--seed", "1",
+        "--generation-database", "none", "--suppress-health-check", "all", "--request-timeout", "20",
+        "--continue-on-failure", "--warnings", "off", "--no-color",
+        "--report", "har", "--report-har-path", seen,
+    ]
+    done = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=SECONDS * 3, cwd=scratch,
+    )
+    if done.returncode != 0:
+        print(done.stdout[-20_000:])
+    entries = json.loads(seen.read_text())["log"]["entries"]
+    undocumented = collections.Counter()
+    for entry in entries:
+        path = urllib.parse.urlsplit(entry["request"]["url"]).path.removeprefix("/")
+        path = path if f"/{path}" in document["paths"] else path.split("/")[0] + "/…"
+        told = document["paths"].get(f"/{path}", {}).get(entry["request"]["method"].lower(), {})
+        status = entry["response"]["status"]
+        if str(status) not in told.get("responses", {str(status): 0}):
+            undocumented[f"{entry['request']['method']} /{path} {status}"] += 1
+    print(f"{name}: {len(entries)} requests, exit code {done.returncode}")
+    for what, count in sorted(undocumented.items()):
+        print(f"  not told of: {what} ({count} times)")
+    return done.returncode == 0
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("only", nargs="?", choices=("own", "plain"))
+    only = arguments.parse_args().only
+    upstream = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-schema-") as place:
+        scratch = Path(place)
+        conf = scratch / "config.yaml"
+        conf.write_text(json.dumps(config(f"http://127.0.0.1:{upstream.server_port}/v1")))
+        kept = {k: v for k, v in os.environ.items() if k != "DATABASE_URL"}
+        kept["TOLLKEEPER_DATA_DIR"] = str(scratch / "data")
+        log = scratch / "log"
+        process, base = stack._start_gateway(stack.default_binary(), conf, log, kept)
+        try:
+            good = True
+            if only != "plain":
+                with urllib.request.urlopen(f"{base}/openapi.json", timeout=10) as answer:
+                    good &= run("own", json.load(answer), base, scratch)
+            if only != "own":
+                good &= run("plain", widened(json.loads((HERE / "plain.json").read_text())), base, scratch)
+            good &= process.poll() is None
+            panics = [line for line in log.read_text(errors="replace").splitlines() if "panicked" in line]
+            for line in panics:
+                print(f"the gateway's log: {line}")
+            return 0 if good and not panics else 1
+        finally:
+            process.terminate()
+            try:
+                process.wait(stack.STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
