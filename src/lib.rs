@@ -10,6 +10,7 @@ pub mod discover;
 pub mod greeting;
 pub mod health;
 pub mod history;
+pub mod import;
 pub mod ledger;
 pub mod master_key;
 pub mod proxy;

@@ -1,14 +1,14 @@
-//! Virtual keys: made, changed, blocked, deleted. What the config says of new keys is in [`policy`], what
-//! others than admins may write in [`bounds`].
+//! Virtual keys: changed, blocked, deleted; their fields. How they are made is in [`issue`], what others
+//! than admins may write in [`bounds`].
 //!
-//! [`policy`]: super::policy
+//! [`issue`]: super::issue
 //! [`bounds`]: super::bounds
 
 use super::ask::hash_of;
 use super::audit::Entry;
 use super::error::{Result, Stopped, missing, not_found, taken, wrong_value};
 use super::fields::{Field, Fields, Kind};
-use super::rights::{Actor, role_among};
+use super::rights::Actor;
 use super::routes::{Route, Who};
 use super::shapes;
 use super::{Desk, duration, settle, terms};
@@ -17,34 +17,14 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::on;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use filters::contract::{Fault, Refusal};
-use filters::model::key::{Key, KeyHash, key_name};
+use filters::contract::Refusal;
+use filters::model::key::{Key, KeyHash};
 use filters::model::money::Nanos;
 use jiff::Timestamp;
-use rand::TryRng;
-use rand::rngs::SysRng;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 pub const ROUTES: &[Route] = &[
-    Route {
-        group: "keys",
-        who: Who::Maker,
-        summary: "Make a virtual key",
-        body: &[MADE, PLAIN, terms::TERMS],
-        answer: "KeyMade",
-        ..Route::post(&["/key/generate"], |m| on(m, generate))
-    },
-    Route {
-        group: "keys",
-        who: Who::Maker,
-        summary: "Make a key of a team that is nobody's own",
-        body: &[MADE, PLAIN, terms::TERMS],
-        answer: "KeyMade",
-        ..Route::post(&["/key/service-account/generate"], |m| on(m, service_account))
-    },
     Route {
         group: "keys",
         who: Who::Maker,
@@ -96,15 +76,6 @@ pub const ROUTES: &[Route] = &[
 
 pub const NAMED: &[Field] = &[Field::required("key", Kind::Key, "The key (sk-...) or its hash")];
 
-const MADE: &[Field] = &[
-    Field::new(
-        "key",
-        Kind::Text,
-        "A key of one's own: sk- and 16 characters or more",
-    ),
-    Field::new("spend", Kind::Money, "Dollars it has spent already"),
-];
-
 /// A budget that is raised for a while; both or none.
 const RAISED: &[Field] = &[
     Field::new(
@@ -145,10 +116,6 @@ pub const PLAIN: &[Field] = &[
     ),
 ];
 
-/// Random bytes of a made key.
-const KEY_BYTES: usize = 16;
-/// A key of one's own choice: shorter ones can be guessed, longer ones are no header.
-const OWN_KEY_CHARS: std::ops::RangeInclusive<usize> = 16..=1024;
 /// Most keys and aliases that one call deletes.
 const MOST_DELETED: usize = 1000;
 /// Most keys that one call changes.
@@ -184,125 +151,6 @@ pub fn refused(e: StoreError, key: &Key) -> Stopped {
 /// What an audit row tells of a key.
 pub fn told(key: &Key, now_micros: i64) -> Value {
     Value::Object(shapes::key_row(key, now_micros))
-}
-
-/// `POST /key/generate`.
-async fn generate(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
-    let fields = Fields::read(body).await?;
-    make(desk, actor, fields).await
-}
-
-/// `POST /key/service-account/generate`: for what is no person, so that it outlives whoever made it.
-async fn service_account(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
-    let mut fields = Fields::read(body).await?;
-    let Some(team) = fields.id("team_id")? else {
-        let message =
-            "team_id is required for service account keys. Please specify `team_id` in the request body.";
-        return Err(wrong_value("team_id", message).into());
-    };
-    if fields.id("user_id")?.is_some() {
-        let message = "A service account has no user. Leave 'user_id' out, or use /key/generate.";
-        return Err(wrong_value("user_id", message).into());
-    }
-    if desk.store.document(Table::Team, &team).await?.is_none() {
-        return Err(not_found("team_id", "There is no such team.").into());
-    }
-    fields.set("user_id", Value::Null);
-    make(desk, actor, fields).await
-}
-
-async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<Value>> {
-    settle(move || {
-        let (desk, actor, fields) = (Arc::clone(&desk), actor.clone(), fields.clone());
-        async move { insert(&desk, &actor, fields).await.map(Json) }
-    })
-    .await
-}
-
-async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value> {
-    let now = desk.clock.now_micros();
-    desk.bound_new(actor, &mut fields).await?;
-    let secret = new_secret(desk, actor, fields.text("key")?)?;
-    let secret = secret.as_str();
-    let policy = (desk.policy)();
-    policy.check_maker(actor, desk.role_in(actor, &fields).await?.as_deref(), &fields)?;
-    policy.fill(&mut fields);
-    policy.cut(&mut fields, now, true)?;
-    let mut key = Key {
-        hash: KeyHash::of(secret),
-        key_name: key_name(secret),
-        key_alias: None,
-        user_id: None,
-        team_id: None,
-        models: Vec::new(),
-        aliases: Default::default(),
-        spend_nanos: fields.amount("spend")?.unwrap_or_default().0,
-        max_budget_nanos: None,
-        expires_micros: None,
-        blocked: false,
-        metadata: Default::default(),
-        extra: Default::default(),
-        created_at_micros: now,
-        created_by: author(actor),
-        updated_at_micros: now,
-    };
-    apply(&fields, &mut key, now)?;
-    if let Some(text) = fields.text("duration")? {
-        key.expires_micros = Some(expiry(now, text)?);
-    }
-    desk.check_names(&key, None).await?;
-    let entry = Entry::created("key", key.hash.hex(), told(&key, now));
-    desk.write(actor, &[Change::InsertKey(&key)], vec![entry])
-        .await
-        .map_err(|e| refused(e, &key))?;
-    Ok(shapes::generated(&key, secret, now))
-}
-
-/// A secret for a new key: the one that is asked for, or a drawn one.
-pub fn new_secret(desk: &Desk, actor: &Actor, own: Option<&str>) -> Result<String> {
-    let secret = match own {
-        Some(own) => own_key(own)?.to_string(),
-        None => drawn()?,
-    };
-    let hash = KeyHash::of(&secret);
-    let master = actor.caller.key_hash() == Some(hash) || (desk.is_master)(&hash);
-    if master && actor.is_admin() {
-        return Err(taken("key", "This is the master key. Choose another one.").into());
-    }
-    if master {
-        // The words for a key that exists: nobody else learns from here what the master key is.
-        return Err(taken(
-            "key",
-            "This key is in use already. Leave `key` out to have a new one made.",
-        )
-        .into());
-    }
-    Ok(secret)
-}
-
-fn own_key(text: &str) -> Result<&str> {
-    let fits = text.starts_with("sk-")
-        && OWN_KEY_CHARS.contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_graphic());
-    if fits {
-        return Ok(text);
-    }
-    Err(wrong_value(
-        "key",
-        format!(
-            "A key of your own must start with 'sk-' and have {} to {} printable ASCII characters: a short one \
-             can be guessed. Leave `key` out to have one made.",
-            OWN_KEY_CHARS.start(),
-            OWN_KEY_CHARS.end()
-        ),
-    )
-    .into())
-}
-
-fn drawn() -> Result<String> {
-    let mut bytes = [0u8; KEY_BYTES];
-    SysRng.try_fill_bytes(&mut bytes).map_err(Fault::internal)?;
-    Ok(format!("sk-{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
 /// Who made or changed something, as rows show it.
@@ -348,7 +196,7 @@ pub fn apply(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
 
 impl Desk {
     /// Refuses names of what is not there, where a key would be without the limits that it seems to have.
-    async fn check_names(&self, key: &Key, before: Option<&Key>) -> Result<()> {
+    pub async fn check_names(&self, key: &Key, before: Option<&Key>) -> Result<()> {
         let budget = key.text("budget_id");
         if let Some(id) = budget
             && before.and_then(|k| k.text("budget_id")) != budget
@@ -361,15 +209,6 @@ impl Desk {
             .into());
         }
         Ok(())
-    }
-
-    /// The actor's role in the team that a key is for.
-    async fn role_in(&self, actor: &Actor, fields: &Fields) -> Result<Option<String>> {
-        let (Some(team), Some(user)) = (fields.id("team_id")?, actor.user_id()) else {
-            return Ok(None);
-        };
-        let team = self.store.document(Table::Team, &team).await?;
-        Ok(team.and_then(|t| role_among(&t.fields, user).map(str::to_string)))
     }
 }
 

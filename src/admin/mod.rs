@@ -12,21 +12,29 @@
 mod ask;
 mod audit;
 mod bounds;
+mod budgets;
 mod config;
-mod duration;
+mod customers;
+pub(crate) mod duration;
 mod error;
 pub mod fields;
+mod issue;
 mod keys;
 mod lookup;
+mod members;
 mod model_info;
 mod models;
+mod objects;
 mod openapi;
+mod organizations;
 mod policy;
 mod rights;
 mod rotation;
 pub mod routes;
 mod shapes;
 mod spend;
+mod tags;
+mod teams;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -37,7 +45,8 @@ pub use policy::Policy;
 pub use routes::{is_info, open_paths, paths};
 
 use crate::reload::Reload;
-use crate::shared::keys::{KeyCache, Unlanded};
+use crate::shared::keys::KeyCache;
+use crate::shared::period::Calendar;
 use crate::store::Store;
 use axum::Router;
 use filters::contract::Fault;
@@ -50,6 +59,9 @@ use std::time::Duration;
 const MOST_TRIES: u32 = 40;
 /// The longest pause before it is begun again; it is drawn, so that two do not meet for ever.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// How much of a key's spend is written down but not in the store yet: nano-dollars.
+pub type Unlanded = Arc<dyn Fn(&KeyHash) -> i64 + Send + Sync>;
 
 /// What the API works on.
 #[derive(Clone)]
@@ -65,6 +77,8 @@ pub struct Admin {
     pub is_master: Arc<dyn Fn(&KeyHash) -> bool + Send + Sync>,
     /// Nano-dollars of a key that are written down and not in the store yet.
     pub unlanded: Unlanded,
+    /// When budgets start anew.
+    pub calendar: Calendar,
     pub clock: Arc<dyn Clock>,
     /// Makes and shows the config that serves.
     pub reload: Arc<Reload>,

@@ -8,7 +8,8 @@
 
 use super::fields::Field;
 use super::{
-    Desk, audit, config, error, keys, lookup, model_info, models, openapi, rights, rotation, spend, users,
+    Desk, audit, budgets, config, customers, error, issue, keys, lookup, members, model_info, models,
+    openapi, organizations, rights, rotation, spend, tags, teams, users,
 };
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -22,10 +23,17 @@ use std::sync::Arc;
 
 /// All rows, by module.
 const TABLES: &[&[Route]] = &[
+    issue::ROUTES,
     keys::ROUTES,
     rotation::ROUTES,
     lookup::ROUTES,
     users::ROUTES,
+    teams::ROUTES,
+    members::ROUTES,
+    organizations::ROUTES,
+    customers::ROUTES,
+    budgets::ROUTES,
+    tags::ROUTES,
     spend::ROUTES,
     models::ROUTES,
     model_info::ROUTES,
@@ -279,7 +287,7 @@ mod tests {
                 assert!(names.insert(field.name), "{name}: {} twice", field.name);
             }
         }
-        let _ = router();
+        drop(router());
     }
 
     #[test]

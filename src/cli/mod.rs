@@ -7,6 +7,7 @@ pub mod check;
 mod client;
 mod config;
 mod healthcheck;
+pub mod import;
 mod key;
 pub mod ledger;
 mod logs;
@@ -68,6 +69,11 @@ enum Command {
     Config(config::ConfigArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Take over what another gateway has in its database.
+    Import {
+        #[command(subcommand)]
+        from: import::From,
+    },
     /// Look after the ledger.
     Ledger {
         #[command(subcommand)]
@@ -125,6 +131,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
+        Some(Command::Import { from }) => import::run(from, &env),
         Some(Command::Ledger {
             command: LedgerCommand::Check { config },
         }) => ledger::check(config.as_deref(), &env),

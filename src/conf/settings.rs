@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::fields::{Fields, unset};
 use super::keys::{self, Fate};
+use super::meters;
 use super::node::{Entry, Node, Value};
 use super::pass_through;
 use super::report::Notes;
@@ -167,13 +168,14 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
     let Some(fields) = section(root, "general_settings", notes) else {
         return General::default();
     };
-    const USED: [&str; 6] = [
+    const USED: [&str; 7] = [
         "master_key",
         "salt_key",
         "database_url",
         "pass_through_endpoints",
         "litellm_key_header_name",
         "database_connection_pool_limit",
+        "maximum_spend_logs_retention_period",
     ];
     let master_key = needed_secret(&fields, "master_key");
     if let (Some(key), Some(entry)) = (&master_key, fields.entry("master_key")) {
@@ -209,6 +211,7 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
                 .map_err(|_| "this is no header's name".into())
         }),
         database_connection_pool_limit: fields.small_count("database_connection_pool_limit"),
+        maximum_spend_logs_retention_period: fields.some_time("maximum_spend_logs_retention_period"),
         all: written(&fields),
     };
     for (index, item) in fields
@@ -220,6 +223,7 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
         out.pass_through_endpoints
             .extend(pass_through::read(item, index, &fields));
     }
+    meters::GENERAL.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::GENERAL);
     out
 }
@@ -267,7 +271,16 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
     let Some(fields) = section(root, "litellm_settings", notes) else {
         return LitellmSettings::default();
     };
-    const USED: [&str; 4] = ["drop_params", "request_timeout", "num_retries", "model_alias_map"];
+    const USED: [&str; 7] = [
+        "drop_params",
+        "request_timeout",
+        "num_retries",
+        "model_alias_map",
+        // Read where keys are made.
+        "default_key_generate_params",
+        "upperbound_key_generate_params",
+        "key_generation_settings",
+    ];
     let out = LitellmSettings {
         drop_params: fields.flag("drop_params").unwrap_or(false),
         request_timeout: fields.some_time("request_timeout"),
@@ -275,6 +288,7 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
         model_alias_map: alias_map(&fields),
         all: written(&fields),
     };
+    meters::LITELLM.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::LITELLM);
     out
 }
@@ -344,6 +358,7 @@ pub(super) fn router(root: &Node, notes: &Notes) -> RouterSettings {
             }
         }
     }
+    meters::ROUTER.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::ROUTER);
     out
 }

@@ -188,19 +188,6 @@ fn the_operations_config_loads() {
 }
 
 #[test]
-fn the_salt_key_is_the_files_the_environments_or_the_master_key() {
-    let env = Env::from([("LITELLM_SALT_KEY", "theirs")]);
-    let master = Secret::new("sk-master");
-    let salt = |text: &str, env: &Env| conf_of(text, env).general.salt(&master).clone();
-    assert_eq!(salt("", &env), Secret::new("theirs"));
-    let own = "general_settings: {salt_key: ours}";
-    assert_eq!(salt(own, &env), Secret::new("ours"));
-    let none = Env::from([("LITELLM_SALT_KEY", "")]);
-    assert_eq!(salt("", &none), master);
-    assert!(!conf_of(own, &env).general.all.contains_key("salt_key"));
-}
-
-#[test]
 fn no_config_at_all_is_a_config() {
     let env = Env::from([
         ("TOLLKEEPER_MASTER_KEY", "sk-ours"),

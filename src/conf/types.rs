@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::load::Env;
+use super::meters::Meters;
 use super::own::Own;
 use super::secret::Secret;
 
@@ -26,6 +27,8 @@ pub struct Conf {
     pub router: RouterSettings,
     /// The section `tollkeeper:`.
     pub tollkeeper: Own,
+    /// Budgets and limits, wherever they stand.
+    pub meters: Meters,
     /// Which files were read.
     pub source: Source,
     /// The environment as the config saw it, for provider keys that are named nowhere in the file.
@@ -114,6 +117,8 @@ pub struct LitellmParams {
     pub rpm: Option<u64>,
     /// Tokens per minute.
     pub tpm: Option<u64>,
+    /// Calls in flight at once.
+    pub max_parallel_requests: Option<u64>,
     /// Lower is tried first.
     pub order: Option<i64>,
     /// Overrides `litellm_settings.drop_params` for this deployment.
@@ -177,6 +182,8 @@ pub struct General {
     pub litellm_key_header_name: Option<String>,
     /// Connections to the database at most.
     pub database_connection_pool_limit: Option<u32>,
+    /// How long ledger rows are kept, unless `tollkeeper.ledger.keep` says it.
+    pub maximum_spend_logs_retention_period: Option<Duration>,
     /// Everything as written. Secrets are left out.
     pub all: Map<String, Value>,
 }
@@ -244,4 +251,24 @@ pub struct GroupAlias {
     pub hidden: bool,
     /// Where the alias stands in the file.
     pub at: Span,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Env, load_text};
+    use super::*;
+
+    #[test]
+    fn the_salt_key_is_the_files_the_environments_or_the_master_key() {
+        let master = Secret::new("sk-master");
+        let general = |text: &str, salt: &str| {
+            let env = Env::from([("LITELLM_SALT_KEY", salt)]);
+            load_text("config.yaml", text, &env).unwrap().conf.general
+        };
+        let own = general("general_settings: {salt_key: ours}", "theirs");
+        assert_eq!(own.salt(&master), &Secret::new("ours"));
+        assert!(!own.all.contains_key("salt_key"));
+        assert_eq!(general("", "theirs").salt(&master), &Secret::new("theirs"));
+        assert_eq!(general("", "").salt(&master), &master);
+    }
 }

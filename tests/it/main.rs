@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod books;
 mod calls;
 mod cli;
 mod crash;
@@ -12,15 +13,19 @@ mod early_answers;
 mod edge;
 mod fallback;
 mod hangups;
+mod import;
 mod kit;
 mod ledger;
 mod lifecycle;
+mod limits;
 mod models_api;
 mod objects;
+mod objects_api;
 mod outage;
 mod passthrough;
 mod refusals;
 mod reload;
+mod rights;
 mod secrets;
 mod store;
 mod tidy;

@@ -1,9 +1,10 @@
 //! Keys, objects, their audit and their news: one suite, run on SQLite and on a real Postgres.
 
 use crate::kit::{postgres, until, within};
-use crate::store::{NOON, both, key, open, record};
+use crate::store::{DAY, NOON, both, differences, key, open, record};
 use filters::model::account::{Account, Kind};
 use filters::model::key::{Key, KeyHash};
+use filters::model::record::Record;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -361,6 +362,58 @@ async fn keys_are_found_by_what_they_are() {
             let asked = format!("{filter:?}");
             assert_eq!(names(&*s, filter).await, expected, "{asked}");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keys_show_what_they_spent_in_their_period() {
+    both(async |s| {
+        let k = Key {
+            spend_nanos: 1_000,
+            ..key("sk-a")
+        };
+        s.insert_key(&k).await.unwrap();
+        let account = Account::new(Kind::Key, k.hash.hex());
+        let shown = async || s.key_by_hash(&k.hash).await.unwrap().unwrap().spend_nanos;
+        let total = async || s.balances(std::slice::from_ref(&account)).await.unwrap()[0].total_nanos;
+        s.append(&[record("r1")]).await.unwrap();
+        assert_eq!((shown().await, total().await), (2_500, 2_500));
+        // A period that lasts for ever after: what was before it is not shown.
+        s.begin_period(&account, NOON + DAY, None).await.unwrap();
+        assert_eq!((shown().await, total().await), (0, 2_500));
+        let later = Record {
+            ended_micros: NOON + DAY,
+            ..record("r2")
+        };
+        s.append(&[later]).await.unwrap();
+        assert_eq!((shown().await, total().await), (1_500, 4_000));
+        // Said again, an opening is replaced.
+        for nanos in [7_000, 500] {
+            let open = Change::Open {
+                account: &account,
+                nanos,
+            };
+            s.change(&[open], &[]).await.unwrap();
+            assert_eq!(total().await, nanos + 3_000);
+        }
+        // One that is over long since.
+        let other = key("sk-b");
+        s.insert_key(&other).await.unwrap();
+        let account = Account::new(Kind::Key, other.hash.hex());
+        s.begin_period(&account, 0, Some(NOON / 2)).await.unwrap();
+        let open = Change::Open {
+            account: &account,
+            nanos: 9,
+        };
+        s.change(&[open], &[]).await.unwrap();
+        assert_eq!(s.key_by_hash(&other.hash).await.unwrap().unwrap().spend_nanos, 0);
+        assert_eq!(differences(&*s).await, []);
+        // Made again, a key begins anew.
+        s.delete_keys(&[k.hash]).await.unwrap();
+        s.insert_key(&k).await.unwrap();
+        assert_eq!(shown().await, 1_000);
+        assert_eq!(differences(&*s).await, []);
     })
     .await;
 }

@@ -13,7 +13,7 @@ use tollkeeper::store::{self, Address, DailyFilter, Page, Settings, SpendFilter,
 
 /// 2026-11-20 12:00:00 UTC.
 pub const NOON: i64 = 1_795_176_000_000_000;
-const DAY: i64 = 86_400_000_000;
+pub const DAY: i64 = 86_400_000_000;
 
 pub async fn open(address: &str) -> Arc<dyn Store> {
     let settings = Settings {

@@ -3,15 +3,17 @@
 mod keys;
 mod keys_changed;
 mod models;
+mod objects;
 mod reading;
 mod refusals;
 mod rights;
+mod teams;
 
 use super::{Admin, Policy, router};
 use crate::conf;
 use crate::reload::{Parts, Reload};
-use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
+use crate::shared::parties::Parties;
 use crate::snapshot::Snapshot;
 use crate::store::seal::Seal;
 use crate::store::{self, Address, Change, Doc, Settings, Store, Table};
@@ -91,13 +93,13 @@ impl Bench {
     async fn on(address: &str, dir: Option<TempDir>) -> Self {
         let address = Address::parse(address).unwrap();
         let store = store::open(&address, &Settings::default()).await.unwrap();
-        let keys = Arc::new(KeyCache::new(
-            Arc::clone(&store),
-            Arc::new(Counters::default()),
-            Arc::new(|_| 0),
-        ));
         let clock = Arc::new(FakeClock::default());
         clock.set(NOON);
+        let keys = Arc::new(KeyCache::new(
+            Arc::clone(&store),
+            Arc::new(Parties::new(Arc::clone(&store))),
+            Arc::clone(&clock) as Arc<dyn Clock>,
+        ));
         let policy: Arc<Mutex<Arc<Policy>>> = Arc::default();
         let files = tempfile::tempdir().unwrap();
         let reload = reload(files.path(), &store);
@@ -111,6 +113,7 @@ impl Bench {
             },
             is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
             unlanded: Arc::new(|_| 0),
+            calendar: Default::default(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             reload,
         });
