@@ -54,7 +54,7 @@ const LAST_BYTES: Duration = Duration::from_millis(100);
 /// For the ledger to reach the store once the last request is over; the rest stays in the spool.
 const LAST_FLUSH: Duration = Duration::from_secs(5);
 /// For the models in the store to be read before the first call.
-const FIRST_READING: Duration = Duration::from_secs(4);
+const FIRST_READING: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Debug, Default, Clone)]

@@ -48,7 +48,7 @@ async fn a_model_is_there_at_once_and_soon_elsewhere() {
     let wanted = json!({
         "model_name": "added",
         "litellm_params": {"model": "openai/up-added", "api_base": upstream.base(), "api_key": PRIVATE,
-            "extra_body": {"list": [PRIVATE]}},
+            "extra_body": {"secret_list": [PRIVATE]}},
         "model_info": {"id": "the-added"},
     });
     let made = done(&one, "POST", "/model/new", wanted).await;

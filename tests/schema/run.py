@@ -102,6 +102,9 @@ def widened(document: dict) -> dict:
     for item in document["paths"].values():
         for operation in item.values():
             operation["responses"].setdefault("4XX", {"description": "A refusal"})
+            # It says that a stream is a string; schemathesis would hold each event against that.
+            for response in operation["responses"].values():
+                response.get("content", {}).get("text/event-stream", {}).pop("schema", None)
     return document
 
 
@@ -112,7 +115,7 @@ def run(name: str, document: dict, base: str, scratch: Path) -> bool:
     command = [
         Path(sys.executable).parent / "st", "run", described, "--url", base, "--checks", CHECKS,
         "--header", f"Authorization: Bearer {MASTER}", "--phases", "examples,coverage,fuzzing",
-        "--max-examples", str(EXAMPLES), "--max-time", str(SECONDS), "--workers", "4", "--seed", "1",
+        "--max-examples", str(EXAMPLES), "--max-time", str(SECONDS), "--workers", "1", "--seed", "1",
         "--generation-database", "none", "--suppress-health-check", "all", "--request-timeout", "20",
         "--continue-on-failure", "--warnings", "off", "--no-color",
         "--report", "har", "--report-har-path", seen,

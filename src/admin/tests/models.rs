@@ -8,7 +8,7 @@ fn wanted(id: &str) -> Value {
         "model_name": "added",
         "litellm_params": {
             "model": "openai/gpt-4.1", "api_base": "http://127.0.0.1:9/v1", "api_key": "very-private-1",
-            "extra_headers": {"x-team": "very-private-2"}, "extra_body": {"nested": ["very-private-3"]},
+            "extra_headers": {"x-team": "very-private-2"}, "extra_body": {"secret_list": ["very-private-3"]},
             "rpm": 7, "temperature": 0.5, "base_model": "gpt-4.1",
         },
         "model_info": {"id": id, "mode": "chat", "client_secret": "very-private-4", "db_model": false},
