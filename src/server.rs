@@ -225,8 +225,13 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         data_dir: data_dir.clone(),
     }));
     // The models of the store serve from the first call on. One that is away is asked again later.
-    let _ =
-        background.block_on(async { tokio::time::timeout(FIRST_READING, reload.apply(Origin::Store)).await });
+    let _ = background.block_on(async {
+        tokio::time::timeout(FIRST_READING, async {
+            store.ready().await;
+            reload.apply(Origin::Store).await
+        })
+        .await
+    });
     let models = (snapshot.load().models.deployments().map(|d| d.model_name.clone())).collect();
     background.spawn(Arc::clone(&reload).watch());
     background.spawn(on_hangup(hangups, Arc::clone(&reload)));

@@ -108,6 +108,32 @@ def widened(document: dict) -> dict:
     return document
 
 
+def lacking(plain: dict, own: dict) -> list[str]:
+    """What the plain description has and ours has not."""
+    missing = []
+    for path, item in plain["paths"].items():
+        for method, operation in item.items():
+            ours = own["paths"].get(path, {}).get(method)
+            if ours is None:
+                missing.append(f"{method} {path}")
+                continue
+            known = {(p["name"], p["in"]) for p in ours.get("parameters", [])}
+            missing += [f"{method} {path} {p['name']}" for p in operation.get("parameters", [])
+                        if (p["name"], p["in"]) not in known]
+            missing += [f"{method} {path} {code}" for code in operation["responses"] if code not in ours["responses"]]
+            missing += [f"{method} {path} tag {tag}" for tag in operation["tags"] if tag not in ours["tags"]]
+            if operation["operationId"] != ours["operationId"]:
+                missing.append(f"{method} {path} {operation['operationId']}")
+    for kind in ("schemas", "responses", "securitySchemes"):
+        for name, shape in plain["components"][kind].items():
+            ours = own["components"][kind].get(name)
+            if ours is None:
+                missing.append(f"{kind} {name}")
+                continue
+            missing += [f"{name}.{field}" for field in shape.get("properties", {}) if field not in ours["properties"]]
+    return missing
+
+
 def run(name: str, document: dict, base: str, scratch: Path) -> bool:
     described = scratch / f"{name}.json"
     described.write_text(json.dumps(document))
@@ -142,6 +168,7 @@ def run(name: str, document: dict, base: str, scratch: Path) -> bool:
 
 
 def main() -> int:
+    plain = json.loads((HERE / "plain.json").read_text())
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("only", nargs="?", choices=("own", "plain"))
     only = arguments.parse_args().only
@@ -159,9 +186,13 @@ def main() -> int:
             good = True
             if only != "plain":
                 with urllib.request.urlopen(f"{base}/openapi.json", timeout=10) as answer:
-                    good &= run("own", json.load(answer), base, scratch)
+                    own = json.load(answer)
+                for what in lacking(plain, own):
+                    print(f"/openapi.json does not describe {what}")
+                    good = False
+                good &= run("own", own, base, scratch)
             if only != "own":
-                good &= run("plain", widened(json.loads((HERE / "plain.json").read_text())), base, scratch)
+                good &= run("plain", widened(plain), base, scratch)
             good &= process.poll() is None
             panics = [line for line in log.read_text(errors="replace").splitlines() if "panicked" in line]
             for line in panics:
