@@ -22,7 +22,7 @@ use anstream::eprintln;
 use arc_swap::ArcSwap;
 use filters::contract::Registry;
 use filters::contract::ports::{Clock, Ledger as LedgerPort, Ports, Why};
-use filters::model::account::{Account, Kind};
+use filters::model::account::Kind;
 use filters::model::key::MasterKey;
 use filters::model::limits::Limits;
 use filters::model::record::Record;
@@ -194,9 +194,9 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
             alerts,
         }),
     };
-    let metering = meter_settings(&conf).map_err(Failed::Unusable)?;
-    let calendar = metering.calendar.clone();
-    let meters = Meters::new(world, metering);
+    let settings = meter_settings(&conf).map_err(Failed::Unusable)?;
+    let calendar = settings.calendar.clone();
+    let meters = Meters::new(world, settings);
     background.spawn(Arc::clone(&keys).listen(Arc::clone(&meters)));
     background.spawn(Arc::clone(&meters).tend());
     let ports = Ports {
@@ -250,10 +250,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         catalog: Arc::new(move || Arc::clone(&catalog.load().models) as _),
         policy: Arc::new(move || Arc::clone(&policy.load().policy)),
         is_master: Arc::new(move |hash| master.load().master.as_ref() == Some(hash)),
-        unlanded: Arc::new(move |hash| {
-            let account = Account::new(Kind::Key, hash.hex());
-            unlanded.unlanded(&[&account]).first().copied().unwrap_or(0)
-        }),
+        unlanded: Arc::new(move |accounts| unlanded.unlanded(accounts)),
         calendar,
         clock,
         reload,

@@ -51,6 +51,7 @@ use crate::store::Store;
 use axum::Router;
 use filters::contract::Fault;
 use filters::contract::ports::{Catalog, Clock};
+use filters::model::account::Account;
 use filters::model::key::KeyHash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +61,8 @@ const MOST_TRIES: u32 = 40;
 /// The longest pause before it is begun again; it is drawn, so that two do not meet for ever.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// How much of a key's spend is written down but not in the store yet: nano-dollars.
-pub type Unlanded = Arc<dyn Fn(&KeyHash) -> i64 + Send + Sync>;
+/// What each of these accounts has spent that the store does not know yet.
+pub type Unlanded = dyn Fn(&[&Account]) -> Vec<i64> + Send + Sync;
 
 /// What the API works on.
 #[derive(Clone)]
@@ -75,9 +76,9 @@ pub struct Admin {
     pub policy: Arc<dyn Fn() -> Arc<Policy> + Send + Sync>,
     /// Whether a key is the master key, by its hash.
     pub is_master: Arc<dyn Fn(&KeyHash) -> bool + Send + Sync>,
-    /// Nano-dollars of a key that are written down and not in the store yet.
-    pub unlanded: Unlanded,
-    /// When budgets start anew.
+    /// Nano-dollars of each account that are written down and not in the store yet.
+    pub unlanded: Arc<Unlanded>,
+    /// When budgets start anew. One for the whole process: the first router's counts.
     pub calendar: Calendar,
     pub clock: Arc<dyn Clock>,
     /// Makes and shows the config that serves.
@@ -91,6 +92,7 @@ pub type Desk = Admin;
 /// extensions. A response that stands for an error carries `Arc<Stop>` in its extensions, its status
 /// and nothing else; the caller of this router renders it.
 pub fn router(admin: Admin) -> Router {
+    terms::keep_calendar(&admin.calendar);
     routes::router().with_state(Arc::new(admin))
 }
 

@@ -95,12 +95,12 @@ impl Bench {
         let store = store::open(&address, &Settings::default()).await.unwrap();
         let clock = Arc::new(FakeClock::default());
         clock.set(NOON);
+        let policy: Arc<Mutex<Arc<Policy>>> = Arc::default();
         let keys = Arc::new(KeyCache::new(
             Arc::clone(&store),
             Arc::new(Parties::new(Arc::clone(&store))),
             Arc::clone(&clock) as Arc<dyn Clock>,
         ));
-        let policy: Arc<Mutex<Arc<Policy>>> = Arc::default();
         let files = tempfile::tempdir().unwrap();
         let reload = reload(files.path(), &store);
         let router = router(Admin {
@@ -112,7 +112,7 @@ impl Bench {
                 Arc::new(move || policy.lock().unwrap().clone())
             },
             is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
-            unlanded: Arc::new(|_| 0),
+            unlanded: Arc::new(|accounts| vec![0; accounts.len()]),
             calendar: Default::default(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             reload,
