@@ -21,3 +21,6 @@ cargo test --workspace --locked
 
 step "real clients"
 tests/clients/run.sh
+
+step "answers against the API's descriptions"
+tests/schema/run.sh

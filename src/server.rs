@@ -53,6 +53,8 @@ const H2_IDLE: Duration = Duration::from_secs(120);
 const LAST_BYTES: Duration = Duration::from_millis(100);
 /// For the ledger to reach the store once the last request is over; the rest stays in the spool.
 const LAST_FLUSH: Duration = Duration::from_secs(5);
+/// For the models in the store to be read before the first call.
+const FIRST_READING: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Debug, Default, Clone)]
@@ -209,11 +211,6 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         master: Some(MasterKey::new(key.secret.expose().into())),
     };
     let snapshot = Snapshot::new(&conf, &registry, &ports).map_err(Failed::Unusable)?;
-    let models = snapshot
-        .models
-        .deployments()
-        .map(|d| d.model_name.clone())
-        .collect();
     let drain = snapshot.timeouts.drain;
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
     let reload = Arc::new(Reload::new(reload::Parts {
@@ -224,10 +221,20 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         snapshot: Arc::clone(&snapshot),
         store: Arc::clone(&store),
         seal: master_key::seal(&conf, &key.secret),
-        files: conf.source.paths(),
+        conf: conf.clone(),
+        data_dir: data_dir.clone(),
     }));
+    // The models of the store serve from the first call on. One that is away is asked again later.
+    let _ = background.block_on(async {
+        tokio::time::timeout(FIRST_READING, async {
+            store.ready().await;
+            reload.apply(Origin::Store).await
+        })
+        .await
+    });
+    let models = (snapshot.load().models.deployments().map(|d| d.model_name.clone())).collect();
     background.spawn(Arc::clone(&reload).watch());
-    background.spawn(on_hangup(hangups, reload));
+    background.spawn(on_hangup(hangups, Arc::clone(&reload)));
 
     let in_flight = Arc::new(InFlight::default());
     let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
@@ -246,6 +253,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         unlanded: Arc::new(move |accounts| unlanded.unlanded(accounts)),
         calendar,
         clock,
+        reload,
     });
     let scrape = {
         let (telemetry, ledger, in_flight) = (telemetry, Arc::clone(&ledger), Arc::clone(&in_flight));

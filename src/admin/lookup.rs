@@ -191,7 +191,7 @@ async fn master_info(desk: &Desk, hash: KeyHash) -> Result<Value> {
         body.insert("info".into(), info);
         body.insert("key".into(), json!(hash));
     }
-    Ok(body)
+    Ok(shapes::plain(body))
 }
 
 /// `POST /key/health`: whoever reads the answer has a key that works. Nothing is logged elsewhere per key.

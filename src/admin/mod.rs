@@ -13,6 +13,7 @@ mod ask;
 mod audit;
 mod bounds;
 mod budgets;
+mod config;
 mod customers;
 pub(crate) mod duration;
 mod error;
@@ -21,7 +22,10 @@ mod issue;
 mod keys;
 mod lookup;
 mod members;
+mod model_info;
+mod models;
 mod objects;
+mod openapi;
 mod organizations;
 mod policy;
 mod rights;
@@ -40,6 +44,7 @@ pub use error::Stopped;
 pub use policy::Policy;
 pub use routes::{is_info, open_paths, paths};
 
+use crate::reload::Reload;
 use crate::shared::keys::KeyCache;
 use crate::shared::period::Calendar;
 use crate::store::Store;
@@ -76,6 +81,8 @@ pub struct Admin {
     /// When budgets start anew. One for the whole process: the first router's counts.
     pub calendar: Calendar,
     pub clock: Arc<dyn Clock>,
+    /// Makes and shows the config that serves.
+    pub reload: Arc<Reload>,
 }
 
 /// What the handlers share.

@@ -8,8 +8,8 @@
 
 use super::fields::Field;
 use super::{
-    Desk, audit, budgets, customers, error, issue, keys, lookup, members, organizations, rights, rotation,
-    spend, tags, teams, users,
+    Desk, audit, budgets, config, customers, error, issue, keys, lookup, members, model_info, models,
+    openapi, organizations, rights, rotation, spend, tags, teams, users,
 };
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -35,17 +35,28 @@ const TABLES: &[&[Route]] = &[
     budgets::ROUTES,
     tags::ROUTES,
     spend::ROUTES,
+    models::ROUTES,
+    model_info::ROUTES,
+    config::ROUTES,
     audit::ROUTES,
     ROUTES,
 ];
 
-const ROUTES: &[Route] = &[Route {
-    group: "gateway",
-    who: Who::Open,
-    summary: "The paths that are served here",
-    answer: "Routes",
-    ..Route::get(&["/routes"], |m| on(m, listed))
-}];
+const ROUTES: &[Route] = &[
+    Route {
+        group: "gateway",
+        who: Who::Open,
+        summary: "The paths that are served here",
+        answer: "Routes",
+        ..Route::get(&["/routes"], |m| on(m, listed))
+    },
+    Route {
+        group: "gateway",
+        who: Who::Open,
+        summary: "This description",
+        ..Route::get(&["/openapi.json"], |m| on(m, openapi::served))
+    },
+];
 
 /// One call. Rows begin with [`Route::get`] or [`Route::post`] and name what differs.
 pub struct Route {

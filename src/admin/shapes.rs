@@ -78,13 +78,23 @@ pub fn key_with_token(key: &Key, now_micros: i64) -> Value {
     Value::Object(row)
 }
 
+/// Takes out, on the outermost level alone, what plain clients expect to be left out while it is not set.
+pub fn plain(mut body: Value) -> Value {
+    if let Value::Object(fields) = &mut body {
+        fields.retain(|name, value| {
+            !(value.is_null() && matches!(name.as_str(), "expires" | "user_id" | "max_budget"))
+        });
+    }
+    body
+}
+
 /// `{key, info: {…}}` for LiteLLM's clients, and the same fields flat beside it.
 pub fn key_info(key: &Key, now_micros: i64) -> Value {
     let row = key_row(key, now_micros);
     let mut body = row.clone();
     body.insert("info".into(), Value::Object(row));
     body.insert("key".into(), json!(key.hash));
-    Value::Object(body)
+    plain(Value::Object(body))
 }
 
 /// The answer to `POST /key/generate` and `/key/regenerate`: the only ones that hold the key itself.
@@ -95,5 +105,5 @@ pub fn generated(key: &Key, secret: &str, now_micros: i64) -> Value {
     body.insert("token_id".into(), json!(key.hash));
     // LiteLLM leaves it empty whatever was asked: `expires` says it.
     body.insert("duration".into(), Value::Null);
-    Value::Object(body)
+    plain(Value::Object(body))
 }

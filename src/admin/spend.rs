@@ -176,6 +176,8 @@ struct Row<'a> {
     tokens: u64,
     cost: Nanos,
     timestamp: String,
+    /// Left out for a key that is nobody's: `user` is empty then.
+    #[serde(skip_serializing_if = "Option::is_none")]
     user_id: Option<&'a str>,
 
     call_type: &'static str,

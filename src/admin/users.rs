@@ -494,7 +494,7 @@ async fn info(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
             .into());
         }
     };
-    Ok(Json(body))
+    Ok(Json(shapes::plain(body)))
 }
 
 /// A user is known by its row, or by its keys: a key may name a user that nobody has added.

@@ -5,6 +5,7 @@
 
 pub mod check;
 mod client;
+mod config;
 mod healthcheck;
 pub mod import;
 mod key;
@@ -60,6 +61,12 @@ enum Command {
     Usage(usage::UsageArgs),
     /// The calls of the running gateway, and with -f those that come.
     Logs(logs::LogsArgs),
+    /// Have the running gateway read its config again. A config that cannot be used changes nothing.
+    Reload(config::AskArgs),
+    /// Which config the running gateway serves, and what was wrong with a newer one.
+    Status(config::AskArgs),
+    /// What the config was, and the way back.
+    Config(config::ConfigArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Take over what another gateway has in its database.
@@ -120,6 +127,9 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Key(args)) => ask(key::run(*args, &env)),
         Some(Command::Usage(args)) => ask(usage::run(args, &env)),
         Some(Command::Logs(args)) => ask(logs::run(args, &env)),
+        Some(Command::Reload(args)) => ask(config::reload(args, &env)),
+        Some(Command::Status(args)) => ask(config::status(args, &env)),
+        Some(Command::Config(args)) => ask(config::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
         Some(Command::Import { from }) => import::run(from, &env),
         Some(Command::Ledger {

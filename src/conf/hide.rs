@@ -1,9 +1,49 @@
 //! Keeps secrets out of what is shown: values under a secret's name, passwords in addresses, and
 //! whatever looks like a key.
 
-use super::node::{Node, Value};
+use super::node::{self, Node, Value};
 use super::report::Notes;
 use super::text::is_secret_name;
+
+/// The text of a config file, or of an `.env`, as it may be shown: every secret in it is starred out.
+pub fn hidden(name: &str, text: &str) -> String {
+    let notes = Notes::default();
+    let file = notes.add_file(name, text);
+    if name.ends_with(".env") {
+        values(text, file, &notes);
+        return notes.text(file);
+    }
+    lookalikes(text, file, &notes);
+    match node::parse(text, file, &notes) {
+        Ok(root) => {
+            secrets(&root, "", false, &notes);
+            // The tree knows nothing of comments.
+            comments(text, file, &notes);
+        }
+        Err(node::Unreadable) => by_line(text, file, &notes),
+    }
+    notes.text(file)
+}
+
+/// All values of an `.env`: nearly everything there is a secret.
+fn values(text: &str, file: u32, notes: &Notes) {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let from = line.find('=').map_or(0, |at| at + 1);
+        notes.hide(file, start + from..start + line.trim_end().len().max(from));
+        start += line.len();
+    }
+}
+
+fn comments(text: &str, file: u32, notes: &Notes) {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        if let Some(at) = line.find('#') {
+            by_line_from(line.get(at..).unwrap_or_default(), start + at, file, notes);
+        }
+        start += line.len();
+    }
+}
 
 /// Stars out every secret that stands in the file itself, so that no snippet shows one.
 pub(super) fn secrets(node: &Node, key: &str, secret: bool, notes: &Notes) {
@@ -46,7 +86,10 @@ pub(super) fn lookalikes(text: &str, file: u32, notes: &Notes) {
 
 /// Without a tree there is only the look of the lines: everything behind a secret's name goes.
 pub(super) fn by_line(text: &str, file: u32, notes: &Notes) {
-    let mut start = 0;
+    by_line_from(text, 0, file, notes);
+}
+
+fn by_line_from(text: &str, mut start: usize, file: u32, notes: &Notes) {
     for line in text.split_inclusive('\n') {
         let named = line.match_indices([':', '=']).map(|(at, _)| at).find(|at| {
             let before = line

@@ -126,7 +126,10 @@ pub(super) const GENERAL: &[(&str, Fate)] = &[
         "allow_requests_on_db_unavailable",
         Needless("known keys keep working without the database"),
     ),
-    ("store_model_in_db", Missing(NOT_YET)),
+    (
+        "store_model_in_db",
+        Needless("models can be added at /model/new whatever it says"),
+    ),
     ("supported_db_objects", Missing(NOT_YET)),
     ("store_prompts_in_spend_logs", Missing("prompts are never stored")),
     ("disable_spend_logs", Missing(NOT_YET)),

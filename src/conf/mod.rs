@@ -27,6 +27,7 @@ mod settings;
 mod text;
 mod types;
 
+pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};
 pub use own::{

@@ -105,6 +105,7 @@ fn model(item: &Node, index: usize, env: &Env, notes: &Notes) -> Option<ModelEnt
         model_name: model_name?,
         params: params?,
         info,
+        stored: false,
         at: item.at,
     })
 }

@@ -304,6 +304,13 @@ impl Notes {
         }
     }
 
+    /// A file's text with what is hidden starred out.
+    pub fn text(&self, file: u32) -> String {
+        let files = self.files.borrow();
+        let text = files.get(file as usize).map(|f| f.text.as_slice());
+        String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
+    }
+
     pub fn add(&self, problem: Problem) {
         let mut problems = self.problems.borrow_mut();
         if problems.contains(&problem) {

@@ -86,6 +86,8 @@ pub struct ModelEntry {
     pub model_name: String,
     pub params: LitellmParams,
     pub info: ModelInfo,
+    /// It comes from the database, and from no file.
+    pub stored: bool,
     /// Where the entry starts.
     pub at: Span,
 }

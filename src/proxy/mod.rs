@@ -11,6 +11,7 @@ pub mod body;
 pub mod call;
 pub mod client;
 pub mod drain;
+mod front;
 pub mod head;
 pub mod lanes;
 pub mod linger;
@@ -193,6 +194,12 @@ impl Gateway {
     async fn api(&self, session: &mut Session, state: &mut State) -> Result<()> {
         let head = session.req_header();
         let Some(api) = paths::api(head.uri.path()) else {
+            let accept = head.headers.get("accept").and_then(|v| v.to_str().ok());
+            if is_read(session)
+                && let Some(page) = front::page(head.uri.path(), accept)
+            {
+                return self.send(session, state, page).await;
+            }
             return self.guarded_preflight(session, state, not_here()).await;
         };
         let allowed = api.methods();

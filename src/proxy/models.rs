@@ -10,7 +10,7 @@ use filters::contract::{Answer, Refusal};
 use filters::model::call::Endpoint;
 use filters::model::deployment::{Base, Deployment};
 use filters::model::key::Caller;
-use filters::model::price::{Price, PriceOverride, Prices, ServiceTier};
+use filters::model::price::{Listing, Price, PriceOverride, Prices, ServiceTier};
 use filters::model::usage::Usage;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -35,6 +35,16 @@ pub struct Models {
     names: Vec<String>,
     env: Env,
     drop_params: bool,
+    /// In the config's order, those of the database last.
+    entries: Vec<Entry>,
+}
+
+/// A deployment, as it is written and as it is called.
+pub struct Entry {
+    pub written: ModelEntry,
+    pub deployment: Arc<Deployment>,
+    /// What the price table says of it.
+    pub listing: Option<Arc<Listing>>,
 }
 
 /// A way to serve a call: the group it belongs to and what the wildcard stood for.
@@ -56,16 +66,23 @@ impl Models {
         let drop_params = conf.litellm.drop_params;
         let mut order: Vec<String> = Vec::new();
         let mut by_name: HashMap<String, Vec<(Arc<Deployment>, Place)>> = HashMap::new();
+        let mut entries = Vec::with_capacity(conf.models.len());
         for entry in &conf.models {
             if !by_name.contains_key(&entry.model_name) {
                 order.push(entry.model_name.clone());
             }
-            let deployment =
+            let (deployment, listing) =
                 deployment(entry, conf, timeout).map_err(|e| format!("{}: {e}", entry.model_name))?;
+            let deployment = Arc::new(deployment);
+            entries.push(Entry {
+                written: entry.clone(),
+                deployment: Arc::clone(&deployment),
+                listing: listing.map(Arc::new),
+            });
             by_name
                 .entry(entry.model_name.clone())
                 .or_default()
-                .push((Arc::new(deployment), place(entry, conf)));
+                .push((deployment, place(entry, conf)));
         }
         let mut groups = Vec::with_capacity(order.len());
         let mut exact = HashMap::new();
@@ -105,7 +122,18 @@ impl Models {
             names: shown,
             env: conf.env.clone(),
             drop_params,
+            entries,
         })
+    }
+
+    /// All deployments as they are written, in the config's order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The deployment of this id.
+    pub fn entry(&self, id: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.deployment.id == id)
     }
 
     /// The group that serves a name.
@@ -269,7 +297,11 @@ fn dialect_name(dialect: Dialect) -> Option<&'static str> {
     }
 }
 
-fn deployment(entry: &ModelEntry, conf: &Conf, default_timeout: Duration) -> Result<Deployment, String> {
+fn deployment(
+    entry: &ModelEntry,
+    conf: &Conf,
+    default_timeout: Duration,
+) -> Result<(Deployment, Option<Listing>), String> {
     let p = &entry.params;
     let dialect = dialect_name(p.provider.dialect)
         .ok_or_else(|| format!("provider {} is not spoken yet", p.provider.name))?;
@@ -309,8 +341,8 @@ fn deployment(entry: &ModelEntry, conf: &Conf, default_timeout: Duration) -> Res
         headers.push(("openai-organization".into(), organization.as_str().into()));
     }
     let timeout = p.timeout.unwrap_or(default_timeout);
-    Ok(Deployment {
-        id: entry.info.id.clone().unwrap_or_else(|| id_of(entry)),
+    let deployment = Deployment {
+        id: id(entry),
         model_name: entry.model_name.clone(),
         provider: p.provider.name.clone(),
         dialect,
@@ -327,9 +359,15 @@ fn deployment(entry: &ModelEntry, conf: &Conf, default_timeout: Duration) -> Res
         max_output_tokens: entry
             .info
             .max_output_tokens
-            .or(listing.and_then(|l| l.max_output_tokens)),
+            .or(listing.as_ref().and_then(|l| l.max_output_tokens)),
         model_info: entry.info.all.clone(),
-    })
+    };
+    Ok((deployment, listing))
+}
+
+/// The id of an entry's deployment: `model_info.id`, else one that is made of the entry.
+pub fn id(entry: &ModelEntry) -> String {
+    entry.info.id.clone().unwrap_or_else(|| id_of(entry))
 }
 
 /// Weight as in LiteLLM: `weight`, else `rpm`, else `tpm`, else all alike.

@@ -18,6 +18,7 @@ mod kit;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod models_api;
 mod objects;
 mod objects_api;
 mod outage;
