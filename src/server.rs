@@ -155,6 +155,10 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     let ledger = Ledger::open(&data_dir, Arc::clone(&store), ledger_settings)
         .map(Arc::new)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the ledger's spool cannot be used: {e}")))?;
+    let kept = conf.tollkeeper.ledger.keep;
+    if let Some(keep) = kept.or(conf.general.maximum_spend_logs_retention_period) {
+        background.spawn(ledger::retention::keep_tidy(Arc::clone(&store), keep));
+    }
     let counters = Arc::new(Counters::default());
     let unlanded = Arc::clone(&ledger);
     let keys = Arc::new(KeyCache::new(

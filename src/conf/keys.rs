@@ -141,8 +141,10 @@ pub(super) const GENERAL: &[(&str, Fate)] = &[
         "proxy_batch_write_at",
         Needless("use `tollkeeper.ledger.flush_every`"),
     ),
-    ("maximum_spend_logs_retention_period", Missing(NOT_YET)),
-    ("maximum_spend_logs_retention_interval", Missing(NOT_YET)),
+    (
+        "maximum_spend_logs_retention_interval",
+        Needless("old rows are looked for every six hours"),
+    ),
     (
         "use_redis_transaction_buffer",
         Needless("the ledger has its own spool"),

@@ -202,6 +202,9 @@ pub struct Ledger {
     pub batch: u64,
     /// Longest time a record waits for its batch to fill. Default: 1s.
     pub flush_every: Duration,
+    /// How long rows are kept in the database, in whole days such as `400d`. Daily sums and what keys,
+    /// users and teams have spent stay for ever. Default: for ever.
+    pub keep: Option<Duration>,
 }
 
 impl Default for Own {
@@ -230,6 +233,7 @@ impl Default for Own {
             ledger: Ledger {
                 batch: 500,
                 flush_every: Duration::from_secs(1),
+                keep: None,
             },
         }
     }

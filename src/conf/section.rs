@@ -15,6 +15,8 @@ use super::report::Notes;
 use super::settings::top_section;
 use super::text::{base_url, shown};
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 const AUTH: [(&str, LaneAuth); 3] = [
     ("required", LaneAuth::Required),
     ("internal", LaneAuth::Internal),
@@ -121,6 +123,18 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
             && let Some(entry) = ledger.entry("batch")
         {
             drop(ledger.error("number", "`batch` must be from 1 to 5000 rows", entry.value.at));
+        }
+        if let Some(keep) = ledger.some_time("keep") {
+            if keep < DAY
+                && let Some(entry) = ledger.entry("keep")
+            {
+                drop(
+                    ledger
+                        .error("duration", "`keep` must be at least one day", entry.value.at)
+                        .help("for example `keep: 400d`; leave it out to keep rows for ever"),
+                );
+            }
+            own.ledger.keep = Some(keep);
         }
         ledger.refuse_rest();
     }

@@ -167,13 +167,14 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
     let Some(fields) = section(root, "general_settings", notes) else {
         return General::default();
     };
-    const USED: [&str; 6] = [
+    const USED: [&str; 7] = [
         "master_key",
         "salt_key",
         "database_url",
         "pass_through_endpoints",
         "litellm_key_header_name",
         "database_connection_pool_limit",
+        "maximum_spend_logs_retention_period",
     ];
     let master_key = needed_secret(&fields, "master_key");
     if let (Some(key), Some(entry)) = (&master_key, fields.entry("master_key")) {
@@ -209,6 +210,7 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
                 .map_err(|_| "this is no header's name".into())
         }),
         database_connection_pool_limit: fields.small_count("database_connection_pool_limit"),
+        maximum_spend_logs_retention_period: fields.some_time("maximum_spend_logs_retention_period"),
         all: written(&fields),
     };
     for (index, item) in fields

@@ -175,6 +175,8 @@ pub struct General {
     pub litellm_key_header_name: Option<String>,
     /// Connections to the database at most.
     pub database_connection_pool_limit: Option<u32>,
+    /// How long ledger rows are kept, unless `tollkeeper.ledger.keep` says it.
+    pub maximum_spend_logs_retention_period: Option<Duration>,
     /// Everything as written. Secrets are left out.
     pub all: Map<String, Value>,
 }

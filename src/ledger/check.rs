@@ -6,6 +6,7 @@ use super::reader::{Survey, survey};
 use super::slot;
 use crate::store::{Difference, Page, SpendFilter, Store, StoreError};
 use filters::model::record::Record;
+use jiff::civil::Date;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ pub struct Report {
     pub put_aside: Vec<PathBuf>,
     /// Rows in the store.
     pub rows: u64,
+    /// Days before this one were summed up and dropped; `None` = every row is there.
+    pub rows_from: Option<Date>,
     /// Whether there are rows the store could not take. One page is looked at.
     pub dead_letters: u64,
     pub differences: Vec<Difference>,
@@ -52,6 +55,7 @@ pub async fn check(data_dir: &Path, store: &dyn Store, limit: Duration) -> Resul
         report.spool(&dir)?;
     }
     report.differences = store.differences(MAX_DIFFERENCES, limit).await?;
+    report.rows_from = store.rows_from().await?;
     report.rows = store.count_records(&SpendFilter::default()).await?;
     let page = Page {
         limit: 1_000,
@@ -105,6 +109,9 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "rows in the store      {}", self.rows)?;
+        if let Some(day) = self.rows_from {
+            writeln!(f, "days checked           from {day} on; older rows were dropped")?;
+        }
         writeln!(
             f,
             "waiting in the spool   {} ({} bytes)",

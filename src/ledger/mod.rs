@@ -10,6 +10,7 @@ mod accounts;
 pub mod check;
 pub mod frame;
 mod reader;
+pub mod retention;
 mod slot;
 pub mod spool;
 mod writer;

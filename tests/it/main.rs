@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod books;
 mod calls;
 mod cli;
 mod crash;
