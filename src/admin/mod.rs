@@ -9,19 +9,25 @@
 //! No answer but those of `POST /key/generate` and `/key/regenerate` holds a key: keys are shown as
 //! their hash and as `sk-...` with the last four characters.
 
+mod activity;
 mod ask;
 mod audit;
 mod bounds;
+mod days;
 mod duration;
 mod error;
 pub mod fields;
 mod issue;
 mod keys;
+mod log_row;
+mod logs;
 mod lookup;
 mod policy;
+mod reports;
 mod rights;
 mod rotation;
 pub mod routes;
+mod scope;
 mod shapes;
 mod spend;
 mod terms;

@@ -7,7 +7,9 @@
 //! `ROUTES` to [`TABLES`].
 
 use super::fields::Field;
-use super::{Desk, audit, error, issue, keys, lookup, rights, rotation, spend, users};
+use super::{
+    Desk, activity, audit, error, issue, keys, logs, lookup, reports, rights, rotation, spend, users,
+};
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -25,7 +27,10 @@ const TABLES: &[&[Route]] = &[
     rotation::ROUTES,
     lookup::ROUTES,
     users::ROUTES,
+    logs::ROUTES,
     spend::ROUTES,
+    reports::ROUTES,
+    activity::ROUTES,
     audit::ROUTES,
     ROUTES,
 ];
