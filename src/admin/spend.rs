@@ -113,10 +113,12 @@ async fn calculate(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Resul
         (prompt(&fields)?, fields.text("service_tier")?)
     } else {
         let usage = answer.get("usage").and_then(Usage::from_json);
+        // A number that had to be put right costs nobody anything.
+        let usage = usage.filter(|u| !u.clamped);
         let usage = usage.ok_or_else(|| {
             wrong_value(
                 "completion_response",
-                "'completion_response' has no 'usage' that counts anything.",
+                "'completion_response' has no 'usage' with counts that can be.",
             )
         })?;
         (usage, answer.get("service_tier").and_then(Value::as_str))

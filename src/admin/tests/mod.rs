@@ -5,6 +5,7 @@ mod keys_changed;
 mod reading;
 mod refusals;
 mod rights;
+mod spending;
 
 use super::{Admin, Policy, router};
 use crate::shared::budgets::Counters;
