@@ -24,7 +24,7 @@ const ROWS: &str = "INSERT INTO tk_ledger (day, request_id, endpoint, key_hash, 
     characters, audio_millis, images, spend_nanos, priced, estimated, clamped, started, ended, attempts, tags,
     client_ip, bytes_in, bytes_out)
 SELECT DAY, ID, 'chat', KEY, 'user ' || (k % 50), 'team ' || (k % 20), 'org ' || (k % 5),
-    CASE WHEN n % 3 = 0 THEN 'customer ' || (n % 1000) END, 'm' || ((k + n % 2) % 8), 'm' || ((k + n % 2) % 8),
+    CASE WHEN n % 3 = 0 THEN 'customer ' || (n % 1000) END, 'm' || ((k / 2 + n % 2) % 8), 'm' || ((k / 2 + n % 2) % 8),
     'upstream', 'd1', 'p' || (k % 3), TRUE, CASE n % 20 WHEN 0 THEN 'failure' ELSE 'success' END, 200,
     n % 5000, n % 900, 0, 0, 0, 0, 0, 0, (n * 7919) % 50000000, TRUE, FALSE, FALSE, started, started, '[]',
     TAGS, '192.0.2.1', 1000, 2000
@@ -116,6 +116,8 @@ fn fill_sqlite(path: &std::path::Path, rows: u64) {
         .replace("ID,", "printf('%08x-%d', (n * 2654435761) & 4294967295, n),")
         .replace("KEY,", "(SELECT hash FROM hashes h WHERE h.k = s.k),")
         .replace("TAGS", "CASE WHEN n % 10 = 0 THEN '[\"batch\"]' ELSE '[]' END");
+    c.execute_batch("PRAGMA cache_size = -1000000; PRAGMA synchronous = OFF;")
+        .unwrap();
     let sql = ["BEGIN; ", SQLITE, &insert, ";", DAILY, "; COMMIT; ANALYZE;"].concat();
     c.execute_batch(&filled_in(&sql, rows)).unwrap();
 }

@@ -9,6 +9,7 @@ pub mod conf;
 pub mod discover;
 pub mod greeting;
 pub mod health;
+pub mod import;
 pub mod ledger;
 pub mod master_key;
 pub mod proxy;

@@ -8,8 +8,12 @@ use crate::proxy::drain::InFlight;
 use crate::proxy::linger::{LINGER, Lingering};
 use crate::proxy::{self, Gateway, peer::Peers};
 use crate::reload::{self, Origin, Reload};
-use crate::shared::budgets::Counters;
+use crate::shared::agreement::Agreement;
+use crate::shared::alerts::Alerts;
 use crate::shared::keys::KeyCache;
+use crate::shared::meters::{self, Crossed, Events, Gate, Meters};
+use crate::shared::parties::Parties;
+use crate::shared::period::{self, Calendar, Reset};
 use crate::snapshot::Snapshot;
 use crate::store::{self, Address, Store};
 use crate::telemetry::{self, Gauges, Telemetry};
@@ -17,8 +21,10 @@ use crate::{admin, discover, master_key};
 use anstream::eprintln;
 use arc_swap::ArcSwap;
 use filters::contract::Registry;
-use filters::contract::ports::{Clock, Ledger as LedgerPort, Ports};
+use filters::contract::ports::{Clock, Ledger as LedgerPort, Ports, Why};
+use filters::model::account::Kind;
 use filters::model::key::MasterKey;
+use filters::model::limits::Limits;
 use filters::model::record::Record;
 use pingora::apps::HttpServerOptions;
 use pingora::connectors::ConnectorOptions;
@@ -159,24 +165,44 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     if let Some(keep) = kept.or(conf.general.maximum_spend_logs_retention_period) {
         background.spawn(ledger::retention::keep_tidy(Arc::clone(&store), keep));
     }
-    let counters = Arc::new(Counters::default());
-    let unlanded = Arc::clone(&ledger);
-    let keys = Arc::new(KeyCache::new(
-        Arc::clone(&store),
-        Arc::clone(&counters),
-        Arc::new(move |hash| unlanded.unlanded_spend(hash)),
-    ));
     let telemetry = Arc::new(
         Telemetry::new()
             .map_err(|e| Failed::Other(EXIT_FAILED, format!("the metrics cannot be set up: {e}")))?,
     );
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let parties = Arc::new(Parties::new(Arc::clone(&store)));
+    let keys = Arc::new(KeyCache::new(
+        Arc::clone(&store),
+        Arc::clone(&parties),
+        Arc::clone(&clock),
+    ));
+    let (alerts, posting) = Alerts::new(conf.meters.webhook.as_ref().map(|u| u.expose().into()))
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("alerts cannot be sent: {e}")))?;
+    background.spawn(posting);
+    let agreement = agreement(&background, &conf, &data_dir)?;
+    let unlanded = Arc::clone(&ledger);
+    let world = meters::World {
+        store: Arc::clone(&store),
+        clock: Arc::clone(&clock),
+        unlanded: Box::new(move |accounts| unlanded.unlanded(accounts)),
+        parties,
+        agreement,
+        events: Arc::new(Voices {
+            telemetry: Arc::clone(&telemetry),
+            alerts,
+        }),
+    };
+    let settings = meter_settings(&conf).map_err(Failed::Unusable)?;
+    let calendar = settings.calendar.clone();
+    let meters = Meters::new(world, settings);
+    background.spawn(Arc::clone(&keys).listen(Arc::clone(&meters)));
+    background.spawn(Arc::clone(&meters).tend());
     let ports = Ports {
         keys: Arc::clone(&keys) as _,
-        budgets: Arc::clone(&counters) as _,
+        limiter: Arc::new(Gate(Arc::clone(&meters))),
         ledger: Arc::new(Books {
             ledger: Arc::clone(&ledger),
-            counters,
+            meters: Arc::clone(&meters),
         }),
         metrics: Arc::clone(&telemetry) as _,
         clock: Arc::clone(&clock),
@@ -217,7 +243,8 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         catalog: Arc::new(move || Arc::clone(&catalog.load().models) as _),
         policy: Arc::new(move || Arc::clone(&policy.load().policy)),
         is_master: Arc::new(move |hash| master.load().master.as_ref() == Some(hash)),
-        unlanded: Arc::new(move |hash| unlanded.unlanded_spend(hash)),
+        unlanded: Arc::new(move |accounts| unlanded.unlanded(accounts)),
+        calendar,
         clock,
     });
     let scrape = {
@@ -226,6 +253,8 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
             telemetry.render(&Gauges {
                 in_flight: in_flight.count(),
                 ledger: ledger.stats(),
+                meters: meters.stats(),
+                waiting: meters.waiting(),
             })
         })
     };
@@ -368,18 +397,101 @@ async fn on_hangup(mut hup: Signal, reload: Arc<Reload>) {
     }
 }
 
-/// The ledger, and the counters that have to know of each row.
+/// The ledger, and the meters that have to know of each row.
 struct Books {
     ledger: Arc<Ledger>,
-    counters: Arc<Counters>,
+    meters: Arc<Meters>,
 }
 
 impl LedgerPort for Books {
     fn append(&self, record: Record) {
-        if let Some(hash) = &record.key_hash {
-            self.counters.add(hash, record.spend_nanos);
-        }
+        let charged = self.meters.charged(&record);
+        let (nanos, ended) = (record.spend_nanos, record.ended_micros);
+        // First here, then there: whoever reads in between counts it twice, never not at all.
         LedgerPort::append(&*self.ledger, record);
+        self.meters.spent(&charged, nanos, ended);
+    }
+}
+
+/// What is told of limits outside of answers.
+struct Voices {
+    telemetry: Arc<Telemetry>,
+    alerts: Alerts,
+}
+
+impl Events for Voices {
+    fn soft_budget_crossed(&self, crossed: &Crossed<'_>) {
+        self.telemetry.soft_budget_crossed(crossed.account.kind);
+        self.alerts.soft_budget_crossed(crossed);
+    }
+
+    fn refused(&self, kind: Kind, why: &Why) {
+        self.telemetry.limit_refused(kind, why);
+    }
+}
+
+/// What the config says of budgets and limits. `Err` is a sentence.
+fn meter_settings(conf: &Conf) -> Result<meters::Settings, String> {
+    let said = &conf.meters;
+    let gateway = Limits::of(&said.gateway);
+    let allowances = gateway.models.values().map(|m| &m.budget);
+    for allowance in allowances.chain([&gateway.budget]) {
+        if let Some(text) = allowance.period.as_deref().filter(|t| !period::is_period(t)) {
+            return Err(format!(
+                "budget_duration {text:?}: a period is a number and a unit, such as 30d or 1mo"
+            ));
+        }
+    }
+    let reset = if said.rolling {
+        Reset::Rolling
+    } else {
+        Reset::Calendar
+    };
+    Ok(meters::Settings {
+        calendar: Calendar {
+            zone: said.zone.clone().unwrap_or(jiff::tz::TimeZone::UTC),
+            reset,
+        },
+        gateway,
+        end_user_budget_nanos: said.end_user_budget_nanos,
+        queue: said.queue.as_ref().map(|q| meters::QueueSettings {
+            max_wait: q.max_wait,
+            max_waiting: q.max_waiting,
+        }),
+    })
+}
+
+/// The line to Redis, where the config names one.
+fn agreement(
+    background: &tokio::runtime::Runtime,
+    conf: &Conf,
+    data_dir: &Path,
+) -> Result<Option<Arc<Agreement>>, Failed> {
+    let Some(url) = &conf.meters.redis else {
+        return Ok(None);
+    };
+    let url = url.expose().into();
+    Agreement::check(&url).map_err(|e| Failed::Unusable(format!("the address of Redis: {e}")))?;
+    let replica = replica_name(data_dir)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the replica's name cannot be kept: {e}")))?;
+    let _context = background.enter();
+    Ok(Some(Agreement::connect(
+        &url,
+        &conf.meters.redis_prefix,
+        &replica,
+    )))
+}
+
+/// This replica's lasting name: what it holds in Redis after a restart is its own again.
+fn replica_name(data_dir: &Path) -> std::io::Result<String> {
+    let path = data_dir.join("replica");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if uuid::Uuid::parse_str(name.trim()).is_ok() => Ok(name.trim().to_string()),
+        _ => {
+            let name = uuid::Uuid::new_v4().to_string();
+            std::fs::write(&path, &name)?;
+            Ok(name)
+        }
     }
 }
 

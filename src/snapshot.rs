@@ -1,9 +1,9 @@
 //! One generation of the config, built: what a request sees from its first byte to its last.
 
-use crate::admin::Policy;
+use crate::admin::{self, Policy};
 use crate::conf::{Conf, Limits, Timeouts};
 use crate::proxy::client::Networks;
-use crate::proxy::lanes::Lanes;
+use crate::proxy::lanes::{Lanes, Management};
 use crate::proxy::models::Models;
 use crate::proxy::throttle::Throttle;
 use filters::contract::Registry;
@@ -28,9 +28,14 @@ pub struct Snapshot {
 impl Snapshot {
     /// `Err` is a sentence about what in the config cannot be built.
     pub fn new(conf: &Conf, registry: &Registry, ports: &Ports) -> Result<Self, String> {
+        let management = Management {
+            paths: admin::paths(),
+            open: admin::open_paths(),
+            is_info: admin::is_info,
+        };
         Ok(Self {
             models: Arc::new(Models::new(conf)?),
-            lanes: Lanes::new(conf, registry, ports)?,
+            lanes: Lanes::new(conf, registry, ports, &management)?,
             limits: conf.tollkeeper.limits.clone(),
             timeouts: conf.tollkeeper.timeouts.clone(),
             networks: Networks {

@@ -1,11 +1,13 @@
 //! What the process says of itself: its log, and the Prometheus metrics.
 
 use crate::conf::{Log, LogFormat};
-use filters::contract::ports::{Metrics, Observation};
+use crate::shared::meters::MeterStats;
+use filters::contract::ports::{Metrics, Observation, Why};
 use filters::contract::{Cx, Outcome};
+use filters::model::account::Kind;
 use filters::model::record::Status;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Write};
@@ -168,12 +170,21 @@ pub struct Telemetry {
     ledger_dead: IntGauge,
     ledger_lost: IntGauge,
     ledger_spool_errors: IntGauge,
+    soft_crossed: IntCounterVec,
+    limit_refused: IntCounterVec,
+    meters: IntGaugeVec,
+    limited_in_flight: IntGaugeVec,
+    reserved: IntGaugeVec,
+    waiting: IntGauge,
 }
 
 /// What the gauges show, asked for at each scrape.
 pub struct Gauges {
     pub in_flight: usize,
     pub ledger: crate::ledger::LedgerStats,
+    pub meters: Vec<(Kind, MeterStats)>,
+    /// Calls in the queue.
+    pub waiting: usize,
 }
 
 impl Telemetry {
@@ -194,6 +205,11 @@ impl Telemetry {
         };
         let gauge = |name: &str, help: &str| {
             let g = IntGauge::new(name, help)?;
+            registry.register(Box::new(g.clone()))?;
+            Ok::<_, prometheus::Error>(g)
+        };
+        let gauges = |name: &str, help: &str| {
+            let g = IntGaugeVec::new(Opts::new(name, help), &["kind"])?;
             registry.register(Box::new(g.clone()))?;
             Ok::<_, prometheus::Error>(g)
         };
@@ -251,8 +267,50 @@ impl Telemetry {
                 "tollkeeper_ledger_spool_errors",
                 "Times the disk refused a record.",
             )?,
+            soft_crossed: counter(
+                "tollkeeper_budget_soft_crossed_total",
+                "Soft budgets that were crossed, by kind of subject.",
+                &["kind"],
+            )?,
+            limit_refused: counter(
+                "tollkeeper_limit_refused_total",
+                "Calls refused by a limit, by kind of subject and what it limits.",
+                &["kind", "limit"],
+            )?,
+            meters: gauges(
+                "tollkeeper_limit_meters",
+                "Subjects whose limits are in memory, by kind.",
+            )?,
+            limited_in_flight: gauges(
+                "tollkeeper_limited_calls_in_flight",
+                "Calls in flight that a limit counts, by kind of subject.",
+            )?,
+            reserved: gauges(
+                "tollkeeper_budget_reserved_nanodollars",
+                "Set aside for calls in flight, by kind of subject.",
+            )?,
+            waiting: gauge(
+                "tollkeeper_limited_calls_waiting",
+                "Calls that wait for room within their limits.",
+            )?,
             registry,
         })
+    }
+
+    pub fn soft_budget_crossed(&self, kind: Kind) {
+        self.soft_crossed.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    pub fn limit_refused(&self, kind: Kind, why: &Why) {
+        let limit = match why {
+            Why::Budget { .. } => "budget",
+            Why::Rate { measure, .. } => measure.as_str(),
+            Why::Blocked => "blocked",
+            Why::Queue { .. } => "queue",
+        };
+        self.limit_refused
+            .with_label_values(&[kind.as_str(), limit])
+            .inc();
     }
 
     /// The text of `/metrics`.
@@ -263,6 +321,15 @@ impl Telemetry {
         self.ledger_dead.set(int(gauges.ledger.dead));
         self.ledger_lost.set(int(gauges.ledger.lost));
         self.ledger_spool_errors.set(int(gauges.ledger.spool_errors));
+        self.waiting.set(int(gauges.waiting as u64));
+        for (kind, stats) in &gauges.meters {
+            let label = [kind.as_str()];
+            self.meters.with_label_values(&label).set(int(stats.meters));
+            self.limited_in_flight
+                .with_label_values(&label)
+                .set(int(stats.in_flight));
+            self.reserved.with_label_values(&label).set(stats.reserved_nanos);
+        }
         let mut out = Vec::new();
         if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             log::error!("the metrics cannot be rendered: {e}");

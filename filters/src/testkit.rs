@@ -2,10 +2,12 @@
 
 use crate::contract::cx::{Arrival, Auth};
 use crate::contract::ports::{
-    Budgets, Catalog, Clock, Exceeded, Keys, Ledger, Metrics, Observation, Ports, Reservation, Unavailable,
+    Admitted, Asked, Catalog, Clock, Keys, Ledger, Limiter, Metrics, Observation, Ports, Refused, Standing,
+    Unavailable, Why,
 };
 use crate::contract::upstream::Edits;
 use crate::contract::{Call, Chain, Cx, Outcome, Result, Stop, Upstream};
+use crate::model::account::Kind;
 use crate::model::call::Endpoint;
 use crate::model::deployment::{Base, Deployment};
 use crate::model::key::{Holder, Key, KeyHash, MasterKey, key_name};
@@ -28,6 +30,7 @@ pub const MASTER: &str = "sk-master";
 #[derive(Default, Clone)]
 pub struct Kit {
     pub keys: Arc<FakeKeys>,
+    pub limits: Arc<FakeLimits>,
     pub ledger: Arc<FakeLedger>,
     pub clock: Arc<FakeClock>,
 }
@@ -36,7 +39,7 @@ impl Kit {
     pub fn ports(&self) -> Ports {
         Ports {
             keys: self.keys.clone(),
-            budgets: self.keys.clone(),
+            limiter: self.limits.clone(),
             ledger: self.ledger.clone(),
             metrics: Arc::new(NoMetrics),
             clock: self.clock.clone(),
@@ -283,15 +286,85 @@ impl Keys for FakeKeys {
     }
 }
 
-impl Budgets for FakeKeys {
-    fn reserve(&self, key: &Key, _nanos: i64) -> Result<Reservation, Exceeded> {
-        match key.max_budget_nanos {
-            Some(budget) if key.spend_nanos >= budget => Err(Exceeded {
-                spent_nanos: key.spend_nanos,
-                budget_nanos: budget,
-            }),
-            _ => Ok(Reservation::new(|| {})),
+/// Lets every call in but those it was told to refuse, and remembers what was settled.
+#[derive(Default)]
+pub struct FakeLimits {
+    refused: Mutex<Option<Refused>>,
+    standings: Mutex<Vec<Standing>>,
+    settled: Arc<Mutex<Vec<u64>>>,
+    held: Arc<AtomicI64>,
+}
+
+impl FakeLimits {
+    /// From now on no call is let in, for this reason.
+    pub fn refuse(&self, kind: Kind, id: &str, model: Option<&str>, why: Why) {
+        *lock(&self.refused) = Some(Refused {
+            kind,
+            id: id.into(),
+            alias: None,
+            model: model.map(Into::into),
+            why,
+            standings: lock(&self.standings).clone(),
+        });
+    }
+
+    /// How the limits stand from now on.
+    pub fn stand(&self, standings: &[Standing]) {
+        *lock(&self.standings) = standings.to_vec();
+    }
+
+    /// Tokens of each call that is over.
+    pub fn settled(&self) -> Vec<u64> {
+        lock(&self.settled).clone()
+    }
+
+    /// Calls that were let in and have not been let go of.
+    pub fn held(&self) -> i64 {
+        self.held.load(Ordering::SeqCst)
+    }
+}
+
+struct FakeAdmitted {
+    tokens: u64,
+    standings: Vec<Standing>,
+    settled: Arc<Mutex<Vec<u64>>>,
+    held: Arc<AtomicI64>,
+}
+
+impl Admitted for FakeAdmitted {
+    fn settle(&mut self, tokens: u64) {
+        self.tokens = tokens;
+    }
+
+    fn standings(&self) -> &[Standing] {
+        &self.standings
+    }
+}
+
+impl Drop for FakeAdmitted {
+    fn drop(&mut self) {
+        lock(&self.settled).push(self.tokens);
+        self.held.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Limiter for FakeLimits {
+    fn try_admit(&self, _asked: &Asked<'_>) -> Option<Result<Box<dyn Admitted>, Box<Refused>>> {
+        None
+    }
+
+    async fn admit(&self, _asked: &Asked<'_>) -> Result<Box<dyn Admitted>, Box<Refused>> {
+        if let Some(refused) = lock(&self.refused).clone() {
+            return Err(Box::new(refused));
         }
+        self.held.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(FakeAdmitted {
+            tokens: 0,
+            standings: lock(&self.standings).clone(),
+            settled: Arc::clone(&self.settled),
+            held: Arc::clone(&self.held),
+        }))
     }
 }
 

@@ -82,7 +82,8 @@ async fn service_account(actor: Actor, State(desk): State<Arc<Desk>>, body: Body
     make(desk, actor, fields).await
 }
 
-async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<Value>> {
+/// A new key, as `/key/generate` and `/user/new` make it.
+pub async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<Value>> {
     settle(move || {
         let (desk, actor, fields) = (Arc::clone(&desk), actor.clone(), fields.clone());
         async move { insert(&desk, &actor, fields).await.map(Json) }

@@ -13,8 +13,10 @@ mod activity;
 mod ask;
 mod audit;
 mod bounds;
+mod budgets;
+mod customers;
 mod days;
-mod duration;
+pub(crate) mod duration;
 mod error;
 pub mod fields;
 mod issue;
@@ -22,6 +24,9 @@ mod keys;
 mod log_row;
 mod logs;
 mod lookup;
+mod members;
+mod objects;
+mod organizations;
 mod policy;
 mod reports;
 mod rights;
@@ -30,6 +35,8 @@ pub mod routes;
 mod scope;
 mod shapes;
 mod spend;
+mod tags;
+mod teams;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -39,11 +46,13 @@ pub use error::Stopped;
 pub use policy::Policy;
 pub use routes::{is_info, open_paths, paths};
 
-use crate::shared::keys::{KeyCache, Unlanded};
+use crate::shared::keys::KeyCache;
+use crate::shared::period::Calendar;
 use crate::store::Store;
 use axum::Router;
 use filters::contract::Fault;
 use filters::contract::ports::{Catalog, Clock};
+use filters::model::account::Account;
 use filters::model::key::KeyHash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +61,9 @@ use std::time::Duration;
 const MOST_TRIES: u32 = 40;
 /// The longest pause before it is begun again; it is drawn, so that two do not meet for ever.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// What each of these accounts has spent that the store does not know yet.
+pub type Unlanded = dyn Fn(&[&Account]) -> Vec<i64> + Send + Sync;
 
 /// What the API works on.
 #[derive(Clone)]
@@ -65,8 +77,10 @@ pub struct Admin {
     pub policy: Arc<dyn Fn() -> Arc<Policy> + Send + Sync>,
     /// Whether a key is the master key, by its hash.
     pub is_master: Arc<dyn Fn(&KeyHash) -> bool + Send + Sync>,
-    /// Nano-dollars of a key that are written down and not in the store yet.
-    pub unlanded: Unlanded,
+    /// Nano-dollars of each account that are written down and not in the store yet.
+    pub unlanded: Arc<Unlanded>,
+    /// When budgets start anew. One for the whole process: the first router's counts.
+    pub calendar: Calendar,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -77,6 +91,7 @@ pub type Desk = Admin;
 /// extensions. A response that stands for an error carries `Arc<Stop>` in its extensions, its status
 /// and nothing else; the caller of this router renders it.
 pub fn router(admin: Admin) -> Router {
+    terms::keep_calendar(&admin.calendar);
     routes::router().with_state(Arc::new(admin))
 }
 

@@ -219,28 +219,32 @@ async fn carried(desk: &Desk, old: &Key, new: &Key, now: i64) -> Result<Vec<Carr
             .chain(models)
             .collect::<Vec<_>>()
     };
+    let accounts = of(&old.hash);
     // The spool is asked first: a row that lands in between counts twice, and never not at all.
-    let on_the_way = (desk.unlanded)(&old.hash).max(0);
-    let balances = desk.store.balances(&of(&old.hash)).await?;
-    let carried = of(&new.hash).into_iter().zip(balances).map(|(account, balance)| {
-        let on_the_way = if account.model.is_empty() { on_the_way } else { 0 };
-        let Balance {
-            total_nanos,
-            period_nanos,
-            period_started_micros,
-            period_ends_micros,
-        } = balance;
-        let (spent, period) = match (period_started_micros, period_ends_micros) {
-            (Some(start), Some(end)) if end > now => (period_nanos, Some((start, end))),
-            (Some(_), Some(_)) => (0, None),
-            _ => (total_nanos, None),
-        };
-        Carried {
-            account,
-            nanos: spent.saturating_add(on_the_way).max(0),
-            period,
-        }
-    });
+    let on_the_way = (desk.unlanded)(&accounts.iter().collect::<Vec<_>>());
+    let balances = desk.store.balances(&accounts).await?;
+    let both = balances.into_iter().zip(on_the_way);
+    let carried = of(&new.hash)
+        .into_iter()
+        .zip(both)
+        .map(|(account, (balance, on_the_way))| {
+            let Balance {
+                total_nanos,
+                period_nanos,
+                period_started_micros,
+                period_ends_micros,
+            } = balance;
+            let (spent, period) = match (period_started_micros, period_ends_micros) {
+                (Some(start), Some(end)) if end > now => (period_nanos, Some((start, end))),
+                (Some(_), Some(_)) => (0, None),
+                _ => (total_nanos, None),
+            };
+            Carried {
+                account,
+                nanos: spent.saturating_add(on_the_way).max(0),
+                period,
+            }
+        });
     Ok(carried.collect())
 }
 

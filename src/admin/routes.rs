@@ -8,7 +8,8 @@
 
 use super::fields::Field;
 use super::{
-    Desk, activity, audit, error, issue, keys, logs, lookup, reports, rights, rotation, spend, users,
+    Desk, activity, audit, budgets, customers, error, issue, keys, logs, lookup, members, organizations,
+    reports, rights, rotation, spend, tags, teams, users,
 };
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -27,6 +28,12 @@ const TABLES: &[&[Route]] = &[
     rotation::ROUTES,
     lookup::ROUTES,
     users::ROUTES,
+    teams::ROUTES,
+    members::ROUTES,
+    organizations::ROUTES,
+    customers::ROUTES,
+    budgets::ROUTES,
+    tags::ROUTES,
     logs::ROUTES,
     spend::ROUTES,
     reports::ROUTES,

@@ -1,7 +1,6 @@
 //! How keys, users and times look in answers.
 
 use super::terms;
-use crate::store::Doc;
 use filters::model::key::Key;
 use filters::model::money::Nanos;
 use jiff::Timestamp;
@@ -97,42 +96,4 @@ pub fn generated(key: &Key, secret: &str, now_micros: i64) -> Value {
     // LiteLLM leaves it empty whatever was asked: `expires` says it.
     body.insert("duration".into(), Value::Null);
     Value::Object(body)
-}
-
-/// A user's fields that an answer may show. What else an import left there stays inside: it may be the
-/// hash of a password.
-const USER_FIELDS: [&str; 13] = [
-    "allowed_cache_controls",
-    "budget_duration",
-    "budget_reset_at",
-    "max_budget",
-    "max_parallel_requests",
-    "model_max_budget",
-    "organization_id",
-    "rpm_limit",
-    "sso_user_id",
-    "tpm_limit",
-    "user_alias",
-    "user_email",
-    "user_role",
-];
-
-/// A user's row; `None` = it has keys and no row of its own.
-pub fn user_row(id: &str, user: Option<&Doc>, spend_nanos: i64) -> Value {
-    let field = |name: &str| user.and_then(|u| u.fields.get(name)).filter(|v| !v.is_null());
-    let mut row = json!({
-        "user_id": id,
-        "models": field("models").cloned().unwrap_or_else(|| json!([])),
-        "spend": Nanos(spend_nanos),
-        "metadata": field("metadata").cloned().unwrap_or_else(|| json!({})),
-        "teams": [],
-        "created_at": user.map(|u| iso(u.created_at_micros)),
-        "updated_at": user.map(|u| iso(u.updated_at_micros)),
-    });
-    if let Value::Object(row) = &mut row {
-        for name in USER_FIELDS {
-            row.insert(name.into(), field(name).cloned().unwrap_or_default());
-        }
-    }
-    row
 }

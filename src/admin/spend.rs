@@ -112,7 +112,8 @@ async fn calculate(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Resul
     let (usage, tier) = if answer.is_empty() {
         (prompt(&fields)?, fields.text("service_tier")?)
     } else {
-        let usage = answer.get("usage").and_then(Usage::from_json);
+        let text = answer.get("usage").map(Value::to_string).unwrap_or_default();
+        let usage = Usage::read(text.as_bytes());
         // A number that had to be put right costs nobody anything.
         let usage = usage.filter(|u| !u.clamped);
         let usage = usage.ok_or_else(|| {

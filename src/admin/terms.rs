@@ -2,13 +2,13 @@
 //! LiteLLM's names in [`Key::extra`](filters::model::key::Key). Limits are read from there by
 //! [`Limits::of`](filters::model::limits::Limits::of); "Kept" is what nothing here acts on.
 
-use super::duration;
 use super::error::Result;
 use super::fields::{Field, Fields, Kind};
+use crate::shared::period::{self, Calendar};
 use filters::model::key::Key;
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use filters::model::limits::Limits;
 use serde_json::{Map, Value, json};
+use std::sync::OnceLock;
 
 const KEY_TYPES: &[&str] = &["llm_api", "management", "read_only", "default"];
 
@@ -130,22 +130,17 @@ pub fn shown(key: &Key) -> Map<String, Value> {
         .collect()
 }
 
+/// Rows of keys are shown in many places and show when a budget starts anew; the calendar for that is read
+/// once, when the process starts.
+static CALENDAR: OnceLock<Calendar> = OnceLock::new();
+
+pub fn keep_calendar(calendar: &Calendar) {
+    CALENDAR.get_or_init(|| calendar.clone());
+}
+
 /// When the key's budget starts anew, microseconds since 1970; None = never.
 pub fn reset_at(key: &Key, now_micros: i64) -> Option<i64> {
-    let span = duration::span(key.text("budget_duration")?).ok()?;
-    let since = key.extra.get("budget_since_micros").and_then(Value::as_i64);
-    let since = Timestamp::from_microsecond(since.unwrap_or(key.created_at_micros)).ok()?;
-    let since = since.to_zoned(TimeZone::UTC);
-    let length =
-        since.checked_add(span).ok()?.timestamp().as_microsecond() - since.timestamp().as_microsecond();
-    // Months differ in length: begin a little before and look.
-    let passed = now_micros
-        .saturating_sub(since.timestamp().as_microsecond())
-        .max(0)
-        / length.max(1);
-    (passed.saturating_sub(passed / 16).max(1)..)
-        .take(4096)
-        .map_while(|n| since.checked_add(span.checked_mul(n).ok()?).ok())
-        .map(|at| at.timestamp().as_microsecond())
-        .find(|at| *at > now_micros)
+    key.text("budget_duration")?;
+    let calendar = CALENDAR.get_or_init(Calendar::default);
+    period::of(&Limits::of(&key.extra).budget, now_micros, calendar).end
 }

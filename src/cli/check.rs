@@ -167,7 +167,7 @@ mod tests {
             assert!(out.contains(want), "{filters}: {out}");
         };
         check(
-            "auth, access, budget, metrics, spend, usage, translate",
+            "auth, access, limits, metrics, spend, usage, translate",
             "required",
             "",
         );

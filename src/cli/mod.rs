@@ -6,6 +6,7 @@
 pub mod check;
 mod client;
 mod healthcheck;
+pub mod import;
 mod key;
 pub mod ledger;
 mod logs;
@@ -61,6 +62,11 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Take over what another gateway has in its database.
+    Import {
+        #[command(subcommand)]
+        from: import::From,
+    },
     /// Look after the ledger.
     Ledger {
         #[command(subcommand)]
@@ -115,6 +121,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Usage(args)) => ask(usage::run(args, &env)),
         Some(Command::Logs(args)) => ask(logs::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
+        Some(Command::Import { from }) => import::run(from, &env),
         Some(Command::Ledger {
             command: LedgerCommand::Check { config },
         }) => ledger::check(config.as_deref(), &env),

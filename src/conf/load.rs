@@ -15,7 +15,7 @@ use super::report::{Notes, Report};
 use super::secret::Secret;
 use super::text::shown;
 use super::types::{Conf, Source, Span};
-use super::{check, dotenv, fill, hide, models, node, section, settings};
+use super::{check, dotenv, fill, hide, meters, models, node, section, settings};
 
 /// Largest config file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -223,8 +223,10 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
         conf.litellm = settings::litellm(&root, notes);
         conf.router = settings::router(&root, notes);
         (conf.models, conf.skipped) = models::read(&root, env, notes);
-        section::read(&root, notes, &dir, &mut conf.tollkeeper);
+        meters::litellms(&root, env, notes, &mut conf.meters);
+        section::read(&root, notes, &dir, &mut conf.tollkeeper, &mut conf.meters);
     }
+    meters::environment(env, &mut conf.meters);
     let general = &mut conf.general;
     let either = |first: &str, second: &str| env.get(first).or_else(|| env.get(second));
     if general.master_key.is_none() {

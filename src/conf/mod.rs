@@ -13,6 +13,7 @@ mod hide;
 mod keys;
 pub mod litellm;
 pub mod load;
+mod meters;
 mod models;
 mod node;
 mod own;
@@ -27,6 +28,7 @@ mod text;
 mod types;
 
 pub use load::{Env, Loaded, load, load_text};
+pub use meters::{Meters, Queue};
 pub use own::{
     Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own,
     RateLimit, RateSource, Timeouts,

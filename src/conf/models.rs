@@ -134,7 +134,7 @@ fn is_param(key: &str) -> bool {
 }
 
 /// The names of `litellm_params` that are read below.
-const USED_PARAMS: [&str; 21] = [
+const USED_PARAMS: [&str; 22] = [
     "model",
     "custom_llm_provider",
     "api_base",
@@ -149,6 +149,7 @@ const USED_PARAMS: [&str; 21] = [
     "weight",
     "rpm",
     "tpm",
+    "max_parallel_requests",
     "order",
     "drop_params",
     "additional_drop_params",
@@ -227,6 +228,7 @@ fn params(
         weight: fields.amount("weight"),
         rpm: fields.count("rpm"),
         tpm: fields.count("tpm"),
+        max_parallel_requests: fields.count("max_parallel_requests"),
         order: fields.integer("order"),
         drop_params: fields.flag("drop_params"),
         additional_drop_params: fields.texts("additional_drop_params").unwrap_or_default(),

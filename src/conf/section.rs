@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::fields::Fields;
+use super::meters::{self, Meters};
 use super::node::{Node, Value};
 use super::own::{Driver, FilterUse, Lane, LaneAuth, Listener, LogFormat, Own, RateLimit, RateSource};
 use super::pass_through::route_path;
@@ -24,7 +25,7 @@ const AUTH: [(&str, LaneAuth); 3] = [
 ];
 
 /// Overwrites in `own` what the file says. Relative paths start at `dir`.
-pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
+pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters: &mut Meters) {
     let Some(section) = top_section(root, "tollkeeper") else {
         return;
     };
@@ -63,12 +64,14 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own) {
         set(&mut own.limits.multipart_body, limits.bytes("multipart_body"));
         set(&mut own.limits.body_timeout, limits.some_time("body_timeout"));
         set(&mut own.limits.header_bytes, limits.bytes("header_bytes"));
+        meters::limits(&limits, meters);
         limits.refuse_rest();
     }
     if let Some(rate) = fields.child("rate_limit") {
         own.rate_limit = rate_limit(&rate);
         rate.refuse_rest();
     }
+    meters::own(&fields, meters);
     if let Some(timeouts) = fields.child("timeouts") {
         set(&mut own.timeouts.connect, timeouts.some_time("connect"));
         set(&mut own.timeouts.first_byte, timeouts.some_time("first_byte"));
@@ -352,6 +355,33 @@ fn filter(item: &Node, above: &Fields<'_>) -> Option<FilterUse> {
                     .help("write `- auth` or `- auth: {…}`"),
             );
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::{Env, load_text};
+
+    #[test]
+    fn rows_are_kept_as_long_as_is_said() {
+        let env = Env::default();
+        let of = |text: &str| match load_text("config.yaml", text, &env) {
+            Ok(loaded) => loaded.conf,
+            Err(report) => panic!("{}", report.render(false)),
+        };
+        assert_eq!(of("model_list: []").tollkeeper.ledger.keep, None);
+        let day = Duration::from_secs(86_400);
+        let conf = of(
+            "tollkeeper: {ledger: {keep: 400d}}\ngeneral_settings: {maximum_spend_logs_retention_period: 7d}",
+        );
+        assert_eq!(conf.tollkeeper.ledger.keep, Some(day * 400));
+        assert_eq!(conf.general.maximum_spend_logs_retention_period, Some(day * 7));
+        for keep in ["1h", "0", "forever", "-1d"] {
+            let text = format!("tollkeeper: {{ledger: {{keep: {keep}}}}}");
+            let report = load_text("config.yaml", &text, &env).expect_err(keep);
+            assert!(report.render(false).contains("keep"), "{keep}");
         }
     }
 }

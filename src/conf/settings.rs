@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::fields::{Fields, unset};
 use super::keys::{self, Fate};
+use super::meters;
 use super::node::{Entry, Node, Value};
 use super::pass_through;
 use super::report::Notes;
@@ -222,6 +223,7 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
         out.pass_through_endpoints
             .extend(pass_through::read(item, index, &fields));
     }
+    meters::GENERAL.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::GENERAL);
     out
 }
@@ -286,6 +288,7 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
         model_alias_map: alias_map(&fields),
         all: written(&fields),
     };
+    meters::LITELLM.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::LITELLM);
     out
 }
@@ -355,6 +358,7 @@ pub(super) fn router(root: &Node, notes: &Notes) -> RouterSettings {
             }
         }
     }
+    meters::ROUTER.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::ROUTER);
     out
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::load::Env;
+use super::meters::Meters;
 use super::own::Own;
 use super::secret::Secret;
 
@@ -26,6 +27,8 @@ pub struct Conf {
     pub router: RouterSettings,
     /// The section `tollkeeper:`.
     pub tollkeeper: Own,
+    /// Budgets and limits, wherever they stand.
+    pub meters: Meters,
     /// Which files were read.
     pub source: Source,
     /// The environment as the config saw it, for provider keys that are named nowhere in the file.
@@ -112,6 +115,8 @@ pub struct LitellmParams {
     pub rpm: Option<u64>,
     /// Tokens per minute.
     pub tpm: Option<u64>,
+    /// Calls in flight at once.
+    pub max_parallel_requests: Option<u64>,
     /// Lower is tried first.
     pub order: Option<i64>,
     /// Overrides `litellm_settings.drop_params` for this deployment.

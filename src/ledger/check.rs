@@ -2,10 +2,10 @@
 //!
 //! Changes nothing, and may run beside a living gateway.
 
+use super::codec;
 use super::reader::{Survey, survey};
 use super::slot;
 use crate::store::{Difference, Page, SpendFilter, Store, StoreError};
-use filters::model::record::Record;
 use jiff::civil::Date;
 use std::fmt;
 use std::io;
@@ -85,7 +85,7 @@ impl Report {
             let path = slot::segment(dir, seq);
             let mut unreadable = 0;
             let found = survey(&path, from, &mut |payload| {
-                unreadable += u64::from(serde_json::from_slice::<Record>(payload).is_err());
+                unreadable += u64::from(codec::decode(payload).is_err());
             });
             let found: Survey = match found {
                 Ok(found) => found,

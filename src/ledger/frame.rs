@@ -1,8 +1,9 @@
 //! How a record lies in a spool file, and how to find the next one behind damage.
 //!
 //! A frame is the payload's length (u32, little endian), the payload's CRC-32 (u32, little endian) and the
-//! payload: the record as JSON.
+//! payload: the record, see [`super::codec`].
 
+use super::codec;
 use filters::model::record::Record;
 use std::io;
 
@@ -14,7 +15,7 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 pub fn encode(record: &Record, buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.clear();
     buffer.extend_from_slice(&[0; HEADER]);
-    serde_json::to_writer(&mut *buffer, record)?;
+    codec::encode(record, buffer);
     let payload = buffer.get(HEADER..).unwrap_or_default();
     if payload.len() > MAX_PAYLOAD {
         return Err(io::Error::new(
@@ -84,14 +85,17 @@ fn whole(bytes: &[u8]) -> Result<&[u8], Flaw> {
         return Err(Flaw::Short);
     };
     let length = u32::from_le_bytes(*length) as usize;
-    // A payload is a JSON object, and JSON text has no raw zero bytes: text seldom passes for a header.
+    // Records hold no zero bytes in their text: text seldom passes for a header.
     if !(2..=MAX_PAYLOAD).contains(&length) {
         return Err(Flaw::Wrong);
     }
     let Some((crc, rest)) = rest.split_first_chunk::<4>() else {
         return Err(Flaw::Short);
     };
-    if rest.first().is_some_and(|first| *first != b'{') {
+    if rest
+        .first()
+        .is_some_and(|first| !matches!(*first, codec::FORMAT | codec::JSON))
+    {
         return Err(Flaw::Wrong);
     }
     let payload = rest.get(..length).ok_or(Flaw::Short)?;

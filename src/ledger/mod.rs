@@ -8,6 +8,7 @@
 
 mod accounts;
 pub mod check;
+mod codec;
 pub mod frame;
 mod reader;
 pub mod retention;
@@ -18,7 +19,7 @@ mod writer;
 use crate::store::Store;
 use accounts::Accounts;
 use filters::contract::ports;
-use filters::model::key::KeyHash;
+use filters::model::account::Account;
 use filters::model::record::Record;
 use spool::{Bounds, Spool};
 use std::cell::RefCell;
@@ -195,9 +196,9 @@ impl Ledger {
         })
     }
 
-    /// Nano-dollars this key has spent in calls whose rows are not in the store yet.
-    pub fn unlanded_spend(&self, hash: &KeyHash) -> i64 {
-        self.shared.accounts.of(hash)
+    /// Nano-dollars that each of these has spent in calls whose rows are not in the store yet.
+    pub fn unlanded(&self, accounts: &[&Account]) -> Vec<i64> {
+        self.shared.accounts.of(accounts)
     }
 
     pub fn stats(&self) -> LedgerStats {

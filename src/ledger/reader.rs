@@ -1,5 +1,6 @@
 //! Reads the spool's files back, the same way after a restart as all the time.
 
+use super::codec;
 use super::frame::{self, HEADER, MAX_PAYLOAD, Step};
 use super::slot::Position;
 use super::spool::{Spool, Waiting};
@@ -32,7 +33,7 @@ impl Batch {
     fn take(&mut self, payload: &[u8]) -> bool {
         self.size.records += 1;
         self.size.bytes += (HEADER + payload.len()) as u64;
-        match serde_json::from_slice(payload) {
+        match codec::decode(payload) {
             Ok(record) => {
                 self.records.push(record);
                 true

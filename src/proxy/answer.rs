@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use filters::contract::{Fault, Stop};
 use filters::model::deployment::Deployment;
 use filters::model::record::Status;
-use http::response;
+use http::{header, response};
 use pingora::prelude::*;
 use pingora_proxy::Session;
 
@@ -49,7 +49,7 @@ impl Gateway {
         let status = head.status.as_u16();
         let length: Option<u64> = head
             .headers
-            .get("content-length")
+            .get(header::CONTENT_LENGTH)
             .and_then(|v| v.to_str().ok())
             .and_then(|v| v.parse().ok());
         let has_length = length.is_some() && !state.cx.event_stream;

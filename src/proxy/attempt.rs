@@ -12,8 +12,9 @@ use filters::model::deployment::Deployment;
 use filters::model::record::Attempt;
 use filters::wire::splice::Rope;
 use futures::FutureExt;
-use http::{HeaderMap, Method, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, response};
 use pingora::prelude::*;
+use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1::client::{HttpSession as Http1Session, http_req_header_to_wire};
 use pingora_http::RequestHeader;
@@ -116,7 +117,11 @@ impl Gateway {
                 Err(cause) => return Attempted::Failed(unreachable(&d, cause)),
             };
             let connected = {
-                let connecting = pin!(self.connector.get_http_session(&*peer));
+                // Boxed at once: it is large, and goes through many hands.
+                let connecting = pin!(async {
+                    let (client, reused) = self.connector.get_http_session(&*peer).await?;
+                    Ok::<_, Box<Error>>((Box::new(client), reused))
+                });
                 watch(session, connecting).await
             };
             let (client, reused) = match connected {
@@ -214,7 +219,7 @@ impl Gateway {
     ) -> Attempted {
         let kind = head
             .headers
-            .get("content-type")
+            .get(header::CONTENT_TYPE)
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default();
         let is_event_stream = kind.starts_with("text/event-stream");
@@ -267,7 +272,7 @@ impl Gateway {
         if sent_whole && client.response_done() {
             let idle = peer.options.idle_timeout;
             // Boxed: it is large, needed for a moment, and would be carried by every stream.
-            Box::pin(self.connector.release_http_session(client, &**peer, idle)).await;
+            Box::pin(self.connector.release_http_session(*client, &**peer, idle)).await;
         }
     }
 }
@@ -281,14 +286,14 @@ enum Exchange {
 /// Sends the request and waits for the head of the answer, which may come before all is sent.
 async fn exchange(
     session: &mut Session,
-    client: HttpSession,
+    client: Box<HttpSession>,
     peer: &HttpPeer,
     d: &Deployment,
     up: &Upstream,
     patience: Duration,
     went_out: &mut bool,
 ) -> Result<Reading, Exchange> {
-    let h2 = matches!(client, HttpSession::H2(_));
+    let h2 = matches!(*client, HttpSession::H2(_));
     let path = head::join(&d.base.path, &up.path);
     let head = head::upstream_request(
         &d.base.authority(),
@@ -332,17 +337,18 @@ async fn exchange(
 /// Writes head and body, and says whether all of it went out. Reads and writes on the returned session
 /// wait at most `patience`.
 async fn send(
-    mut client: HttpSession,
+    mut client: Box<HttpSession>,
     peer: &HttpPeer,
     head: Box<RequestHeader>,
     body: &Rope,
     patience: Duration,
-) -> Result<(HttpSession, bool)> {
-    if let HttpSession::H1(h1) = client {
-        if body.len() <= SLICE {
-            return Ok((send_at_once(h1, peer, &head, body, patience).await?, true));
-        }
-        client = HttpSession::H1(h1);
+) -> Result<(Box<HttpSession>, bool)> {
+    if matches!(*client, HttpSession::H1(_)) && body.len() <= SLICE {
+        client = match *client {
+            HttpSession::H1(h1) => send_at_once(h1.into_inner(), peer, &head, body, patience).await?,
+            other => Box::new(other),
+        };
+        return Ok((client, true));
     }
     client.set_read_timeout(Some(patience));
     client.set_write_timeout(Some(patience));
@@ -369,7 +375,7 @@ async fn send(
         }
     }
     // HTTP/2 ended with its last piece; HTTP/1 wants to be told.
-    if !matches!(client, HttpSession::H2(_)) || body.is_empty() {
+    if !matches!(*client, HttpSession::H2(_)) || body.is_empty() {
         client.finish_request_body().await?;
     }
     Ok((client, true))
@@ -378,19 +384,18 @@ async fn send(
 /// Head and body in one write. Pingora's own session flushes between the two, which costs a system call
 /// and a packet per call; so the bytes go out here and the session is set up anew on their stream.
 async fn send_at_once(
-    h1: Http1Session,
+    mut stream: Stream,
     peer: &HttpPeer,
     head: &RequestHeader,
     body: &Rope,
     patience: Duration,
-) -> Result<HttpSession> {
+) -> Result<Box<HttpSession>> {
     let mut wire = http_req_header_to_wire(head)
         .ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "the request line cannot be written"))?;
     wire.reserve(body.len());
     body.pieces()
         .iter()
         .for_each(|piece| wire.extend_from_slice(piece));
-    let mut stream = h1.into_inner();
     let written = async {
         stream.write_all(&wire).await?;
         stream.flush().await
@@ -402,13 +407,13 @@ async fn send_at_once(
     let mut h1 = Http1Session::new_with_options(stream, peer);
     h1.read_timeout = Some(patience);
     h1.write_timeout = Some(patience);
-    Ok(HttpSession::H1(h1))
+    Ok(Box::new(HttpSession::H1(h1)))
 }
 
 /// Reads an answer's body. An error that shows up behind good bytes waits until these are handed on:
 /// Pingora tells it once.
 pub(super) struct Reading {
-    client: HttpSession,
+    client: Box<HttpSession>,
     failed: Option<Box<Error>>,
     /// All of the request went out.
     sent_whole: bool,
@@ -446,19 +451,27 @@ impl Reading {
     }
 }
 
+/// Client headers that a model may see.
+static FORWARDED: [HeaderName; 4] = [
+    header::ACCEPT,
+    header::USER_AGENT,
+    HeaderName::from_static("anthropic-beta"),
+    HeaderName::from_static("openai-beta"),
+];
+
 /// What of the client's head goes to a model: nothing that says who it is.
 fn forwarded(session: &Session) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     let from = &session.req_header().headers;
     // A caller's `idempotency-key` stays: all callers share the provider's key, so two who happen to write
     // the same one would get one another's answer.
-    for name in ["accept", "user-agent", "anthropic-beta", "openai-beta"] {
+    for name in &FORWARDED {
         if let Some(value) = from.get(name) {
             headers.insert(name, value.clone());
         }
     }
     // Usage is read from the answer as it flows by, so it must not be packed.
-    headers.insert("accept-encoding", http::HeaderValue::from_static("identity"));
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers
 }
 

@@ -1,6 +1,7 @@
 //! Which deployment of a name comes next: the lowest `order` first, within it a draw by weight, by
 //! Pingora's load balancer.
 
+use super::rooms::{self, Ceiling, Room, Stay};
 use filters::model::deployment::Deployment;
 use futures::FutureExt;
 use pingora_load_balancing::discovery::Static;
@@ -25,6 +26,18 @@ pub struct Place {
     pub order: i64,
     /// How often the whole group is tried again when every deployment has failed.
     pub retries: u32,
+    /// How much it takes.
+    pub ceiling: Ceiling,
+}
+
+/// What comes next.
+pub enum Next<'a> {
+    /// This deployment, and the call's share of what it takes, if that is limited.
+    Try(usize, &'a Arc<Deployment>, Option<Stay>),
+    /// Those that are left take no more; there may be room after so many milliseconds.
+    Full(u64),
+    /// None is left.
+    End,
 }
 
 /// The deployments of one name.
@@ -32,6 +45,8 @@ pub struct Group {
     pub name: String,
     pub deployments: Vec<Arc<Deployment>>,
     places: Vec<Place>,
+    /// Of those that are limited.
+    rooms: Vec<Option<Arc<Room>>>,
     balancer: Option<LoadBalancer<Random>>,
 }
 
@@ -44,16 +59,47 @@ impl Group {
         } else {
             None
         };
+        let rooms = deployments
+            .iter()
+            .zip(&places)
+            .map(|(d, p)| p.ceiling.is_set().then(|| rooms::of(&d.id)))
+            .collect();
         Ok(Self {
             name,
             deployments,
             places,
+            rooms,
             balancer,
         })
     }
 
-    /// A deployment that is not in `tried` yet.
-    pub fn next(&self, tried: &[usize]) -> Option<(usize, &Arc<Deployment>)> {
+    /// A deployment that is not in `tried` yet and has room for a call of so many tokens.
+    pub fn next(&self, tried: &[usize], tokens: impl Fn() -> u64) -> Next<'_> {
+        let mut full: Option<(Vec<usize>, u64)> = None;
+        loop {
+            let drawn = match &full {
+                None => self.draw(tried),
+                Some((skipped, _)) => self.draw(skipped),
+            };
+            let Some((at, deployment)) = drawn else {
+                return full.map_or(Next::End, |(_, millis)| Next::Full(millis));
+            };
+            let (Some(Some(room)), Some(place)) = (self.rooms.get(at), self.places.get(at)) else {
+                return Next::Try(at, deployment, None);
+            };
+            match room.enter(place.ceiling, tokens()) {
+                Ok(stay) => return Next::Try(at, deployment, Some(stay)),
+                Err(millis) => {
+                    let (skipped, soonest) = full.get_or_insert_with(|| (tried.to_vec(), millis));
+                    skipped.push(at);
+                    *soonest = millis.min(*soonest);
+                }
+            }
+        }
+    }
+
+    /// A deployment that is not in `tried`.
+    fn draw(&self, tried: &[usize]) -> Option<(usize, &Arc<Deployment>)> {
         let untried = |i: &usize| !tried.contains(i);
         let order = (0..self.places.len())
             .filter(untried)
@@ -141,6 +187,7 @@ mod tests {
                     weight: *weight,
                     order: *order,
                     retries: 0,
+                    ceiling: Ceiling::default(),
                 },
             )
         });
@@ -150,39 +197,69 @@ mod tests {
     #[test]
     fn weights_decide_who_is_drawn() {
         let g = group(&[(9.0, 0), (1.0, 0)]);
-        let first = (0..4000).filter(|_| g.next(&[]).unwrap().0 == 0).count();
+        let first = (0..4000).filter(|_| g.draw(&[]).unwrap().0 == 0).count();
         assert!((3300..3900).contains(&first), "9 to 1 gave {first} of 4000");
         let g = group(&[(0.0, 0), (1.0, 0)]);
         assert!(
-            (0..1000).all(|_| g.next(&[]).unwrap().0 == 1),
+            (0..1000).all(|_| g.draw(&[]).unwrap().0 == 1),
             "a weight of nothing is never drawn"
         );
-        assert_eq!(g.next(&[1]).unwrap().0, 0, "but is there when no other is left");
+        assert_eq!(g.draw(&[1]).unwrap().0, 0, "but is there when no other is left");
     }
 
     #[test]
     fn each_is_tried_once() {
         let g = group(&[(1.0, 0), (1.0, 0), (1.0, 0)]);
         let mut tried = Vec::new();
-        while let Some((i, _)) = g.next(&tried) {
+        while let Some((i, _)) = g.draw(&tried) {
             assert!(!tried.contains(&i));
             tried.push(i);
         }
         assert_eq!(tried.len(), 3);
         let one = group(&[(1.0, 0)]);
-        assert!(one.next(&[]).is_some() && one.next(&[0]).is_none());
+        assert!(one.draw(&[]).is_some() && one.draw(&[0]).is_none());
     }
 
     #[test]
     fn a_lower_order_comes_first() {
         let g = group(&[(100.0, 2), (1.0, 1), (1.0, 1)]);
         for _ in 0..100 {
-            let (first, _) = g.next(&[]).unwrap();
+            let (first, _) = g.draw(&[]).unwrap();
             assert_ne!(first, 0);
-            let (second, _) = g.next(&[first]).unwrap();
+            let (second, _) = g.draw(&[first]).unwrap();
             assert_ne!(second, 0);
-            assert_eq!(g.next(&[first, second]).unwrap().0, 0);
+            assert_eq!(g.draw(&[first, second]).unwrap().0, 0);
         }
+    }
+
+    #[test]
+    fn one_without_room_is_passed_over() {
+        let members = ["full-1", "full-2"].map(|id| {
+            let mut d = testkit::deployment("openai");
+            d.id = id.into();
+            let place = Place {
+                weight: 1.0,
+                order: 0,
+                retries: 0,
+                ceiling: Ceiling {
+                    parallel: Some(1),
+                    ..Ceiling::default()
+                },
+            };
+            (Arc::new(d), place)
+        });
+        let g = Group::new("g".into(), members.into()).unwrap();
+        let Next::Try(first, _, stay) = g.next(&[], || 1) else {
+            panic!("both have room")
+        };
+        let Next::Try(second, _, other) = g.next(&[], || 1) else {
+            panic!("one has room")
+        };
+        assert_ne!(first, second);
+        assert!(matches!(g.next(&[], || 1), Next::Full(1..)));
+        assert!(matches!(g.next(&[first, second], || 1), Next::End));
+        drop((stay, other));
+        assert!(matches!(g.next(&[first], || 1), Next::Try(at, _, Some(_)) if at == second));
     }
 
     #[test]
@@ -191,6 +268,7 @@ mod tests {
             weight: 1.0,
             order: 0,
             retries: 40,
+            ceiling: Ceiling::default(),
         };
         let g = Group::new(
             "g".into(),

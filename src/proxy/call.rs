@@ -7,9 +7,11 @@
 //! in `attempt`, the way of its answer in `answer`.
 
 use super::attempt::{Attempted, Failure, Ready, Shown};
+use super::balance::Next;
 use super::lanes::Lane;
 use super::watch::{Watched, watch};
 use super::{Gateway, ROOM_PIECE, State, body};
+use filters::builtin::limits;
 use filters::contract::{Answer, Call, Fault, Refusal, Stop, Verdict};
 use filters::model::call::Endpoint;
 use filters::model::record::{Attempt, Status};
@@ -180,8 +182,16 @@ impl Gateway {
         let mut round = 0;
         let mut last: Option<Failure> = None;
         loop {
-            let Some((at, deployment)) = found.group.next(&tried) else {
-                // All have failed. Another round may find them recovered.
+            let tokens = || {
+                let call = state.cx.call.as_ref();
+                call.map_or(0, |c| limits::estimate(c, &*state.cx.catalog).tokens)
+            };
+            let next = found.group.next(&tried, tokens);
+            if let (Next::Full(millis), None, 0) = (&next, &last, tried.len()) {
+                return Err(End::Stop(full(&model, *millis).into()));
+            }
+            let Next::Try(at, deployment, stay) = next else {
+                // All have failed, or take no more. Another round may find them recovered.
                 let pause = found
                     .group
                     .pause(round)
@@ -195,6 +205,7 @@ impl Gateway {
                 continue;
             };
             tried.push(at);
+            state.stay = stay;
             let begun = Instant::now();
             let (failure, is_final) = match self
                 .attempt(session, state, lane, &found, deployment, &model)
@@ -247,6 +258,19 @@ enum Found {
     Ready(Box<Ready>),
     /// Every deployment failed; this is the last word.
     Error(Shown),
+}
+
+/// Every deployment of the name is at its limits.
+fn full(model: &str, millis: u64) -> Refusal {
+    let seconds = millis.div_ceil(1000).max(1);
+    let model: String = model.chars().filter(|c| !c.is_control()).take(96).collect();
+    Refusal::new(
+        429,
+        "throttling_error",
+        format!("No deployments available for selected model, Try again in {seconds} seconds. Passed model={model}."),
+    )
+    .header("retry-after", seconds.to_string())
+    .header("retry-after-ms", millis.max(1).to_string())
 }
 
 fn content_type(session: &Session, endpoint: Endpoint) -> Result<String, Refusal> {

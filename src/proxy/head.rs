@@ -3,47 +3,49 @@
 use super::lanes::Target;
 use super::paths;
 use filters::contract::Cx;
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request, response};
 use pingora::prelude::*;
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// What an upstream says of itself and its own door; it would be wrong, or telling, from ours.
-const UPSTREAMS_OWN: [&str; 16] = [
-    "set-cookie",
-    "server",
-    "via",
-    "alt-svc",
-    "strict-transport-security",
-    "x-powered-by",
-    "x-served-by",
-    "location",
-    "content-location",
-    // It asks for the provider's key, which no caller has.
-    "www-authenticate",
-    "openai-organization",
-    "openai-project",
-    "cf-ray",
-    "cf-cache-status",
-    "nel",
-    "report-to",
-];
-
-pub fn is_hop_by_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(&name.as_str())
+fn is_upstreams_own(name: &str) -> bool {
+    matches!(
+        name,
+        "set-cookie"
+            | "server"
+            | "via"
+            | "alt-svc"
+            | "strict-transport-security"
+            | "x-powered-by"
+            | "x-served-by"
+            | "location"
+            | "content-location"
+            // It asks for the provider's key, which no caller has.
+            | "www-authenticate"
+            | "openai-organization"
+            | "openai-project"
+            | "cf-ray"
+            | "cf-cache-status"
+            | "nel"
+            | "report-to"
+    ) || UPSTREAMS_FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 /// The same for whole families. A LiteLLM behind us speaks of its own keys and prices.
@@ -55,6 +57,15 @@ const UPSTREAMS_FAMILIES: [&str; 5] = [
     "x-upstream",
 ];
 
+// Made once: pingora's heads and http's take a name apart again for every field that is put in by text.
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static X_CALL_ID: HeaderName = HeaderName::from_static("x-litellm-call-id");
+static X_MODEL_ID: HeaderName = HeaderName::from_static("x-litellm-model-id");
+static X_MODEL_GROUP: HeaderName = HeaderName::from_static("x-litellm-model-group");
+static X_RETRIES: HeaderName = HeaderName::from_static("x-litellm-attempted-retries");
+static X_COST: HeaderName = HeaderName::from_static("x-litellm-response-cost");
+static X_UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("x-upstream-request-id");
+
 /// The head of an upstream request. `headers` has been decided by the filters.
 pub fn upstream_request(
     authority: &str,
@@ -64,7 +75,7 @@ pub fn upstream_request(
     headers: &HeaderMap,
     content_length: usize,
 ) -> Result<Box<RequestHeader>> {
-    let mut head = RequestHeader::build_no_case("POST", path.as_bytes(), Some(headers.len() + 3))?;
+    let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(headers.len() + 3))?;
     if h2 {
         let scheme = if tls { "https" } else { "http" };
         let uri = format!("{scheme}://{authority}{path}");
@@ -73,14 +84,19 @@ pub fn upstream_request(
                 .or_err(ErrorType::InvalidHTTPHeader, "building the upstream URI")?,
         );
         head.set_version(Version::HTTP_2);
-    } else {
-        head.insert_header(header::HOST, authority)?;
+    }
+    // The path begins with a slash, so the URI says all of it.
+    let mut parts = request::Parts::from(head);
+    if !h2 {
+        parts.headers.insert(header::HOST, value(authority)?);
     }
     for (name, value) in headers {
-        head.append_header(name, value)?;
+        parts.headers.append(name.clone(), value.clone());
     }
-    head.insert_header(header::CONTENT_LENGTH, content_length)?;
-    Ok(Box::new(head))
+    parts
+        .headers
+        .insert(header::CONTENT_LENGTH, content_length.into());
+    Ok(Box::new(parts.into()))
 }
 
 /// What of an upstream's head goes on to the client.
@@ -91,11 +107,8 @@ pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {
     for (name, value) in &upstream.headers {
         let n = name.as_str();
         if n == "x-request-id" || n == "request-id" {
-            parts.headers.insert("x-upstream-request-id", value.clone());
-        } else if !is_hop_by_hop(name)
-            && !UPSTREAMS_OWN.contains(&n)
-            && !UPSTREAMS_FAMILIES.iter().any(|f| n.starts_with(f))
-        {
+            parts.headers.insert(&X_UPSTREAM_REQUEST_ID, value.clone());
+        } else if !is_hop_by_hop(name) && !is_upstreams_own(n) {
             parts.headers.append(name.clone(), value.clone());
         }
     }
@@ -196,36 +209,40 @@ pub fn replace_fields(head: &mut ResponseHeader, wanted: &HeaderMap) -> Result<(
 }
 
 /// The head for the client, with what the gateway says of the call.
-pub fn to_client(parts: response::Parts, cx: &Cx, framing: Framing) -> Result<Box<ResponseHeader>> {
-    let mut head = ResponseHeader::from(parts);
-    head.insert_header("x-request-id", cx.request_id.as_str())?;
-    head.insert_header("x-litellm-call-id", cx.request_id.as_str())?;
+pub fn to_client(mut parts: response::Parts, cx: &Cx, framing: Framing) -> Result<Box<ResponseHeader>> {
+    let headers = &mut parts.headers;
+    let request_id = value(&cx.request_id)?;
+    headers.insert(&X_REQUEST_ID, request_id.clone());
+    headers.insert(&X_CALL_ID, request_id);
     if let Some(d) = &cx.deployment {
-        head.insert_header("x-litellm-model-id", d.id.as_str())?;
-        head.insert_header("x-litellm-model-group", safe(&d.model_name))?;
+        headers.insert(&X_MODEL_ID, value(&d.id)?);
+        headers.insert(&X_MODEL_GROUP, safe(&d.model_name));
     }
     let retries = cx.attempts.len().saturating_sub(1);
     if retries > 0 {
-        head.insert_header("x-litellm-attempted-retries", retries)?;
+        headers.insert(&X_RETRIES, retries.into());
     }
     if let Some(nanos) = cx.cost_nanos {
-        head.insert_header(
-            "x-litellm-response-cost",
-            filters::model::money::Nanos(nanos).to_string(),
-        )?;
+        headers.insert(&X_COST, value(&filters::model::money::Nanos(nanos).to_string())?);
     }
     match framing {
-        Framing::Length(n) => head.insert_header(header::CONTENT_LENGTH, n)?,
+        Framing::Length(n) => {
+            headers.insert(header::CONTENT_LENGTH, n.into());
+        }
         Framing::Chunked => {
-            head.remove_header(&header::CONTENT_LENGTH);
-            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+            headers.remove(header::CONTENT_LENGTH);
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         Framing::ByProtocol => {
-            head.remove_header(&header::CONTENT_LENGTH);
+            headers.remove(header::CONTENT_LENGTH);
         }
         Framing::AsItIs => {}
     }
-    Ok(Box::new(head))
+    Ok(Box::new(parts.into()))
+}
+
+fn value(text: &str) -> Result<HeaderValue> {
+    HeaderValue::from_str(text).or_err(ErrorType::InvalidHTTPHeader, "a header's value")
 }
 
 /// How the end of an answer is told.
@@ -253,6 +270,11 @@ impl Framing {
 
 /// A name from the config as a header value; whatever a header cannot hold becomes `?`.
 fn safe(text: &str) -> HeaderValue {
+    if let Ok(plain) = HeaderValue::from_str(text)
+        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+    {
+        return plain;
+    }
     let ascii: String = text
         .chars()
         .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })

@@ -2,7 +2,6 @@
 //! wins, whatever the order in the file.
 
 use super::paths;
-use crate::admin;
 use crate::conf::{Conf, Driver, FilterUse, LaneAuth, PassThrough};
 use filters::builtin::passthrough::{Passthrough, Settings};
 use filters::builtin::{CALL_CHAIN, STREAM_CHAIN};
@@ -60,6 +59,8 @@ pub struct Target {
 
 /// All lanes, sorted for matching.
 pub struct Lanes {
+    /// Whether a path of the management API only shows a key itself and its like.
+    pub is_info: fn(&str) -> bool,
     lanes: Vec<Arc<Lane>>,
     fallback: Arc<Lane>,
     /// Most specific first.
@@ -114,14 +115,14 @@ const ADMIN_TREES: [&str; 11] = [
 ];
 
 /// The trees, and the single paths outside of them.
-fn admin_paths() -> Vec<&'static str> {
+fn admin_paths(all: &[&'static str]) -> Vec<&'static str> {
     let mut paths = ADMIN_TREES.to_vec();
     let within = |path: &str| {
         ADMIN_TREES
             .iter()
             .any(|t| path.starts_with(t.trim_end_matches('*')))
     };
-    paths.extend(admin::paths().into_iter().filter(|p| !within(p)));
+    paths.extend(all.iter().filter(|p| !within(p)));
     paths.sort_unstable();
     paths.dedup();
     paths
@@ -134,10 +135,23 @@ const HEALTH_PATHS: [&str; 4] = [
     "/health/readiness",
 ];
 
+/// What the road has to know of the management API's paths.
+pub struct Management {
+    pub paths: Vec<&'static str>,
+    /// Those that want no key.
+    pub open: Vec<&'static str>,
+    pub is_info: fn(&str) -> bool,
+}
+
 impl Lanes {
     /// Builds the built-in lanes, those of `pass_through_endpoints`, and the config's own, in this
     /// order: a later lane takes the place of an earlier one of the same name. `Err` is a sentence.
-    pub fn new(conf: &Conf, registry: &Registry, ports: &Ports) -> Result<Self, String> {
+    pub fn new(
+        conf: &Conf,
+        registry: &Registry,
+        ports: &Ports,
+        management: &Management,
+    ) -> Result<Self, String> {
         let mut builder = Builder {
             registry,
             ports,
@@ -147,6 +161,7 @@ impl Lanes {
                     json!({"allow_origins": conf.tollkeeper.cors.allow_origins}),
                 ),
                 ("auth", json!({"header": conf.general.litellm_key_header_name})),
+                ("limits", json!({"budget_status": conf.meters.budget_status})),
             ],
             lanes: Vec::new(),
         };
@@ -167,7 +182,7 @@ impl Lanes {
         builder.add(
             "admin",
             &[],
-            &admin_paths(),
+            &admin_paths(&management.paths),
             named(&["cors", "auth"]),
             Auth::Required,
             Kind::Admin,
@@ -175,7 +190,7 @@ impl Lanes {
         builder.add(
             "admin-open",
             &[],
-            &admin::open_paths(),
+            &management.open,
             named(&["cors"]),
             Auth::Open,
             Kind::Admin,
@@ -233,7 +248,7 @@ impl Lanes {
             };
             builder.add(&lane.name, &hosts, &paths, filters, auth(lane.auth), kind)?;
         }
-        Ok(builder.finish())
+        Ok(builder.finish(management.is_info))
     }
 
     /// The lane for a host (without port, lowercase), a judged path and a method. When only the method
@@ -276,7 +291,7 @@ struct Builder<'a> {
     registry: &'a Registry,
     ports: &'a Ports,
     /// Settings of the filters that the config knows more of than a lane says.
-    known: [(&'static str, Value); 2],
+    known: [(&'static str, Value); 3],
     lanes: Vec<(Lane, Vec<Pattern>)>,
 }
 
@@ -425,7 +440,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Lanes {
+    fn finish(self, is_info: fn(&str) -> bool) -> Lanes {
         let mut lanes = Vec::new();
         let mut patterns = Vec::new();
         for (at, (lane, its)) in self.lanes.into_iter().enumerate() {
@@ -444,6 +459,7 @@ impl Builder<'_> {
             kind: Kind::Nowhere,
         });
         Lanes {
+            is_info,
             lanes,
             fallback,
             patterns: patterns.into_iter().map(|(p, at, _)| (p, at)).collect(),
@@ -474,7 +490,7 @@ fn check_order(lane: &str, chain: &Chain, auth: Auth, kind: &Kind) -> Result<(),
         _ => Ok(()),
     };
     before("auth", "access", "whose list of models counts is known only then")?;
-    before("access", "budget", "which model is meant is known only then")?;
+    before("access", "limits", "which model is meant is known only then")?;
     before(
         "spend",
         "usage",

@@ -18,6 +18,7 @@ pub mod models;
 pub mod paths;
 pub mod peer;
 pub mod respond;
+pub mod rooms;
 pub mod state;
 pub mod stream;
 pub mod throttle;

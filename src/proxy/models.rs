@@ -1,6 +1,7 @@
 //! The models of one snapshot: which name leads to which deployments, and what `/models` shows.
 
 use super::balance::{Group, Place};
+use super::rooms::Ceiling;
 use crate::conf::litellm::{capture, fill, resolve_name};
 use crate::conf::{Conf, Dialect, Env, ModelEntry};
 use filters::builtin::access;
@@ -348,6 +349,11 @@ fn place(entry: &ModelEntry, conf: &Conf) -> Place {
         weight,
         order: p.order.unwrap_or(i64::MAX),
         retries,
+        ceiling: Ceiling {
+            rpm: p.rpm,
+            tpm: p.tpm,
+            parallel: p.max_parallel_requests,
+        },
     }
 }
 

@@ -3,7 +3,7 @@
 use super::drain::{Flight, InFlight};
 use super::lanes::{Kind, Lane};
 use super::paths;
-use crate::admin;
+use super::rooms::Stay;
 use crate::snapshot::Snapshot;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
@@ -32,6 +32,8 @@ pub struct State {
     pub peer: IpAddr,
     /// The room that the call's body takes.
     pub room: Option<OwnedSemaphorePermit>,
+    /// What the call holds of its deployment's limits.
+    pub stay: Option<Stay>,
     outcome: Option<Outcome>,
     finished: bool,
     _flight: Flight,
@@ -73,7 +75,7 @@ impl State {
         }));
         cx.purpose = match lane.kind {
             Kind::Call | Kind::Stream(_) | Kind::Nowhere => Purpose::Model,
-            Kind::Admin if !admin::is_info(path) => Purpose::Management,
+            Kind::Admin if !(snapshot.lanes.is_info)(path) => Purpose::Management,
             Kind::Admin | Kind::Health | Kind::Metrics => Purpose::Info,
         };
         Self {
@@ -83,6 +85,7 @@ impl State {
             judged,
             peer,
             room: None,
+            stay: None,
             outcome: None,
             finished: false,
             _flight: in_flight.begin(),
@@ -147,6 +150,10 @@ impl State {
         });
         let lane = Arc::clone(&self.lane);
         lane.chain.logging(&mut self.cx, &outcome);
+        if let Some(mut stay) = self.stay.take() {
+            let used = self.cx.metered.used.unwrap_or_default();
+            stay.settle(used.prompt_tokens.saturating_add(used.completion_tokens));
+        }
         crate::telemetry::request_line(&self.cx, &outcome);
     }
 }

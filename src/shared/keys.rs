@@ -1,56 +1,75 @@
-//! Virtual keys in memory, in front of the store. A key that was known stays known while the store is
-//! away; an unknown one is never let in for that.
+//! Virtual keys in memory, in front of the store, each with everybody it belongs to. A key that was known
+//! stays known while the store is away; an unknown one is never let in for that.
 
-use super::budgets::Counters;
-use crate::store::Store;
+use super::meters::Meters;
+use super::parties::Parties;
+use crate::store::{News, Store, StoreError, Table};
 use async_trait::async_trait;
-use filters::contract::ports::{Keys, Unavailable};
-use filters::model::key::{Holder, KeyHash};
+use dashmap::DashMap;
+use filters::contract::ports::{Clock, Keys, Unavailable};
+use filters::model::account::Kind;
+use filters::model::key::{Holder, Key, KeyHash};
+use filters::model::limits::Limits;
+use filters::model::party::Party;
 use moka::sync::Cache;
+use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::broadcast::error::RecvError;
 
 /// How long a key is believed without asking again.
 const FRESH: Duration = Duration::from_secs(60);
 /// How long a hash is believed to be nobody's. Short: it may be issued the next moment elsewhere.
 const UNKNOWN_FRESH: Duration = Duration::from_secs(2);
+/// Longest wait for the store, for a key that is known and for one that is not.
+const KNOWN_WAIT: Duration = Duration::from_secs(1);
+const WAIT: Duration = Duration::from_secs(10);
 /// Keys kept. The rest is asked for when needed.
 const MOST: u64 = 100_000;
-
-/// How much of a key's spend is written down but not in the store yet: nano-dollars.
-pub type Unlanded = Arc<dyn Fn(&KeyHash) -> i64 + Send + Sync>;
 
 /// Known keys, and hashes known to be nobody's.
 pub struct KeyCache {
     store: Arc<dyn Store>,
-    counters: Arc<Counters>,
-    unlanded: Unlanded,
+    clock: Arc<dyn Clock>,
+    parties: Arc<Parties>,
     known: Cache<KeyHash, Entry>,
+    /// What was read in an earlier one may be outdated: changes were missed.
+    epoch: AtomicU64,
     /// Counts what was forgotten, so that a key read before a change is not believed after it.
     changes: AtomicU64,
+    /// Hashes that are being asked for: of calls that need the same key, one asks.
+    asking: DashMap<KeyHash, Arc<tokio::sync::Mutex<()>>>,
+    /// A key's old hashes, while they are answered with the new key.
+    rotated: DashMap<KeyHash, Vec<KeyHash>>,
 }
 
 #[derive(Clone)]
 struct Entry {
     key: Option<Arc<Holder>>,
     at: Instant,
+    epoch: u64,
+    /// From when on it is nobody's any more, microseconds since 1970.
+    ends_micros: Option<i64>,
 }
 
-impl Entry {
-    fn is_fresh(&self) -> bool {
-        self.at.elapsed() < if self.key.is_some() { FRESH } else { UNKNOWN_FRESH }
-    }
+/// What the store says of a hash.
+struct Found {
+    holder: Option<Holder>,
+    ends_micros: Option<i64>,
 }
 
 impl KeyCache {
-    pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, unlanded: Unlanded) -> Self {
+    pub fn new(store: Arc<dyn Store>, parties: Arc<Parties>, clock: Arc<dyn Clock>) -> Self {
         Self {
             store,
-            counters,
-            unlanded,
+            clock,
+            parties,
             known: Cache::new(MOST),
+            epoch: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            asking: DashMap::new(),
+            rotated: DashMap::new(),
         }
     }
 
@@ -59,52 +78,350 @@ impl KeyCache {
     pub fn forget(&self, hash: &KeyHash) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.known.invalidate(hash);
+        if let Some((_, old)) = self.rotated.remove(hash) {
+            for hash in old {
+                self.known.invalidate(&hash);
+            }
+        }
+    }
+
+    /// Changes may have been missed. Every key is asked for again, and has to do as it was known where the
+    /// store is away.
+    pub fn doubt_all(&self) {
+        self.parties.doubt_all();
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// An object changed or is gone, and with it the keys that it belongs to.
+    pub fn forget_party(&self, table: Table, id: &str) {
+        self.parties.forget(table, id);
+        // A reading that is under way may hold the old one.
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let concerned: Vec<KeyHash> = self
+            .known
+            .iter()
+            .filter(|(_, entry)| entry.key.as_ref().is_some_and(|k| belongs(k, table, id)))
+            .map(|(hash, _)| *hash)
+            .collect();
+        for hash in concerned {
+            self.known.invalidate(&hash);
+        }
+    }
+
+    /// Hears what was changed, here and on other replicas, until the store is gone.
+    pub async fn listen(self: Arc<Self>, meters: Arc<Meters>) {
+        let mut news = self.store.news();
+        loop {
+            match news.recv().await {
+                Ok(News::Key(hash)) => {
+                    self.forget(&hash);
+                    meters.changed(Kind::Key, &hash.hex());
+                }
+                Ok(News::Doc(table, id)) => {
+                    self.forget_party(table, &id);
+                    match table.kind() {
+                        Some(kind) => meters.changed(kind, &id),
+                        None => meters.limits_changed(),
+                    }
+                }
+                Ok(News::Everything) | Err(RecvError::Lagged(_)) => {
+                    self.doubt_all();
+                    meters.all_changed();
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn fresh(&self, entry: &Entry) -> bool {
+        let time = if entry.key.is_some() { FRESH } else { UNKNOWN_FRESH };
+        entry.at.elapsed() < time && entry.epoch == self.epoch.load(Ordering::SeqCst) && !self.ended(entry)
+    }
+
+    fn ended(&self, entry: &Entry) -> bool {
+        entry.ends_micros.is_some_and(|at| at <= self.clock.now_micros())
+    }
+
+    async fn read(&self, hash: &KeyHash) -> Result<Found, StoreError> {
+        let nobody = Found {
+            holder: None,
+            ends_micros: None,
+        };
+        let Some(key) = self.store.key_by_hash(hash).await? else {
+            return Ok(nobody);
+        };
+        let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
+            let holder = Some(self.holder(key).await?);
+            return Ok(Found {
+                holder,
+                ends_micros: None,
+            });
+        };
+        let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
+        let until = until.unwrap_or(0);
+        if until <= self.clock.now_micros() {
+            return Ok(nobody);
+        }
+        // Both charge one account, and whoever blocks the new key blocks both.
+        let Some(key) = self.store.key_by_hash(&next).await? else {
+            return Ok(nobody);
+        };
+        let mut old = self.rotated.entry(next).or_default();
+        if !old.contains(hash) {
+            old.push(*hash);
+        }
+        drop(old);
+        Ok(Found {
+            holder: Some(self.holder(key).await?),
+            ends_micros: Some(until),
+        })
+    }
+
+    /// The key with everybody it belongs to.
+    async fn holder(&self, mut key: Key) -> Result<Holder, StoreError> {
+        let away = |e: Unavailable| StoreError::Unavailable(e.0);
+        let parties = &self.parties;
+        let find = async |table: Table, id: Option<&str>| match id.filter(|t| !t.is_empty()) {
+            Some(id) => parties.find(table, id).await.map_err(away),
+            None => Ok(None),
+        };
+        if key.text("budget_id").is_some() {
+            let fields = std::mem::take(&mut key.extra);
+            key.extra = parties.with_budget(fields).await.map_err(away)?;
+        }
+        let user = find(Table::User, key.user_id.as_deref()).await?;
+        let team = find(Table::Team, key.team_id.as_deref()).await?;
+        let member = match (&team, &key.user_id) {
+            (Some(team), Some(user)) => parties.member(team, user).await.map_err(away)?,
+            _ => None,
+        };
+        let mut holder = Holder::alone(key);
+        if holder.limits.budget.nanos.is_none() {
+            holder.limits.budget.nanos = Limits::of(&holder.key.extra).budget.nanos;
+        }
+        (holder.user, holder.team, holder.member) = (user, team, member);
+        let organization = holder.organization_id().map(str::to_string);
+        holder.organization = find(Table::Organization, organization.as_deref()).await?;
+        Ok(holder)
+    }
+
+    async fn ask(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
+        let changes = self.changes.load(Ordering::SeqCst);
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let usable = |e: &Entry| e.key.is_some() && !self.ended(e);
+        // Who is known need not wait for long when the store hangs.
+        let bound = match self.known.get(hash).filter(usable) {
+            Some(_) => KNOWN_WAIT,
+            None => WAIT,
+        };
+        let read = tokio::time::timeout(bound, self.read(hash)).await;
+        let read = read.unwrap_or_else(|_| Err(StoreError::Unavailable("it took too long".into())));
+        let (key, ends_micros) = match read {
+            Ok(found) => (found.holder.map(Arc::new), found.ends_micros),
+            // Whoever was forgotten meanwhile is not known any more.
+            Err(e) => match self.known.get(hash).filter(usable) {
+                // Believed a while longer, so that an outage does not ask for every call.
+                Some(known) => (known.key, known.ends_micros),
+                None => return Err(Unavailable(e.to_string())),
+            },
+        };
+        if self.changes.load(Ordering::SeqCst) == changes {
+            let entry = Entry {
+                key: key.clone(),
+                at: Instant::now(),
+                epoch,
+                ends_micros,
+            };
+            self.known.insert(*hash, entry);
+        }
+        Ok(key)
+    }
+}
+
+/// One of those that ask for the same key. The last one that goes, or is dropped, leaves nothing behind.
+struct Turn<'a> {
+    asking: &'a DashMap<KeyHash, Arc<tokio::sync::Mutex<()>>>,
+    hash: KeyHash,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(asking: &'a DashMap<KeyHash, Arc<tokio::sync::Mutex<()>>>, hash: KeyHash) -> Self {
+        let turn = Arc::clone(&asking.entry(hash).or_default());
+        Self { asking, hash, turn }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // The map's and this one's.
+        self.asking
+            .remove_if(&self.hash, |_, turn| Arc::strong_count(turn) <= 2);
+    }
+}
+
+/// Whether an object has a say in what the key may.
+fn belongs(holder: &Holder, table: Table, id: &str) -> bool {
+    let is = |party: &Option<Arc<Party>>| party.as_ref().is_some_and(|p| p.id == id);
+    match table {
+        // Also when it was not there before.
+        Table::User => holder.user_id.as_deref() == Some(id),
+        Table::Team => holder.team_id.as_deref() == Some(id),
+        Table::Organization => is(&holder.organization) || holder.organization_id() == Some(id),
+        Table::Budget => {
+            holder.text("budget_id") == Some(id) || holder.parties().any(|p| p.text("budget_id") == Some(id))
+        }
+        Table::EndUser | Table::Tag | Table::Model => false,
     }
 }
 
 #[async_trait]
 impl Keys for KeyCache {
     fn cached(&self, hash: &KeyHash) -> Option<Option<Arc<Holder>>> {
-        self.known.get(hash).filter(Entry::is_fresh).map(|e| e.key)
+        self.known.get(hash).filter(|e| self.fresh(e)).map(|e| e.key)
     }
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
-        // Asked before the store: a row that lands in between counts twice for a while, never not at all.
-        let added = self.counters.added(hash);
-        let on_the_way = (self.unlanded)(hash);
-        let changes = self.changes.load(Ordering::SeqCst);
-        match self.store.key_by_hash(hash).await {
-            Ok(found) => {
-                let key = found.map(|k| Arc::new(Holder::alone(k)));
-                if let Some(k) = &key {
-                    self.counters
-                        .known(*hash, k.spend_nanos.saturating_add(on_the_way), added);
-                }
-                if self.changes.load(Ordering::SeqCst) == changes {
-                    self.known.insert(
-                        *hash,
-                        Entry {
-                            key: key.clone(),
-                            at: Instant::now(),
-                        },
-                    );
-                }
-                Ok(key)
-            }
-            Err(e) => match self.known.get(hash).and_then(|e| e.key) {
-                Some(key) if self.changes.load(Ordering::SeqCst) == changes => {
-                    // Believed a while longer, so that an outage does not ask for every call.
-                    self.known.insert(
-                        *hash,
-                        Entry {
-                            key: Some(Arc::clone(&key)),
-                            at: Instant::now(),
-                        },
-                    );
-                    Ok(Some(key))
-                }
-                _ => Err(Unavailable(e.to_string())),
-            },
+        let turn = Turn::new(&self.asking, *hash);
+        let _mine = turn.turn.lock().await;
+        // Somebody else may have asked meanwhile.
+        match self.cached(hash) {
+            Some(known) => Ok(known),
+            None => self.ask(hash).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{self, Address, Change, Doc};
+    use filters::testkit::{self, FakeClock};
+    use serde_json::json;
+
+    struct Bench {
+        keys: KeyCache,
+        store: Arc<dyn Store>,
+        clock: Arc<FakeClock>,
+        _dir: tempfile::TempDir,
+    }
+
+    async fn bench() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Sqlite(dir.path().join("db"));
+        let store = store::open(&address, &store::Settings::default()).await.unwrap();
+        let clock = Arc::new(FakeClock::default());
+        let parties = Arc::new(Parties::new(Arc::clone(&store)));
+        let keys = KeyCache::new(Arc::clone(&store), parties, Arc::clone(&clock) as _);
+        Bench {
+            keys,
+            store,
+            clock,
+            _dir: dir,
+        }
+    }
+
+    async fn put(bench: &Bench, table: Table, id: &str, fields: Value) {
+        let Value::Object(fields) = fields else { panic!() };
+        let doc = Doc {
+            id: id.into(),
+            fields,
+            version: 0,
+            created_at_micros: 0,
+            updated_at_micros: 0,
+        };
+        let changes = [Change::Put { table, doc: &doc }];
+        bench.store.change(&changes, &[]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_comes_with_everybody_it_belongs_to() {
+        let bench = bench().await;
+        put(
+            &bench,
+            Table::User,
+            "u",
+            json!({"user_role": "proxy_admin", "rpm_limit": 1}),
+        )
+        .await;
+        let members = json!([{"user_id": "x"}, {"user_id": "u", "budget_id": "b"}]);
+        let team = json!({"organization_id": "o", "members_with_roles": members});
+        put(&bench, Table::Team, "t", team).await;
+        put(&bench, Table::Organization, "o", json!({"max_budget": 3})).await;
+        put(
+            &bench,
+            Table::Budget,
+            "b",
+            json!({"max_budget": 2, "rpm_limit": 7}),
+        )
+        .await;
+        let mut key = testkit::key("sk-a");
+        (key.user_id, key.team_id) = (Some("u".into()), Some("t".into()));
+        key.extra.insert("budget_id".into(), json!("b"));
+        key.extra.insert("rpm_limit".into(), json!(5));
+        bench.store.insert_key(&key).await.unwrap();
+        let holder = bench.keys.find(&key.hash).await.unwrap().unwrap();
+        assert_eq!(
+            holder.limits.rpm,
+            Some(5),
+            "its own word goes before the budget's"
+        );
+        assert_eq!(holder.limits.budget.nanos, Some(2_000_000_000));
+        assert_eq!(holder.user.as_ref().unwrap().limits.rpm, Some(1));
+        let member = holder.member.as_ref().unwrap();
+        assert_eq!((member.id.as_str(), member.limits.rpm), ("t\tu", Some(7)));
+        let organization = holder.organization.as_ref().unwrap();
+        assert_eq!(organization.limits.budget.nanos, Some(3_000_000_000));
+
+        assert!(bench.keys.cached(&key.hash).is_some());
+        for (table, id) in [
+            (Table::User, "u"),
+            (Table::Team, "t"),
+            (Table::Organization, "o"),
+            (Table::Budget, "b"),
+        ] {
+            bench.keys.forget_party(table, "somebody else");
+            assert!(bench.keys.cached(&key.hash).is_some());
+            bench.keys.forget_party(table, id);
+            assert!(bench.keys.cached(&key.hash).is_none(), "{table:?}");
+            bench.keys.find(&key.hash).await.unwrap();
+        }
+        assert!(bench.keys.asking.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_rotated_key_lives_on_in_the_new_one_until_its_time_is_over() {
+        let bench = bench().await;
+        let (mut old, new) = (testkit::key("sk-old"), testkit::key("sk-new"));
+        old.extra.insert("rotated_to".into(), json!(new.hash.hex()));
+        old.extra.insert("rotated_until_micros".into(), json!(100));
+        for key in [&old, &new] {
+            bench.store.insert_key(key).await.unwrap();
+        }
+        let found = bench.keys.find(&old.hash).await.unwrap().unwrap();
+        assert_eq!(found.hash, new.hash, "both charge one account");
+        assert!(bench.keys.cached(&old.hash).is_some());
+        bench.keys.forget(&new.hash);
+        assert!(
+            bench.keys.cached(&old.hash).is_none(),
+            "who blocks one blocks both"
+        );
+        bench.keys.find(&old.hash).await.unwrap();
+        bench.clock.set(100);
+        assert!(bench.keys.cached(&old.hash).is_none());
+        assert!(bench.keys.find(&old.hash).await.unwrap().is_none());
+        assert!(bench.keys.find(&new.hash).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_is_in_doubt_is_asked_for_again() {
+        let bench = bench().await;
+        let key = testkit::key("sk-a");
+        bench.store.insert_key(&key).await.unwrap();
+        bench.keys.find(&key.hash).await.unwrap();
+        bench.keys.doubt_all();
+        assert!(bench.keys.cached(&key.hash).is_none());
+        assert!(bench.keys.find(&key.hash).await.unwrap().is_some());
+        assert!(bench.keys.cached(&key.hash).is_some());
     }
 }

@@ -1,6 +1,9 @@
-//! What all requests share: known keys, money in flight. In this process' memory, and, between replicas, in
-//! Redis.
+//! What all requests share: known keys and parties, meters, alerts. In this process' memory, and, between
+//! replicas, in Redis.
 
 pub mod agreement;
-pub mod budgets;
+pub mod alerts;
 pub mod keys;
+pub mod meters;
+pub mod parties;
+pub mod period;

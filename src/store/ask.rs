@@ -155,7 +155,7 @@ pub fn usage(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
     let end_users = asks(Group::EndUser, &filter.end_users);
     let tags = asks(Group::Tag, &filter.tags);
     let (table, kind) = match (end_users, tags) {
-        (false, false) => ("tk_daily", None),
+        (false, false) => ("tk_daily_all", None),
         (true, false) => ("tk_daily_labels", Some("end_user")),
         (false, true) => ("tk_daily_labels", Some("tag")),
         (true, true) => return Err(StoreError::invalid("usage is by end user or by tag, not by both")),
@@ -251,6 +251,9 @@ const WINDOWS: [i32; 3] = [1, 30, 180];
 pub fn windows(filter: &SpendFilter, bounds: Option<(i32, i32)>) -> Vec<(Option<i32>, Option<i32>)> {
     let (first, last) = spend_days(filter);
     let mut windows = Vec::new();
+    if let Some(day) = filter.request_id.as_deref().and_then(day_of_id) {
+        windows.push((Some(day.saturating_sub(1)), Some(day.saturating_add(1))));
+    }
     if let (Some((oldest, newest)), None) = (bounds, &filter.request_id) {
         // Rows from elsewhen must not stretch the windows; the outer ones are open to them.
         let today = rows::today();
@@ -275,8 +278,21 @@ pub fn windows(filter: &SpendFilter, bounds: Option<(i32, i32)>) -> Vec<(Option<
     windows
 }
 
-pub fn limit_of(filter: &SpendFilter) -> usize {
-    usize::try_from(rows::limit(filter.page)).unwrap_or(0)
+/// Our own ids tell when they were made. A guess where to look first, no more: ids that were imported may
+/// be anything.
+fn day_of_id(id: &str) -> Option<i32> {
+    let id = uuid::Uuid::try_parse(id)
+        .ok()
+        .filter(|id| id.get_version_num() == 7)?;
+    let (seconds, _) = id.get_timestamp()?.to_unix();
+    i64::try_from(seconds).ok()?.checked_mul(rows::SECOND).map(day_of)
+}
+
+/// Whether rows found within a window are the whole page.
+pub fn is_full(filter: &SpendFilter, found: usize) -> bool {
+    let limit = usize::try_from(rows::limit(filter.page)).unwrap_or(0);
+    // An id is there once.
+    found >= limit || (filter.request_id.is_some() && found > 0)
 }
 
 fn tagged<'a>(c: &mut Clause<'a>, tag: &'a str) {

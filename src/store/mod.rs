@@ -6,11 +6,13 @@
 mod ask;
 pub mod error;
 mod filter;
+pub mod litellm;
 pub mod period;
 mod plan;
 pub mod postgres;
+pub mod probe;
 pub mod report;
-mod rows;
+pub(crate) mod rows;
 pub mod seal;
 pub mod sqlite;
 mod sums;
@@ -182,6 +184,21 @@ pub struct DailyRow {
     pub spend_nanos: i64,
 }
 
+impl DailyRow {
+    /// What there is one row of: day, key, model group, user, team, organization, provider.
+    pub fn key(&self) -> (Date, Option<KeyHash>, &str, &str, &str, &str, &str) {
+        (
+            self.day,
+            self.key_hash,
+            &self.model_group,
+            &self.user_id,
+            &self.team_id,
+            &self.organization_id,
+            &self.provider,
+        )
+    }
+}
+
 /// A row the ledger could not take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
@@ -256,6 +273,17 @@ pub trait Store: Send + Sync {
         started_micros: i64,
         ends_micros: Option<i64>,
     ) -> Result<()>;
+
+    /// What was said last of each account's opening, in the order asked for; `None` = there is no account.
+    async fn openings(&self, accounts: &[Account]) -> Result<Vec<Option<i64>>>;
+
+    /// Sets sums that another gateway made of its own rows; readers see them added to ours. Returns how many
+    /// are new, and how many were there with other numbers. A dry run only counts.
+    async fn import_daily(&self, days: &[DailyRow], dry_run: bool) -> Result<(u64, u64)>;
+
+    /// Keeps rows of another gateway's ledger beside ours; they add to no sum. One whose id is there already
+    /// changes nothing. Returns how many are new. A dry run only counts.
+    async fn import_records(&self, records: &[Record], dry_run: bool) -> Result<u64>;
 
     /// [`Change::InsertKey`] alone, and without an audit row.
     async fn insert_key(&self, key: &Key) -> Result<()> {

@@ -12,9 +12,8 @@
 //!
 //! Boundaries are whole seconds, so that a batch can be added up by the second.
 
+use super::rows::SECOND;
 use super::{Balance, Result, StoreError};
-
-pub const SECOND: i64 = 1_000_000;
 
 /// The whole second a moment lies in, microseconds since 1970.
 pub fn second_of(micros: i64) -> i64 {

@@ -42,6 +42,8 @@ pub fn uncount(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
+/// Microseconds.
+pub const SECOND: i64 = 1_000_000;
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// 9999-12-31, the last day that has a name in both databases and here.
 const LAST_DAY: i64 = 2_932_896;

@@ -303,7 +303,7 @@ async fn every_subject_of_a_call_is_charged() {
         let over = Account::new(Kind::User, "alice");
         let (start, end) = (now() - 100 * SECOND, now() - 10 * SECOND);
         b.store.begin_period(&over, start, Some(end)).await.unwrap();
-        let found = b.store.balances(&[over.clone()]).await.unwrap();
+        let found = b.store.balances(std::slice::from_ref(&over)).await.unwrap();
         assert_eq!((found[0].period_nanos, found[0].total_nanos), (0, 1_500));
         let e = b.store.begin_period(&over, end, Some(end)).await.unwrap_err();
         assert!(matches!(e, StoreError::Invalid(_)), "{e}");
@@ -689,6 +689,24 @@ async fn rows_are_found_by_all_that_is_listed() {
             ids(f).await,
             those(&|r| r.status == Status::Cut && (4..=6).contains(&r.spend_nanos))
         );
+        let ids_of_ours = [
+            uuid::Uuid::now_v7().to_string(),
+            uuid::Uuid::from_u64_pair(0x7000, 1 << 63).to_string(),
+        ];
+        for id in &ids_of_ours {
+            let r = Record {
+                started_micros: now(),
+                spend_nanos: 99,
+                ..record(id)
+            };
+            b.store.append(&[r]).await.unwrap();
+            let f = SpendFilter {
+                request_id: Some(id.clone()),
+                ..any()
+            };
+            assert_eq!(ids(f).await, [id.as_str()], "whatever its own time says");
+            (b.sql)(&format!("DELETE FROM tk_ledger WHERE request_id = '{id}'"));
+        }
         let f = SpendFilter {
             request_id_part: Some("%1".into()),
             ..any()

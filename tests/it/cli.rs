@@ -4,6 +4,8 @@ use crate::kit::client::{self, ask};
 use crate::kit::gateway::{BINARY, Gateway, MASTER, Setup, free_port};
 use crate::kit::upstream::{Script, Upstream};
 use crate::kit::{process, until, within};
+use filters::model::key::KeyHash;
+use filters::model::record::{Record, Status};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -297,16 +299,18 @@ async fn a_key_of_ones_own_and_refusals() {
     let made = shell.run(&["key", "create", "--json"]).await.ok();
     assert!(made.json()["key"].as_str().unwrap().starts_with("sk-"));
 
-    // The holder of a key looks at it, and may no more.
+    // The holder of a key looks at it, and may make no other.
     let holder = Shell::new(&[
         ("TOLLKEEPER_URL", &format!("http://{}/v1", gateway.at)),
         ("TOLLKEEPER_API_KEY", own),
     ]);
     let info = holder.run(&["key", "info"]).await.ok();
     assert!(info.out.contains("own"), "{}", info.out);
-    let list = holder.run(&["key", "list"]).await;
-    assert_eq!(list.code, 1);
-    assert!(list.err.contains("master key"), "{}", list.err);
+    let list = holder.run(&["key", "list"]).await.ok();
+    assert!(list.out.contains("own"), "{}", list.out);
+    let more = holder.run(&["key", "create"]).await;
+    assert_eq!(more.code, 1);
+    assert!(more.err.contains("Only proxy admin"), "{}", more.err);
 }
 
 #[tokio::test]
@@ -606,6 +610,109 @@ async fn scripted(answer: impl Fn(&str) -> Value + Send + Sync + 'static) -> (Up
         ("TOLLKEEPER_API_KEY", MASTER),
     ]);
     (server, shell)
+}
+
+/// Days before today, UTC.
+fn days_ago(days: i64) -> jiff::civil::Date {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    today.checked_sub(jiff::Span::new().days(days)).unwrap()
+}
+
+#[tokio::test]
+async fn usage_is_added_up_out_of_the_ledger() {
+    let upstream = Upstream::good().await;
+    let gateway = Setup::new().model("small", &upstream).start().await;
+    let shell = Shell::at(&gateway);
+    shell.run(&["key", "create", "--name", "app", "-q"]).await.ok();
+    let team = json!({"team_id": "red", "team_alias": "The Reds\u{1b}[2J"});
+    let made = ask(&gateway, "POST", "/team/new", &[], team.to_string()).await;
+    assert_eq!(made.status(), 200, "{made:?}");
+    let listed = shell.run(&["key", "list", "--json"]).await.ok().json();
+    let hash = listed[0]["token"].as_str().unwrap();
+    // More days than a page has, and than the gateway reports at once.
+    let days = [0, 1, 2, 3, 4, 5, 6, 7, 500];
+    let calls = days.map(|day| Record {
+        started_micros: jiff::Timestamp::now().as_microsecond() - day * 86_400_000_000,
+        model_group: if day < 3 { "small" } else { "=large, 1" }.into(),
+        key_hash: KeyHash::from_hex(hash),
+        user_id: Some("alice".into()),
+        team_id: (day != 0).then(|| "red".into()),
+        status: if day == 1 { Status::Cut } else { Status::Success },
+        prompt_tokens: 1_000,
+        completion_tokens: 10,
+        spend_nanos: 100_000_001,
+        ..crate::store::record(&format!("call {day}"))
+    });
+    gateway.store().await.append(&calls).await.unwrap();
+
+    let long = days_ago(600).to_string();
+    let table = shell.run(&["usage", "--since", &long]).await.ok();
+    let lines: Vec<Vec<&str>> = table
+        .out
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        lines[0],
+        [
+            "MODEL", "REQUESTS", "FAILED", "TOKENS", "IN", "TOKENS", "OUT", "SPEND"
+        ]
+    );
+    assert_eq!(lines[1], ["=large,", "1", "6", "0", "6,000", "60", "$0.60"]);
+    assert_eq!(lines[2], ["small", "3", "1", "3,000", "30", "$0.30"]);
+    assert_eq!(lines[3], ["total", "9", "1", "9,000", "90", "$0.90"]);
+    for (by, id, alias, n) in [
+        ("key", hash, json!("app"), 9),
+        ("user", "alice", Value::Null, 9),
+        ("team", "red", team["team_alias"].clone(), 8),
+        ("model", "=large, 1", Value::Null, 6),
+    ] {
+        let json = shell
+            .run(&["usage", "--by", by, "--since", &long, "--json"])
+            .await
+            .ok()
+            .json();
+        let first = &json["results"][0];
+        assert_eq!(
+            (
+                &first[by],
+                &first[format!("{by}_alias")],
+                &first["metrics"]["api_requests"]
+            ),
+            (&json!(id), &alias, &json!(n)),
+            "{by}"
+        );
+        assert_eq!(json["total"]["spend"].to_string(), "0.900000009", "{by}");
+        assert_eq!(json["total"]["failed_requests"], 1, "{by}");
+    }
+    let teams = shell.run(&["usage", "--by", "team"]).await.ok();
+    assert!(
+        teams.out.contains("The Reds\\u{1b}[2J") && teams.out.contains("(no team)"),
+        "{:?}",
+        teams.out
+    );
+    // Seven days, today included.
+    let csv = shell.run(&["usage", "--by", "day", "--csv"]).await.ok();
+    let mut want = "day,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd\n".to_string();
+    for day in (0..7).rev() {
+        let failed = i64::from(day == 1);
+        want += &format!(
+            "{},1,{},{failed},1000,10,0.100000001\n",
+            days_ago(day),
+            1 - failed
+        );
+    }
+    assert_eq!(csv.out, want);
+    assert_eq!(shell.run(&["usage", "--since", "soon"]).await.code, 2);
+
+    // A key's own, and what is refused.
+    let own = shell.run(&["key", "create", "--name", "other", "-q"]).await.ok();
+    let holder = Shell::new(&[
+        ("TOLLKEEPER_URL", &format!("http://{}", gateway.at)),
+        ("TOLLKEEPER_API_KEY", own.out.trim()),
+    ]);
+    let nothing = holder.run(&["usage", "--json"]).await.ok().json();
+    assert_eq!(nothing["results"], json!([]));
 }
 
 #[tokio::test]

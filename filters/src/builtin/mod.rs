@@ -2,8 +2,8 @@
 
 pub mod access;
 pub mod auth;
-pub mod budget;
 pub mod cors;
+pub mod limits;
 pub mod metrics;
 pub mod passthrough;
 pub mod spend;
@@ -21,8 +21,8 @@ pub fn registry() -> Registry {
     Registry::default()
         .with("access", |s, _| none(s).map(|()| share(access::Access)))
         .with("auth", |s, p| auth::Auth::new(settings(s)?, p).map(share))
-        .with("budget", |s, p| none(s).map(|()| share(budget::Budget::new(p))))
         .with("cors", |s, _| settings(s).map(|c| share(cors::Cors::new(c))))
+        .with("limits", |s, p| limits::Limits::new(settings(s)?, p).map(share))
         .with("metrics", |s, p| {
             none(s).map(|()| share(metrics::Metrics::new(p)))
         })
@@ -42,7 +42,7 @@ pub const CALL_CHAIN: [&str; 8] = [
     "cors",
     "auth",
     "access",
-    "budget",
+    "limits",
     "metrics",
     "spend",
     "usage",

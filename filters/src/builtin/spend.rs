@@ -82,7 +82,7 @@ impl Spend {
             first_byte_micros: cx.first_byte.map(micros_at),
             ended_micros: self.clock.now_micros().max(cx.started_micros),
             attempts: cx.attempts.clone(),
-            tags: call.tags.clone(),
+            tags: tags(key.map_or(&[], |k| &k.tags), &call.tags),
             metadata: call
                 .metadata
                 .as_ref()
@@ -93,6 +93,17 @@ impl Spend {
             bytes_out: cx.bytes_out,
         });
     }
+}
+
+/// The key's own tags and the caller's, each once.
+fn tags(own: &[String], given: &[String]) -> Vec<String> {
+    let mut tags = own.to_vec();
+    for tag in given {
+        if !own.contains(tag) {
+            tags.push(tag.clone());
+        }
+    }
+    tags
 }
 
 impl Filter for Spend {

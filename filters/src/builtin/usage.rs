@@ -18,8 +18,6 @@ use std::sync::LazyLock;
 
 /// A JSON answer longer than this is not searched for its usage; the usage is estimated.
 const MAX_ANSWER: usize = 16 << 20;
-/// A usage object longer than this is none.
-const MAX_USAGE: usize = 64 << 10;
 
 /// Fields that carry a piece of the answer's text. Built once: building a finder costs more than using it.
 static TEXTS: LazyLock<[Finder<'static>; 4]> = LazyLock::new(|| {
@@ -350,22 +348,36 @@ fn read(endpoint: Endpoint, metered: &mut Metered) {
         [one] => one.clone(),
         many => many.concat().into(),
     };
+    let heard = matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations);
+    if !heard && let Some((told, tier)) = at_the_top(&whole) {
+        (metered.told, metered.service_tier) = (Some(told), tier);
+        return;
+    }
     metered.service_tier = usage::tier_in(&whole).map(|t| ServiceTier::parse(&t));
-    metered.told = if matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations) {
+    metered.told = if heard {
         Usage::find_in_transcription(&whole)
     } else {
-        at_the_top(&whole).or_else(|| Usage::find_in(&whole))
+        Usage::find_in(&whole)
     };
 }
 
-/// The usage of an ordinary answer: found by the scan that finds the model in a request, which costs a
-/// third of reading all of it as JSON. Whatever is not ordinary is left to [`Usage::find_in`].
-fn at_the_top(whole: &[u8]) -> Option<Usage> {
-    let object = peek::scan(whole, &["usage"], peek::DEFAULT_DEPTH).ok()?;
-    let field = object
-        .get("usage")
-        .filter(|f| f.kind == peek::Kind::Object && f.value.len() <= MAX_USAGE)?;
-    Usage::from_json(&serde_json::from_slice(whole.get(field.value.clone())?).ok()?)
+/// The usage of an ordinary answer and the tier it was served at: found by the scan that finds the model in
+/// a request, which costs a third of reading all of it as JSON. Whatever is not ordinary is left to
+/// [`Usage::find_in`] and [`usage::tier_in`].
+fn at_the_top(whole: &[u8]) -> Option<(Usage, Option<ServiceTier>)> {
+    let object = peek::scan(whole, &["usage", "service_tier"], peek::DEFAULT_DEPTH).ok()?;
+    let field = object.get("usage").filter(|f| f.kind == peek::Kind::Object)?;
+    let told = Usage::read(whole.get(field.value.clone())?)?;
+    let tier = match object.get("service_tier") {
+        None => usage::tier_in(whole).map(|t| ServiceTier::parse(&t)),
+        Some(field) if field.kind == peek::Kind::Null => None,
+        Some(field) => match peek::str_value(whole, field)?.as_ref() {
+            // That is what was asked for; what came of it is not said.
+            "auto" => None,
+            name => Some(ServiceTier::parse(name)),
+        },
+    };
+    Some((told, tier))
 }
 
 #[cfg(test)]

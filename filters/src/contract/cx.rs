@@ -1,7 +1,7 @@
 //! The state of one request. Typed; each field has one writer, named here.
 
 use super::call::Call;
-use super::ports::{Catalog, Reservation};
+use super::ports::{Admitted, Catalog};
 use crate::dialects::StreamTranslator;
 use crate::model::deployment::Deployment;
 use crate::model::key::Caller;
@@ -40,8 +40,8 @@ pub struct Cx {
     pub call: Option<Call>,
     /// The models of this request's snapshot. Written by the driver.
     pub catalog: Arc<dyn Catalog>,
-    /// Written by `budget`; settled by it, or by its own drop.
-    pub reservation: Option<Reservation>,
+    /// What the call holds of everybody's limits. Written by `limits`; settled by it, or by its own drop.
+    pub admitted: Option<Box<dyn Admitted>>,
     /// The deployment of the current attempt. Written by the driver.
     pub deployment: Option<Arc<Deployment>>,
     /// The model name that the current attempt sent. Written by the driver.
@@ -110,7 +110,7 @@ impl Cx {
             caller: Caller::Anonymous,
             call: None,
             catalog,
-            reservation: None,
+            admitted: None,
             deployment: None,
             upstream_model: String::new(),
             attempts: Vec::new(),

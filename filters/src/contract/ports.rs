@@ -1,7 +1,9 @@
 //! The narrow ways in which filters see the world. The host implements them; tests fake them.
 
+use crate::model::account::Kind;
 use crate::model::call::Endpoint;
-use crate::model::key::{Holder, Key, KeyHash, MasterKey};
+use crate::model::key::{Caller, Holder, KeyHash, MasterKey};
+use crate::model::limits::Measure;
 use crate::model::price::ServiceTier;
 use crate::model::record::Record;
 use crate::model::usage::Usage;
@@ -22,37 +24,125 @@ pub trait Keys: Send + Sync {
     async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable>;
 }
 
-/// What a key has left. Money in nano-dollars.
-pub trait Budgets: Send + Sync {
-    /// Sets `nanos` aside, or says how much is spent when that would pass the key's budget.
-    fn reserve(&self, key: &Key, nanos: i64) -> Result<Reservation, Exceeded>;
+/// Everybody's limits at once: what a call may take of budgets, rates and places.
+#[async_trait]
+pub trait Limiter: Send + Sync {
+    /// Decides without waiting; None = somebody has to be asked or waited for first, see [`admit`].
+    ///
+    /// [`admit`]: Self::admit
+    fn try_admit(&self, asked: &Asked<'_>) -> Option<Result<Box<dyn Admitted>, Box<Refused>>>;
+
+    /// Decides over all meters of the call at once: it is let in by all of them, or counted by none. The
+    /// wait is bounded, and dropping the future leaves nothing behind.
+    async fn admit(&self, asked: &Asked<'_>) -> Result<Box<dyn Admitted>, Box<Refused>>;
 }
 
-/// The budget is used up.
-#[derive(Debug, Clone, Copy)]
-pub struct Exceeded {
-    pub spent_nanos: i64,
-    pub budget_nanos: i64,
+/// A call that asks to be let in.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub caller: &'a Caller,
+    /// Whom the call's own `user` field names.
+    pub end_user: Option<&'a str>,
+    /// The tags that the caller gave; the key's own count besides.
+    pub tags: &'a [String],
+    /// The model as the caller named it, and the configured name that serves it.
+    pub requested: &'a str,
+    pub group: &'a str,
+    /// What the call may use. Asked for only where a limit needs it.
+    pub estimate: &'a (dyn Fn() -> Estimate + Send + Sync),
 }
 
-/// Money set aside for one call. Dropping it gives the money back: a panic or a hang-up leaks none.
-pub struct Reservation {
-    give_back: Option<Box<dyn FnOnce() + Send + Sync>>,
+/// What a call may use, before it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Prompt and answer.
+    pub tokens: u64,
+    pub nanos: i64,
 }
 
-impl Reservation {
-    pub fn new(give_back: impl FnOnce() + Send + Sync + 'static) -> Self {
-        Self {
-            give_back: Some(Box::new(give_back)),
-        }
+/// A call that was let in, and what is set aside for it. Dropping it gives that back: a panic or a hang-up
+/// leaks none. The request itself stays counted.
+pub trait Admitted: Send + Sync {
+    /// What the call used in all; without this, nothing.
+    fn settle(&mut self, tokens: u64);
+    /// How the limits stood once the call was let in.
+    fn standings(&self) -> &[Standing];
+    /// The caller's place in the queue when it had to wait, counted from 1.
+    fn queued(&self) -> Option<u32> {
+        None
     }
 }
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if let Some(f) = self.give_back.take() {
-            f();
-        }
+/// One limit and how much of it is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub kind: Kind,
+    /// It is the subject's limit for this model alone.
+    pub of_model: bool,
+    pub measure: Measure,
+    pub limit: u64,
+    pub remaining: u64,
+    /// Until all of it is there again, milliseconds; 0 for calls in flight.
+    pub reset_millis: u64,
+}
+
+/// A call that is not let in, and why.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub kind: Kind,
+    /// The subject's id; the hash of a key.
+    pub id: String,
+    /// What people call it.
+    pub alias: Option<String>,
+    /// The model, when it is a limit for that alone.
+    pub model: Option<String>,
+    pub why: Why,
+    pub standings: Vec<Standing>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nano-dollars; what is set aside for calls under way is not in `spent`.
+    Budget {
+        spent: i64,
+        budget: i64,
+    },
+    Rate {
+        measure: Measure,
+        limit: u64,
+        remaining: u64,
+        /// Until a call like this one may be let in, milliseconds.
+        retry_millis: u64,
+        /// The same as a moment: `2026-11-20 12:00:00 UTC`.
+        at: String,
+    },
+    Blocked,
+    /// Too many wait already, or this one has waited as long as it may.
+    Queue {
+        waiting: u32,
+        retry_millis: u64,
+    },
+}
+
+/// Lets everything in.
+pub struct Unlimited;
+
+impl Admitted for Unlimited {
+    fn settle(&mut self, _tokens: u64) {}
+
+    fn standings(&self) -> &[Standing] {
+        &[]
+    }
+}
+
+#[async_trait]
+impl Limiter for Unlimited {
+    fn try_admit(&self, _asked: &Asked<'_>) -> Option<Result<Box<dyn Admitted>, Box<Refused>>> {
+        Some(Ok(Box::new(Unlimited)))
+    }
+
+    async fn admit(&self, _asked: &Asked<'_>) -> Result<Box<dyn Admitted>, Box<Refused>> {
+        Ok(Box::new(Unlimited))
     }
 }
 
@@ -106,7 +196,7 @@ pub trait Catalog: Send + Sync {
 #[derive(Clone)]
 pub struct Ports {
     pub keys: Arc<dyn Keys>,
-    pub budgets: Arc<dyn Budgets>,
+    pub limiter: Arc<dyn Limiter>,
     pub ledger: Arc<dyn Ledger>,
     pub metrics: Arc<dyn Metrics>,
     pub clock: Arc<dyn Clock>,
@@ -121,7 +211,7 @@ impl Ports {
         let nowhere = Arc::new(Nowhere);
         Self {
             keys: nowhere.clone(),
-            budgets: nowhere.clone(),
+            limiter: Arc::new(Unlimited),
             ledger: nowhere.clone(),
             metrics: nowhere.clone(),
             clock: nowhere,
@@ -140,15 +230,6 @@ impl Keys for Nowhere {
 
     async fn find(&self, _hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         Err(Unavailable("there is no store".into()))
-    }
-}
-
-impl Budgets for Nowhere {
-    fn reserve(&self, key: &Key, _nanos: i64) -> Result<Reservation, Exceeded> {
-        Err(Exceeded {
-            spent_nanos: key.spend_nanos,
-            budget_nanos: 0,
-        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whose spend a call adds to. Every record is charged to all the accounts that follow from its fields,
 //! whether anybody limits them or not, so that a limit set later knows what was spent before.
 
+use super::key::KeyHash;
 use super::record::Record;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -92,35 +93,68 @@ pub fn member(team_id: &str, user_id: &str) -> String {
     format!("{team_id}\t{user_id}")
 }
 
+/// The fields of a record that say who is charged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Charge<'a> {
+    pub key_hash: Option<&'a KeyHash>,
+    pub user_id: Option<&'a str>,
+    pub team_id: Option<&'a str>,
+    pub organization_id: Option<&'a str>,
+    pub end_user: Option<&'a str>,
+    pub model_group: &'a str,
+    pub tags: &'a [String],
+}
+
+impl<'a> Charge<'a> {
+    pub fn of(record: &'a Record) -> Self {
+        Self {
+            key_hash: record.key_hash.as_ref(),
+            user_id: given(&record.user_id),
+            team_id: given(&record.team_id),
+            organization_id: given(&record.organization_id),
+            end_user: given(&record.end_user),
+            model_group: &record.model_group,
+            tags: &record.tags,
+        }
+    }
+
+    /// The subjects of these kinds that are charged, each once.
+    pub fn subjects(&self, of: impl Fn(Kind) -> bool) -> Vec<(Kind, Cow<'a, str>)> {
+        let mut subjects: Vec<(Kind, Cow<'_, str>)> = Vec::with_capacity(8);
+        if of(Kind::Gateway) {
+            subjects.push((Kind::Gateway, Cow::Borrowed("")));
+        }
+        for (kind, id) in [
+            (Kind::Organization, self.organization_id),
+            (Kind::Team, self.team_id),
+            (Kind::User, self.user_id),
+            (Kind::EndUser, self.end_user),
+        ] {
+            if let Some(id) = id.filter(|_| of(kind)) {
+                subjects.push((kind, Cow::Borrowed(id)));
+            }
+        }
+        if let (Some(team), Some(user), true) = (self.team_id, self.user_id, of(Kind::Member)) {
+            subjects.push((Kind::Member, Cow::Owned(member(team, user))));
+        }
+        if let Some(hash) = self.key_hash.filter(|_| of(Kind::Key)) {
+            subjects.push((Kind::Key, Cow::Owned(hash.hex())));
+        }
+        if of(Kind::Tag) {
+            for (i, tag) in self.tags.iter().enumerate() {
+                if !tag.is_empty() && !self.tags.iter().take(i).any(|t| t == tag) {
+                    subjects.push((Kind::Tag, Cow::Borrowed(tag)));
+                }
+            }
+        }
+        subjects
+    }
+}
+
 /// The subjects that a record is charged to, each once. Each is charged twice over: in all, and for the
 /// record's model group if it has one.
 pub fn charged(record: &Record) -> Vec<(Kind, Cow<'_, str>)> {
-    let mut subjects: Vec<(Kind, Cow<'_, str>)> = Vec::with_capacity(8);
-    subjects.push((Kind::Gateway, Cow::Borrowed("")));
-    let team = given(&record.team_id);
-    let user = given(&record.user_id);
-    for (kind, id) in [
-        (Kind::Organization, given(&record.organization_id)),
-        (Kind::Team, team),
-        (Kind::User, user),
-        (Kind::EndUser, given(&record.end_user)),
-    ] {
-        if let Some(id) = id {
-            subjects.push((kind, Cow::Borrowed(id)));
-        }
-    }
-    if let (Some(team), Some(user)) = (team, user) {
-        subjects.push((Kind::Member, Cow::Owned(member(team, user))));
-    }
-    if let Some(hash) = &record.key_hash {
-        subjects.push((Kind::Key, Cow::Owned(hash.hex())));
-    }
-    for (i, tag) in record.tags.iter().enumerate() {
-        if !tag.is_empty() && !record.tags.iter().take(i).any(|t| t == tag) {
-            subjects.push((Kind::Tag, Cow::Borrowed(tag)));
-        }
-    }
-    subjects
+    Charge::of(record).subjects(|_| true)
 }
 
 fn given(id: &Option<String>) -> Option<&str> {

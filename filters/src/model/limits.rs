@@ -26,6 +26,30 @@ pub struct ModelLimits {
     pub budget: Allowance,
     pub rpm: Option<u64>,
     pub tpm: Option<u64>,
+    /// Calls in flight at once.
+    pub parallel: Option<u64>,
+}
+
+/// What a limit besides money counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Measure {
+    /// Per 60 seconds.
+    Requests,
+    /// Per 60 seconds, prompt and answer.
+    Tokens,
+    /// Calls in flight at once.
+    Parallel,
+}
+
+impl Measure {
+    /// LiteLLM's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Measure::Requests => "requests",
+            Measure::Tokens => "tokens",
+            Measure::Parallel => "max_parallel_requests",
+        }
+    }
 }
 
 /// An amount of money, for good or per period.
@@ -70,6 +94,9 @@ impl Limits {
         }
         for (name, value) in object(fields, "model_tpm_limit") {
             models.entry(name.clone()).or_default().tpm = whole(value);
+        }
+        for (name, value) in object(fields, "model_max_parallel_requests") {
+            models.entry(name.clone()).or_default().parallel = whole(value);
         }
         Self {
             budget: Allowance {

@@ -41,8 +41,8 @@ pub struct Attempt {
 
 /// One client call. Times are microseconds since 1970, UTC; money is nano-dollars.
 ///
-/// Serialised into the spool as JSON: every field added later needs `#[serde(default)]`, because a
-/// new binary must read what the old one left.
+/// Earlier versions left it in the spool as JSON, which is still read: every field added later needs
+/// `#[serde(default)]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Our own id, unique: what makes a second insert harmless.

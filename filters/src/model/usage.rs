@@ -4,8 +4,9 @@
 use memchr::memmem;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 /// The most of anything one call can be charged for: tokens, characters, images, queries.
@@ -14,6 +15,10 @@ pub const MOST: u64 = 100_000_000;
 const MOST_MILLIS: u64 = 1_000_000_000;
 /// A `usage` object longer than this, in bytes, is not one.
 const LONGEST_USAGE: usize = 64 * 1024;
+/// One with more fields than this is not one either.
+const MOST_FIELDS: usize = 256;
+/// A number written as text, quotes included, is no longer than this, in bytes.
+const LONGEST_NUMBER: usize = 66;
 
 /// Everything a price can be multiplied with. Counts are of the whole call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,10 +121,13 @@ impl Usage {
         self.clamped |= later.clamped;
     }
 
-    /// Reads a `usage` object: OpenAI's chat, embeddings, Responses, images and transcription spellings,
+    /// Reads the text of a `usage` object: OpenAI's chat, embeddings, Responses, images and transcription spellings,
     /// Anthropic's, DeepSeek's and Mistral's additions. `None` if it counts nothing we know.
-    pub fn from_json(value: &Value) -> Option<Usage> {
-        let usage = value.as_object()?;
+    pub fn read(text: &[u8]) -> Option<Usage> {
+        if text.len() > LONGEST_USAGE {
+            return None;
+        }
+        let usage: &Fields<'_> = &serde_json::from_slice(text).ok()?;
         let mut reader = Reader::default();
         let mut field = |names: &[&str]| reader.first(usage, names);
 
@@ -163,7 +171,10 @@ impl Usage {
             ],
         );
         let creation = object(usage, &["cache_creation"]);
-        let mut detail = |map: Option<&Map>, names: &[&str]| map.and_then(|map| reader.first(map, names));
+        let (prompt_details, completion_details) = (prompt_details.as_ref(), completion_details.as_ref());
+        let creation = creation.as_ref();
+        let mut detail =
+            |of: Option<&Fields<'_>>, names: &[&str]| of.and_then(|fields| reader.first(fields, names));
 
         let cached = detail(prompt_details, &["cached_tokens"])
             .or(read)
@@ -251,9 +262,9 @@ impl Usage {
             return None;
         }
         let envelope: Envelope<'_> = serde_json::from_slice(body).ok()?;
-        let duration = envelope.duration.and_then(parse_small).and_then(|value| {
+        let duration = envelope.duration.and_then(|told| {
             let mut reader = Reader::default();
-            let seconds_milli = reader.millis(Some(&value))?;
+            let seconds_milli = reader.millis(Some(told.get()))?;
             Some(Usage {
                 seconds_milli,
                 clamped: reader.clamped,
@@ -374,12 +385,75 @@ fn by_bytes(bytes: usize) -> u64 {
     u64::try_from(bytes.div_ceil(4)).unwrap_or(MOST)
 }
 
-type Map = serde_json::Map<String, Value>;
-
-fn object<'a>(usage: &'a Map, names: &[&str]) -> Option<&'a Map> {
+/// The first of these fields that is an object.
+fn object<'a>(usage: &Fields<'a>, names: &[&str]) -> Option<Fields<'a>> {
     names
         .iter()
-        .find_map(|name| usage.get(*name).and_then(Value::as_object))
+        .filter_map(|name| usage.get(name).filter(|raw| raw.starts_with('{')))
+        .find_map(|raw| serde_json::from_str(raw).ok())
+}
+
+/// A small object's fields, their values as they are spelled: most are looked at once, and few are needed,
+/// so no tree is built of them.
+#[derive(Default)]
+struct Fields<'a>(SmallVec<[(Cow<'a, str>, &'a RawValue); 12]>);
+
+impl<'a> Fields<'a> {
+    /// Where a name is given twice, the last one counts, as in every JSON parser the client may use.
+    fn get(&self, name: &str) -> Option<&'a str> {
+        let field = self.0.iter().rfind(|(key, _)| key == name);
+        field.map(|(_, value)| value.get())
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields<'de>, D::Error> {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(Key(key)) = map.next_key()? {
+                    if fields.0.len() == MOST_FIELDS {
+                        return Err(de::Error::custom("too many fields"));
+                    }
+                    fields.0.push((key, map.next_value()?));
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+/// A field's name, borrowed unless it holds escapes.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key<'de>, D::Error> {
+        struct KeyVisitor;
+        impl<'de> Visitor<'de> for KeyVisitor {
+            type Value = Key<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a field name")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, name: &'de str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Owned(name.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(KeyVisitor)
+    }
 }
 
 /// Turns JSON values into counts and remembers whether one had to be corrected.
@@ -390,22 +464,26 @@ struct Reader {
 
 impl Reader {
     /// The first of these fields that is there and not null.
-    fn first(&mut self, map: &Map, names: &[&str]) -> Option<u64> {
+    fn first(&mut self, fields: &Fields<'_>, names: &[&str]) -> Option<u64> {
         names
             .iter()
-            .find_map(|name| self.number(map.get(*name)?, 1.0, MOST))
+            .find_map(|name| self.number(fields.get(name)?, 1.0, MOST))
     }
 
     /// Seconds, as milliseconds.
-    fn millis(&mut self, value: Option<&Value>) -> Option<u64> {
-        self.number(value?, 1000.0, MOST_MILLIS)
+    fn millis(&mut self, raw: Option<&str>) -> Option<u64> {
+        self.number(raw?, 1000.0, MOST_MILLIS)
     }
 
-    fn number(&mut self, value: &Value, scale: f64, most: u64) -> Option<u64> {
-        let number = match value {
-            Value::Null => return None,
-            Value::Number(number) => number.as_f64(),
-            Value::String(text) if text.len() <= 64 => text.trim().parse().ok(),
+    /// `raw` is a JSON value as it is spelled.
+    fn number(&mut self, raw: &str, scale: f64, most: u64) -> Option<u64> {
+        let number: Option<f64> = match raw.as_bytes().first() {
+            Some(b'n') => return None,
+            Some(b'"') if raw.len() <= LONGEST_NUMBER => {
+                let text: Option<String> = serde_json::from_str(raw).ok();
+                text.and_then(|text| text.trim().parse().ok())
+            }
+            Some(b'-' | b'0'..=b'9') => raw.parse().ok(),
             _ => None,
         };
         let scaled = number.unwrap_or(f64::NAN) * scale;
@@ -464,12 +542,8 @@ struct Envelope<'a> {
 
 impl Envelope<'_> {
     fn usage(&self) -> Option<Usage> {
-        if let Some(usage) = self
-            .usage
-            .and_then(parse_small)
-            .as_ref()
-            .and_then(Usage::from_json)
-        {
+        let read = |raw: &RawValue| Usage::read(raw.get().as_bytes());
+        if let Some(usage) = self.usage.and_then(read) {
             return Some(usage);
         }
         [self.response, self.message]
@@ -477,16 +551,9 @@ impl Envelope<'_> {
             .flatten()
             .find_map(|raw| {
                 let inner: Envelope<'_> = serde_json::from_str(raw.get()).ok()?;
-                Usage::from_json(&parse_small(inner.usage?)?)
+                inner.usage.and_then(read)
             })
     }
-}
-
-fn parse_small(raw: &RawValue) -> Option<Value> {
-    if raw.get().len() > LONGEST_USAGE {
-        return None;
-    }
-    serde_json::from_str(raw.get()).ok()
 }
 
 // Written by hand because a derived struct refuses an object that names a field twice, and a bill must not be

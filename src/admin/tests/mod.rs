@@ -2,14 +2,16 @@
 
 mod keys;
 mod keys_changed;
+mod objects;
 mod reading;
 mod refusals;
 mod rights;
 mod spending;
+mod teams;
 
 use super::{Admin, Policy, router};
-use crate::shared::budgets::Counters;
 use crate::shared::keys::KeyCache;
+use crate::shared::parties::Parties;
 use crate::store::{self, Address, Change, Doc, Settings, Store, Table};
 use axum::Router;
 use axum::body::Body;
@@ -52,14 +54,14 @@ impl Bench {
     async fn on(address: &str, dir: Option<TempDir>) -> Self {
         let address = Address::parse(address).unwrap();
         let store = store::open(&address, &Settings::default()).await.unwrap();
-        let keys = Arc::new(KeyCache::new(
-            Arc::clone(&store),
-            Arc::new(Counters::default()),
-            Arc::new(|_| 0),
-        ));
         let clock = Arc::new(FakeClock::default());
         clock.set(NOON);
         let policy: Arc<Mutex<Arc<Policy>>> = Arc::default();
+        let keys = Arc::new(KeyCache::new(
+            Arc::clone(&store),
+            Arc::new(Parties::new(Arc::clone(&store))),
+            Arc::clone(&clock) as Arc<dyn Clock>,
+        ));
         let router = router(Admin {
             store: Arc::clone(&store),
             keys: Arc::clone(&keys),
@@ -69,7 +71,8 @@ impl Bench {
                 Arc::new(move || policy.lock().unwrap().clone())
             },
             is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
-            unlanded: Arc::new(|_| 0),
+            unlanded: Arc::new(|accounts| vec![0; accounts.len()]),
+            calendar: Default::default(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
         });
         Self {

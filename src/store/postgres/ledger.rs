@@ -18,7 +18,7 @@ use tokio_postgres::types::ToSql;
 /// that took those rows in different order would deadlock. Transaction-scoped; `tollledg` in ASCII.
 pub(super) const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(8390043843745375335)";
 
-static INSERT: LazyLock<String> = LazyLock::new(|| {
+pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!(
         "INSERT INTO tk_ledger (day, {LEDGER_COLUMNS})
     SELECT DATE '1970-01-01' + day, request_id, endpoint, key_hash, key_alias, user_id, team_id,
@@ -214,9 +214,9 @@ impl PostgresStore {
         let mut found = Vec::new();
         for within in ask::windows(filter, bounds) {
             let clause = ask::spend_page(filter, within, Dialect::Postgres);
-            let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger{}", clause.sql);
+            let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger_all{}", clause.sql);
             found = self.query_filtered(&sql, &clause.args).await?;
-            if found.len() >= ask::limit_of(filter) {
+            if ask::is_full(filter, found.len()) {
                 break;
             }
         }
@@ -225,8 +225,10 @@ impl PostgresStore {
 
     /// The first and the last day that may have rows.
     async fn day_bounds(&self) -> Result<Option<(i32, i32)>> {
-        let sql = "SELECT (SELECT min(day) FROM tk_daily) - DATE '1970-01-01', \
-             (SELECT max(day) FROM tk_daily) - DATE '1970-01-01', \
+        let sql = "SELECT least((SELECT min(day) FROM tk_daily), (SELECT min(day) FROM tk_ledger_imported)) \
+             - DATE '1970-01-01', \
+             greatest((SELECT max(day) FROM tk_daily), (SELECT max(day) FROM tk_ledger_imported)) \
+             - DATE '1970-01-01', \
              (SELECT value::date FROM tk_settings WHERE name = 'rows_from') - DATE '1970-01-01'";
         let rows = self.query(sql, &[]).await?;
         let Some(row) = rows.first() else {
@@ -240,7 +242,7 @@ impl PostgresStore {
 
     pub(super) async fn pg_count_records(&self, filter: &SpendFilter) -> Result<u64> {
         let clause = ask::spend(filter, Dialect::Postgres);
-        let sql = format!("SELECT count(*) FROM tk_ledger{}", clause.sql);
+        let sql = format!("SELECT count(*) FROM tk_ledger_all{}", clause.sql);
         let found = self.query_filtered(&sql, &clause.args).await?;
         let n: i64 = found.first().map_or(Ok(0), |row| Cells::of(row).next())?;
         Ok(uncount(n))
@@ -251,7 +253,7 @@ impl PostgresStore {
         let sql = format!(
             "SELECT day - DATE '1970-01-01', key_hash, model_group, user_id, team_id, organization_id, provider, \
              requests, successes, failures, prompt_tokens, completion_tokens, cached_tokens, \
-             cache_creation_tokens, spend_nanos FROM tk_daily{}",
+             cache_creation_tokens, spend_nanos FROM tk_daily_all{}",
             clause.sql
         );
         let found = self.query_filtered(&sql, &clause.args).await?;
@@ -330,10 +332,10 @@ impl<'a> Columns<'a> {
 }
 
 /// Records turned into columns, in the order of `INSERT`'s parameters.
-struct Batch<'a>(Vec<Box<dyn ToSql + Sync + Send + 'a>>);
+pub(super) struct Batch<'a>(Vec<Box<dyn ToSql + Sync + Send + 'a>>);
 
 impl<'a> Batch<'a> {
-    fn of(records: &'a [Record]) -> Result<Self> {
+    pub(super) fn of(records: &'a [Record]) -> Result<Self> {
         fn column<'a, T: ToSql + Sync + Send + 'a>(
             records: &'a [Record],
             cell: impl FnMut(&'a Record) -> T,
@@ -389,7 +391,7 @@ impl<'a> Batch<'a> {
         ]))
     }
 
-    fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+    pub(super) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
         self.0.iter().map(|c| &**c as &(dyn ToSql + Sync)).collect()
     }
 }

@@ -3,7 +3,8 @@
 mod accounts;
 mod audit;
 mod change;
-mod connect;
+pub(super) mod connect;
+mod import;
 mod keys;
 mod ledger;
 mod news;
@@ -364,6 +365,18 @@ impl Store for PostgresStore {
         ends_micros: Option<i64>,
     ) -> Result<()> {
         self.pg_begin_period(account, started_micros, ends_micros).await
+    }
+
+    async fn openings(&self, accounts: &[Account]) -> Result<Vec<Option<i64>>> {
+        self.pg_openings(accounts).await
+    }
+
+    async fn import_daily(&self, days: &[DailyRow], dry_run: bool) -> Result<(u64, u64)> {
+        self.pg_import_daily(days, dry_run).await
+    }
+
+    async fn import_records(&self, records: &[Record], dry_run: bool) -> Result<u64> {
+        self.pg_import_records(records, dry_run).await
     }
 
     async fn append(&self, records: &[Record]) -> Result<()> {

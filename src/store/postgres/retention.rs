@@ -70,6 +70,9 @@ impl PostgresStore {
             let keep = async {
                 lease.execute(KEEP_SUMS.as_str(), &params).await?;
                 lease.execute(REMEMBER, &params).await?;
+                // Nothing depends on these.
+                let sql = "DELETE FROM tk_ledger_imported WHERE day <= DATE '1970-01-01' + $1::int";
+                lease.execute(sql, &params).await?;
                 let row = lease.query_one(PARTITION, &params).await?;
                 let partition: Option<String> = row.try_get(0)?;
                 let Some(partition) = partition else {

@@ -10,10 +10,10 @@ use crate::store::sums::Increments;
 use crate::store::{DailyFilter, DailyRow, DeadLetter, Page, Result, SpendFilter};
 use filters::model::key::KeyHash;
 use filters::model::record::Record;
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, Row, Statement, Transaction, params};
 use std::sync::LazyLock;
 
-static INSERT: LazyLock<String> = LazyLock::new(|| {
+pub static INSERT: LazyLock<String> = LazyLock::new(|| {
     let marks: Vec<String> = (1..=LEDGER_COLUMNS.split(',').count() + 1)
         .map(|n| format!("?{n}"))
         .collect();
@@ -98,55 +98,61 @@ fn add_up(t: &Transaction<'_>, new: &Increments<'_>) -> Result<()> {
     work().map_err(from_sqlite)
 }
 
+/// Executes `INSERT` for one row; whether it was new.
+pub fn insert_row(insert: &mut Statement<'_>, r: &Record) -> Result<bool> {
+    let new = insert.execute(params![
+        rows::day_of(r.started_micros),
+        r.request_id,
+        rows::endpoint_name(r.endpoint),
+        r.key_hash.map(|h| h.0),
+        r.key_alias,
+        r.user_id,
+        r.team_id,
+        r.organization_id,
+        r.end_user,
+        r.requested_model,
+        r.model_group,
+        r.model,
+        r.deployment_id,
+        r.provider,
+        r.stream,
+        r.status.as_str(),
+        r.http_status,
+        r.error,
+        count(r.prompt_tokens),
+        count(r.completion_tokens),
+        count(r.cached_tokens),
+        count(r.cache_creation_tokens),
+        count(r.reasoning_tokens),
+        count(r.characters),
+        count(r.audio_millis),
+        count(r.images),
+        r.spend_nanos,
+        r.priced,
+        r.estimated,
+        r.clamped,
+        moment(r.started_micros),
+        r.first_byte_micros.map(moment),
+        moment(r.ended_micros),
+        rows::list_json(&r.attempts)?,
+        rows::list_json(&r.tags)?,
+        r.metadata,
+        r.client_ip,
+        r.user_agent,
+        count(r.bytes_in),
+        count(r.bytes_out),
+    ]);
+    Ok(new.map_err(from_sqlite)? > 0)
+}
+
 pub fn append(c: &mut Connection, records: &[Record]) -> Result<()> {
     let t = begin(c)?;
     let mut increments = Increments::default();
     {
         let mut insert = t.prepare_cached(&INSERT).map_err(from_sqlite)?;
         for r in records {
-            let new = insert.execute(params![
-                rows::day_of(r.started_micros),
-                r.request_id,
-                rows::endpoint_name(r.endpoint),
-                r.key_hash.map(|h| h.0),
-                r.key_alias,
-                r.user_id,
-                r.team_id,
-                r.organization_id,
-                r.end_user,
-                r.requested_model,
-                r.model_group,
-                r.model,
-                r.deployment_id,
-                r.provider,
-                r.stream,
-                r.status.as_str(),
-                r.http_status,
-                r.error,
-                count(r.prompt_tokens),
-                count(r.completion_tokens),
-                count(r.cached_tokens),
-                count(r.cache_creation_tokens),
-                count(r.reasoning_tokens),
-                count(r.characters),
-                count(r.audio_millis),
-                count(r.images),
-                r.spend_nanos,
-                r.priced,
-                r.estimated,
-                r.clamped,
-                moment(r.started_micros),
-                r.first_byte_micros.map(moment),
-                moment(r.ended_micros),
-                rows::list_json(&r.attempts)?,
-                rows::list_json(&r.tags)?,
-                r.metadata,
-                r.client_ip,
-                r.user_agent,
-                count(r.bytes_in),
-                count(r.bytes_out),
-            ]);
-            if new.map_err(from_sqlite)? > 0 {
+            let new = insert_row(&mut insert, r)?;
+            if new {
                 increments.add(r);
             }
         }
@@ -183,13 +189,13 @@ pub fn dead_letters(c: &Connection, page: Page) -> Result<Vec<DeadLetter>> {
 
 pub fn spend_logs(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
     let clause = ask::spend_page(filter, (None, None), Dialect::Sqlite);
-    let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger{}", clause.sql);
+    let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger_all{}", clause.sql);
     filtered(c, &sql, &clause.args, record)
 }
 
 pub fn count_records(c: &Connection, filter: &SpendFilter) -> Result<u64> {
     let clause = ask::spend(filter, Dialect::Sqlite);
-    let sql = format!("SELECT count(*) FROM tk_ledger{}", clause.sql);
+    let sql = format!("SELECT count(*) FROM tk_ledger_all{}", clause.sql);
     let counted = filtered(c, &sql, &clause.args, |row| Cells::of(row).next::<i64>())?;
     Ok(uncount(counted.first().copied().unwrap_or(0)))
 }
@@ -199,7 +205,7 @@ pub fn daily(c: &Connection, filter: &DailyFilter) -> Result<Vec<DailyRow>> {
     let sql = format!(
         "SELECT day, key_hash, model_group, user_id, team_id, organization_id, provider, requests, \
          successes, failures, prompt_tokens, completion_tokens, cached_tokens, cache_creation_tokens, \
-         spend_nanos FROM tk_daily{}",
+         spend_nanos FROM tk_daily_all{}",
         clause.sql
     );
     filtered(c, &sql, &clause.args, |row| {

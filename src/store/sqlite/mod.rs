@@ -6,6 +6,7 @@
 mod accounts;
 mod audit;
 mod change;
+mod import;
 mod keys;
 mod ledger;
 mod objects;
@@ -435,6 +436,21 @@ impl Store for SqliteStore {
         let account = account.clone();
         self.write(move |c| accounts::begin_period(c, &account, period))
             .await
+    }
+
+    async fn openings(&self, accounts: &[Account]) -> Result<Vec<Option<i64>>> {
+        let accounts = accounts.to_vec();
+        self.read(move |c| import::openings(c, &accounts)).await
+    }
+
+    async fn import_daily(&self, days: &[DailyRow], dry_run: bool) -> Result<(u64, u64)> {
+        let days = days.to_vec();
+        self.write(move |c| import::daily(c, &days, dry_run)).await
+    }
+
+    async fn import_records(&self, records: &[Record], dry_run: bool) -> Result<u64> {
+        let records = records.to_vec();
+        self.write(move |c| import::records(c, &records, dry_run)).await
     }
 
     async fn append(&self, records: &[Record]) -> Result<()> {

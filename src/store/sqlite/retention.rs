@@ -49,6 +49,11 @@ pub fn drop_some(c: &mut Connection, day: Date) -> Result<u64> {
         t.execute(&KEEP_SUMS, params![before, started, id])?;
         let sql = format!("DELETE FROM tk_ledger WHERE {OLD}");
         let dropped = t.execute(&sql, params![before, started, id])?;
+        // Nothing depends on these.
+        t.execute(
+            "DELETE FROM tk_ledger_imported WHERE started < ?1",
+            params![before],
+        )?;
         if dropped > 0 {
             let remember = "INSERT INTO tk_settings (name, value) VALUES ('rows_from', ?1)
                  ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)";

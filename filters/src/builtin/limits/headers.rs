@@ -1,0 +1,236 @@
+//! How the limits stand, as headers: OpenAI's, LiteLLM's, and the IETF's draft. Of several limits of one
+//! measure, OpenAI's tell the tightest.
+
+use crate::contract::ports::Standing;
+use crate::model::account::Kind;
+use crate::model::limits::Measure;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::fmt::Write;
+use std::sync::LazyLock;
+
+/// LiteLLM's words for whose limit it is: in all, and for one model.
+pub fn descriptor(kind: Kind, of_model: bool) -> &'static str {
+    match (kind, of_model) {
+        (Kind::Gateway, false) => "gateway",
+        (Kind::Gateway, true) => "model",
+        (Kind::Organization, false) => "organization",
+        (Kind::Organization, true) => "model_per_organization",
+        (Kind::Team, false) => "team",
+        (Kind::Team, true) => "model_per_team",
+        (Kind::Member, false) => "team_member",
+        (Kind::Member, true) => "model_per_team_member",
+        (Kind::User, false) => "user",
+        (Kind::User, true) => "model_per_user",
+        (Kind::Key, false) => "api_key",
+        (Kind::Key, true) => "model_per_key",
+        (Kind::EndUser, false) => "end_user",
+        (Kind::EndUser, true) => "model_per_end_user",
+        (Kind::Tag, false) => "tag",
+        (Kind::Tag, true) => "model_per_tag",
+    }
+}
+
+const MEASURES: [Measure; 3] = [Measure::Requests, Measure::Tokens, Measure::Parallel];
+
+struct Names {
+    limit: HeaderName,
+    remaining: HeaderName,
+}
+
+/// LiteLLM's names: two for each subject and measure.
+static NAMES: LazyLock<Vec<Names>> = LazyLock::new(|| {
+    let name = |text: String| HeaderName::try_from(text).unwrap_or(HeaderName::from_static("x-ratelimit"));
+    Kind::ALL
+        .iter()
+        .flat_map(|kind| [(*kind, false), (*kind, true)])
+        .flat_map(|(kind, of_model)| MEASURES.map(|m| (descriptor(kind, of_model), m.as_str())))
+        .map(|(of, measure)| Names {
+            limit: name(format!("x-ratelimit-{of}-limit-{measure}")),
+            remaining: name(format!("x-ratelimit-{of}-remaining-{measure}")),
+        })
+        .collect()
+});
+
+fn names(standing: &Standing) -> Option<&'static Names> {
+    let measure = MEASURES.iter().position(|m| *m == standing.measure)?;
+    let kind = Kind::ALL.iter().position(|k| *k == standing.kind)?;
+    NAMES.get((kind * 2 + usize::from(standing.of_model)) * MEASURES.len() + measure)
+}
+
+/// The one that leaves the least.
+fn tightest(standings: &[Standing], measure: Measure) -> Option<&Standing> {
+    standings
+        .iter()
+        .filter(|s| s.measure == measure)
+        .min_by_key(|s| s.remaining)
+}
+
+static OPENAI: LazyLock<[(Measure, [HeaderName; 3]); 2]> = LazyLock::new(|| {
+    let all = HeaderName::from_static;
+    [
+        (
+            Measure::Requests,
+            [
+                all("x-ratelimit-limit-requests"),
+                all("x-ratelimit-remaining-requests"),
+                all("x-ratelimit-reset-requests"),
+            ],
+        ),
+        (
+            Measure::Tokens,
+            [
+                all("x-ratelimit-limit-tokens"),
+                all("x-ratelimit-remaining-tokens"),
+                all("x-ratelimit-reset-tokens"),
+            ],
+        ),
+    ]
+});
+static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Each header of these standings.
+pub fn each(standings: &[Standing], mut tell: impl FnMut(&'static HeaderName, HeaderValue)) {
+    for (measure, [limit, remaining, reset]) in OPENAI.iter() {
+        if let Some(s) = tightest(standings, *measure) {
+            tell(limit, s.limit.into());
+            tell(remaining, s.remaining.into());
+            tell(reset, text(&span(s.reset_millis)));
+        }
+    }
+    for s in standings {
+        if let Some(names) = names(s) {
+            tell(&names.limit, s.limit.into());
+            tell(&names.remaining, s.remaining.into());
+        }
+    }
+    let (mut policy, mut left) = (String::new(), String::new());
+    for s in standings.iter().filter(|s| s.measure != Measure::Parallel) {
+        if !policy.is_empty() {
+            policy.push_str(", ");
+            left.push_str(", ");
+        }
+        let of = descriptor(s.kind, s.of_model);
+        let measure = s.measure.as_str();
+        // The draft's unit for what are no requests.
+        let unit = if s.measure == Measure::Tokens {
+            ";qu=\"tokens\""
+        } else {
+            ""
+        };
+        let _ = write!(policy, "\"{of}-{measure}\";q={};w=60{unit}", s.limit);
+        let reset = s.reset_millis.div_ceil(1000);
+        let _ = write!(left, "\"{of}-{measure}\";r={};t={reset}", s.remaining);
+    }
+    if !policy.is_empty() {
+        tell(&POLICY, text(&policy));
+        tell(&RATELIMIT, text(&left));
+    }
+}
+
+/// Puts them into a head.
+pub fn put(standings: &[Standing], headers: &mut HeaderMap) {
+    each(standings, |name, value| {
+        headers.insert(name, value);
+    });
+}
+
+fn text(text: &str) -> HeaderValue {
+    // Made of digits and fixed words.
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// A time as OpenAI writes it: `6ms`, `1.5s`, `1m30s`.
+pub fn span(millis: u64) -> String {
+    let mut out = String::with_capacity(12);
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let _ = match (minutes, rest) {
+        (0, 0) => write!(out, "0s"),
+        (0, ms @ ..1000) => write!(out, "{ms}ms"),
+        (_, 0) => write!(out, "{minutes}m0s"),
+        (0, ms) => seconds(&mut out, ms),
+        (_, ms) => write!(out, "{minutes}m").and_then(|()| seconds(&mut out, ms)),
+    };
+    out
+}
+
+fn seconds(out: &mut String, millis: u64) -> std::fmt::Result {
+    match millis % 1000 {
+        0 => write!(out, "{}s", millis / 1000),
+        rest => write!(
+            out,
+            "{}.{}s",
+            millis / 1000,
+            format!("{rest:03}").trim_end_matches('0')
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(kind: Kind, measure: Measure, limit: u64, remaining: u64) -> Standing {
+        Standing {
+            kind,
+            of_model: false,
+            measure,
+            limit,
+            remaining,
+            reset_millis: 60_500,
+        }
+    }
+
+    #[test]
+    fn times_are_written_as_openai_writes_them() {
+        for (millis, want) in [
+            (0, "0s"),
+            (6, "6ms"),
+            (1000, "1s"),
+            (1500, "1.5s"),
+            (1059, "1.059s"),
+            (60_000, "1m0s"),
+            (90_000, "1m30s"),
+            (60_500, "1m0.5s"),
+        ] {
+            assert_eq!(span(millis), want);
+        }
+    }
+
+    #[test]
+    fn each_limit_has_its_headers_and_the_tightest_openais() {
+        let mut map = HeaderMap::new();
+        let standings = [
+            standing(Kind::Key, Measure::Requests, 10, 4),
+            standing(Kind::Team, Measure::Requests, 100, 3),
+            standing(Kind::Key, Measure::Tokens, 1000, 900),
+            standing(Kind::Key, Measure::Parallel, 2, 1),
+        ];
+        put(&standings, &mut map);
+        let get = |name: &str| map.get(name).map(|v| v.to_str().unwrap());
+        assert_eq!(get("x-ratelimit-limit-requests"), Some("100"));
+        assert_eq!(get("x-ratelimit-remaining-requests"), Some("3"));
+        assert_eq!(get("x-ratelimit-reset-requests"), Some("1m0.5s"));
+        assert_eq!(get("x-ratelimit-remaining-tokens"), Some("900"));
+        assert_eq!(get("x-ratelimit-api_key-remaining-requests"), Some("4"));
+        assert_eq!(get("x-ratelimit-team-limit-requests"), Some("100"));
+        assert_eq!(
+            get("x-ratelimit-api_key-remaining-max_parallel_requests"),
+            Some("1")
+        );
+        assert_eq!(
+            get("ratelimit-policy"),
+            Some(
+                "\"api_key-requests\";q=10;w=60, \"team-requests\";q=100;w=60, \
+                 \"api_key-tokens\";q=1000;w=60;qu=\"tokens\""
+            )
+        );
+        assert_eq!(
+            get("ratelimit"),
+            Some("\"api_key-requests\";r=4;t=61, \"team-requests\";r=3;t=61, \"api_key-tokens\";r=900;t=61")
+        );
+        let mut none = HeaderMap::new();
+        put(&[], &mut none);
+        assert!(none.is_empty(), "where nothing is limited, nothing is said");
+    }
+}

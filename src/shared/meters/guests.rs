@@ -1,0 +1,145 @@
+//! End users and tags: whom a call names itself, so that they are looked up when it comes.
+
+use super::meter::Now;
+use super::subject::Subject;
+use super::{Meters, Settings};
+use crate::store::Table;
+use dashmap::DashMap;
+use filters::model::account::Kind;
+use filters::model::limits::{Allowance, Limits};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long an answer of the store is believed; what the store tells of changes comes earlier.
+const FRESH: Duration = Duration::from_secs(60);
+/// How long somebody is let pass whom the store could not be asked about.
+const UNASKED: Duration = Duration::from_secs(2);
+/// How long somebody is believed when changes may have been missed.
+const DOUBTED: Duration = Duration::from_millis(500);
+/// Most that are remembered. Callers make names up.
+const MOST: usize = 100_000;
+/// Longest wait for the store.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// What is known of an end user or a tag.
+#[derive(Clone)]
+pub enum Guest {
+    /// Nobody knows it, or nothing limits it.
+    Free,
+    Blocked,
+    Limited(Arc<Subject>),
+}
+
+struct Entry {
+    guest: Guest,
+    /// Milliseconds of the process' clock.
+    until: u64,
+}
+
+#[derive(Default)]
+pub struct Guests {
+    end_users: DashMap<String, Entry>,
+    tags: DashMap<String, Entry>,
+}
+
+impl Guests {
+    fn of(&self, kind: Kind) -> &DashMap<String, Entry> {
+        match kind {
+            Kind::EndUser => &self.end_users,
+            _ => &self.tags,
+        }
+    }
+
+    pub fn known(&self, kind: Kind, id: &str, now: Now) -> Option<Guest> {
+        let entry = self.of(kind).get(id)?;
+        (now.mono < entry.until).then(|| entry.guest.clone())
+    }
+
+    fn learn(&self, kind: Kind, id: String, guest: Guest, now: Now, fresh: Duration) {
+        let known = self.of(kind);
+        if known.len() >= MOST {
+            known.retain(|_, e| now.mono < e.until);
+        }
+        if known.len() >= MOST {
+            // Made-up names push each other out, and others for as long as it takes to ask again.
+            known.clear();
+        }
+        let until = now.mono + fresh.as_millis() as u64;
+        known.insert(id, Entry { guest, until });
+    }
+
+    pub fn forget(&self, kind: Kind, id: &str) {
+        if matches!(kind, Kind::EndUser | Kind::Tag) {
+            self.of(kind).remove(id);
+        }
+    }
+
+    pub fn forget_all(&self) {
+        self.end_users.clear();
+        self.tags.clear();
+    }
+
+    /// What is known is believed for a moment only.
+    pub fn doubt(&self, now: Now) {
+        for known in [&self.end_users, &self.tags] {
+            for mut entry in known.iter_mut() {
+                entry.until = entry.until.min(now.mono + DOUBTED.as_millis() as u64);
+            }
+        }
+    }
+
+    pub fn sweep(&self, now: Now) {
+        for known in [&self.end_users, &self.tags] {
+            known.retain(|_, e| now.mono < e.until);
+        }
+    }
+}
+
+impl Meters {
+    /// Asks the store about these.
+    pub(super) async fn look_up(&self, who: Vec<(Kind, String)>) {
+        for (kind, id) in who {
+            let table = match kind {
+                Kind::EndUser => Table::EndUser,
+                _ => Table::Tag,
+            };
+            let found = tokio::time::timeout(WAIT, self.world.parties.find(table, &id)).await;
+            let now = self.now();
+            let (guest, fresh) = match found {
+                Ok(Ok(Some(party))) if party.blocked && kind == Kind::EndUser => (Guest::Blocked, FRESH),
+                Ok(Ok(Some(party))) => {
+                    let subject = match party.limits.bind() {
+                        true => Subject::of_party(self, &party, true),
+                        false => self.stranger(kind, &id),
+                    };
+                    (limited(subject), FRESH)
+                }
+                Ok(Ok(None)) => (limited(self.stranger(kind, &id)), FRESH),
+                // Nobody is thrown out because the store is away.
+                Ok(Err(_)) | Err(_) => (Guest::Free, UNASKED),
+            };
+            self.guests.learn(kind, id, guest, now, fresh);
+        }
+    }
+
+    /// Somebody of whom nobody said anything.
+    fn stranger(&self, kind: Kind, id: &str) -> Option<Subject> {
+        let Settings {
+            end_user_budget_nanos,
+            ..
+        } = self.settings;
+        let nanos = end_user_budget_nanos.filter(|_| kind == Kind::EndUser && self.has_room_for_more())?;
+        let limits = Limits {
+            budget: Allowance {
+                nanos: Some(nanos),
+                ..Allowance::default()
+            },
+            ..Limits::default()
+        };
+        Subject::new(self, kind, id, None, &limits, true)
+    }
+}
+
+fn limited(subject: Option<Subject>) -> Guest {
+    subject.map_or(Guest::Free, |s| Guest::Limited(Arc::new(s)))
+}

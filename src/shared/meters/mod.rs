@@ -1,0 +1,512 @@
+//! Budgets, rates and calls in flight of everybody, counted exactly: a call is let in by all of its meters
+//! together or counted by none.
+//!
+//! A meter belongs to an account and holds what is known of it in this process. With Redis the meters of all
+//! replicas work on grants of shared ones (`agree`); without it, or while it is away, each replica decides
+//! by what it knows. What was spent is the ledger's to say (`read`).
+
+mod agree;
+mod decide;
+mod guests;
+mod meter;
+mod money;
+mod queue;
+mod read;
+mod subject;
+#[cfg(test)]
+mod tests;
+pub mod window;
+
+use super::agreement::Agreement;
+use super::parties::Parties;
+use super::period::Calendar;
+use crate::store::Store;
+use async_trait::async_trait;
+use dashmap::DashMap;
+use decide::{Decision, Held, Setting, decide};
+use filters::contract::ports::{Admitted, Asked, Clock, Limiter, Refused, Unlimited, Why};
+use filters::model::account::{Account, Charge, Kind};
+use filters::model::key::{Caller, KeyHash};
+use filters::model::limits::Limits;
+use filters::model::record::Record;
+use guests::{Guest, Guests};
+use meter::{Meter, Now};
+use parking_lot::Mutex;
+use queue::Queue;
+pub use queue::QueueSettings;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use subject::{Bound, Plan, Subject};
+
+/// Most meters. Who is new after that is not limited until idle ones are gone: names of end users and tags
+/// come from callers, and so do their numbers.
+const MOST_METERS: usize = 200_000;
+/// Meters and plans that nobody used for so long are let go of.
+const IDLE: Duration = Duration::from_secs(120);
+const SWEEP: Duration = Duration::from_secs(5);
+/// How old the store's word may be, for accounts in use.
+const FRESH: Duration = Duration::from_secs(30);
+/// Questions to Redis and the store that one call waits for, at most.
+const ROUNDS: usize = 8;
+/// Tags of one call that are limited.
+const MOST_TAGS: usize = 16;
+
+/// What the config says.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub calendar: Calendar,
+    /// The whole gateway's.
+    pub gateway: Limits,
+    /// Of end users that nobody has made known, nano-dollars.
+    pub end_user_budget_nanos: Option<i64>,
+    pub queue: Option<QueueSettings>,
+}
+
+/// What is told of limits outside of answers.
+pub trait Events: Send + Sync {
+    fn soft_budget_crossed(&self, crossed: &Crossed<'_>);
+    fn refused(&self, kind: Kind, why: &Why);
+}
+
+/// A soft budget that was passed just now. Nano-dollars, microseconds since 1970.
+pub struct Crossed<'a> {
+    pub account: &'a Account,
+    pub alias: Option<&'a str>,
+    pub spent_nanos: i64,
+    pub soft_budget_nanos: i64,
+    pub period_ends_micros: Option<i64>,
+}
+
+/// Nano-dollars of each account that are written down and not in the store yet.
+pub type Unlanded = Box<dyn Fn(&[&Account]) -> Vec<i64> + Send + Sync>;
+
+/// What the meters stand on.
+pub struct World {
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub unlanded: Unlanded,
+    pub parties: Arc<Parties>,
+    pub agreement: Option<Arc<Agreement>>,
+    pub events: Arc<dyn Events>,
+}
+
+pub struct Meters {
+    base: Instant,
+    world: World,
+    settings: Settings,
+    table: DashMap<Account, Arc<Meter>>,
+    serial: AtomicU64,
+    /// Kinds of accounts whose money anybody looks at: bit 2·kind, +1 for a model's.
+    money: AtomicU32,
+    plans: DashMap<KeyHash, Arc<Plan>>,
+    gateway: OnceLock<Option<Subject>>,
+    guests: Guests,
+    queue: Option<Queue>,
+    /// Meters that Redis has to hear of.
+    listed: Mutex<Vec<Arc<Meter>>>,
+}
+
+impl Meters {
+    pub fn new(world: World, settings: Settings) -> Arc<Self> {
+        let queue = settings.queue.clone().map(Queue::new);
+        Arc::new(Self {
+            base: Instant::now(),
+            world,
+            settings,
+            table: DashMap::new(),
+            serial: AtomicU64::new(0),
+            money: AtomicU32::new(0),
+            plans: DashMap::new(),
+            gateway: OnceLock::new(),
+            guests: Guests::default(),
+            queue,
+            listed: Mutex::default(),
+        })
+    }
+
+    /// Keeps meters fresh, small and, with Redis, agreed on. Ends with the meters.
+    pub async fn tend(self: Arc<Self>) {
+        let me = Arc::downgrade(&self);
+        drop(self);
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut tick = tokio::time::interval(agree::TICK);
+        for timer in [&mut sweep, &mut tick] {
+            timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        loop {
+            let is_sweep = tokio::select! {
+                _ = sweep.tick() => true,
+                _ = tick.tick() => false,
+            };
+            let Some(meters) = me.upgrade() else { return };
+            if is_sweep {
+                meters.sweep();
+                meters.refresh(FRESH).await;
+            } else {
+                meters.agree().await;
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            mono: self.base.elapsed().as_millis() as u64,
+            wall: self.world.clock.now_micros(),
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.world.agreement.as_ref().is_some_and(|a| a.is_up())
+    }
+
+    /// The account's meter, made if need be.
+    fn meter(&self, account: Account, has_money: bool) -> Arc<Meter> {
+        if has_money {
+            self.money.fetch_or(
+                money_bit(account.kind, !account.model.is_empty()),
+                Ordering::SeqCst,
+            );
+        }
+        if let Some(meter) = self.table.get(&account) {
+            return Arc::clone(&meter);
+        }
+        let meter = |account| {
+            let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Meter::new(serial, account))
+        };
+        Arc::clone(
+            &self
+                .table
+                .entry(account.clone())
+                .or_insert_with(|| meter(account)),
+        )
+    }
+
+    fn has_room_for_more(&self) -> bool {
+        self.table.len() < MOST_METERS
+    }
+
+    fn plan(&self, holder: &Arc<filters::model::key::Holder>, now: Now) -> Arc<Plan> {
+        if let Some(plan) = self.plans.get(&holder.hash)
+            && Arc::ptr_eq(&plan.holder, holder)
+        {
+            plan.used_at.store(now.mono, Ordering::Relaxed);
+            return Arc::clone(&plan);
+        }
+        let plan = Arc::new(Plan::new(self, holder));
+        plan.used_at.store(now.mono, Ordering::Relaxed);
+        self.plans.insert(holder.hash, Arc::clone(&plan));
+        plan
+    }
+
+    fn gateway(&self) -> Option<&Subject> {
+        self.gateway
+            .get_or_init(|| Subject::new(self, Kind::Gateway, "", None, &self.settings.gateway, true))
+            .as_ref()
+    }
+
+    /// What limits the call. `Err` names end users and tags that have to be looked up first.
+    fn bounds(&self, asked: &Asked<'_>, now: Now) -> Result<Vec<Arc<Bound>>, Missing> {
+        let mut bounds = Vec::new();
+        let (requested, group) = (asked.requested, asked.group);
+        let mut own_tags: &[String] = &[];
+        if let Caller::Key(holder) = asked.caller {
+            own_tags = &holder.tags;
+            for subject in &self.plan(holder, now).subjects {
+                subject.bounds(self, requested, group, &mut bounds);
+            }
+        }
+        let end_user = asked.end_user.map(|id| (Kind::EndUser, id));
+        let tags = own_tags.iter().chain(asked.tags).map(|t| (Kind::Tag, t.as_str()));
+        let mut missing = Vec::new();
+        for (kind, id) in end_user.into_iter().chain(tags.take(MOST_TAGS)) {
+            match self.guests.known(kind, id, now) {
+                Some(Guest::Blocked) => return Err(Missing::Blocked(id.to_string())),
+                Some(Guest::Free) => {}
+                Some(Guest::Limited(subject)) => {
+                    let from = bounds.len();
+                    subject.bounds(self, requested, group, &mut bounds);
+                    // The same tag twice counts once.
+                    let (before, new) = bounds.split_at(from);
+                    if new
+                        .iter()
+                        .any(|n| before.iter().any(|b| Arc::ptr_eq(&b.meter, &n.meter)))
+                    {
+                        bounds.truncate(from);
+                    }
+                }
+                None => missing.push((kind, id.to_string())),
+            }
+        }
+        if !missing.is_empty() {
+            return Err(Missing::Unknown(missing));
+        }
+        if let Some(gateway) = self.gateway() {
+            gateway.bounds(self, requested, group, &mut bounds);
+        }
+        Ok(bounds)
+    }
+
+    fn setting(&self, now: Now) -> Setting<'_> {
+        Setting {
+            now,
+            calendar: &self.settings.calendar,
+            shared: self.is_shared(),
+        }
+    }
+
+    /// Redis has to hear of this meter.
+    fn list(&self, meter: &Arc<Meter>) {
+        if !meter.listed.swap(true, Ordering::SeqCst) {
+            self.listed.lock().push(Arc::clone(meter));
+        }
+    }
+
+    /// The accounts of a row whose money somebody looks at.
+    pub fn charged(&self, record: &Record) -> Vec<Account> {
+        let watched = self.money.load(Ordering::SeqCst);
+        if watched == 0 || record.spend_nanos <= 0 {
+            return Vec::new();
+        }
+        let is_watched = |kind, of_model| watched & money_bit(kind, of_model) != 0;
+        let subjects = Charge::of(record).subjects(|k| is_watched(k, false) || is_watched(k, true));
+        let mut out = Vec::with_capacity(subjects.len() * 2);
+        for (kind, id) in subjects {
+            if is_watched(kind, true) && !record.model_group.is_empty() {
+                out.push(Account::of_model(kind, id.as_ref(), record.model_group.as_str()));
+            }
+            if is_watched(kind, false) {
+                out.push(Account::new(kind, id));
+            }
+        }
+        out
+    }
+
+    /// A row was written down: the accounts it is charged to have spent so much more.
+    pub fn spent(&self, charged: &[Account], nanos: i64, ended_micros: i64) {
+        for account in charged {
+            let Some(meter) = self.table.get(account).map(|m| Arc::clone(&m)) else {
+                continue;
+            };
+            let mut state = meter.state.lock();
+            let Some(money) = &mut state.money else { continue };
+            let crossed = money.add(nanos, ended_micros);
+            let (spent, period) = (money.spent(), money.period());
+            drop(state);
+            if crossed {
+                self.crossed(account, spent, period.end);
+            }
+            if self.world.agreement.is_some() {
+                self.list(&meter);
+            }
+        }
+    }
+
+    fn crossed(&self, account: &Account, spent_nanos: i64, period_ends_micros: Option<i64>) {
+        let state = self
+            .table
+            .get(account)
+            .map(|m| m.state.lock().money.as_ref().and_then(|m| m.soft()));
+        self.world.events.soft_budget_crossed(&Crossed {
+            account,
+            alias: None,
+            spent_nanos,
+            soft_budget_nanos: state.flatten().unwrap_or(0),
+            period_ends_micros,
+        });
+    }
+
+    /// Somebody changed this subject: the next call asks the store what it has spent.
+    pub fn changed(&self, kind: Kind, id: &str) {
+        self.guests.forget(kind, id);
+        let forget = |meter: &Meter| {
+            if let Some(money) = &mut meter.state.lock().money {
+                money.forget();
+            }
+        };
+        if let Some(meter) = self.table.get(&Account::new(kind, id)) {
+            forget(&meter);
+        }
+        if self.money.load(Ordering::SeqCst) & money_bit(kind, true) == 0 {
+            return;
+        }
+        for entry in &self.table {
+            let account = entry.key();
+            if account.kind == kind && account.id == id {
+                forget(entry.value());
+            }
+        }
+    }
+
+    /// A budget that others refer to changed: end users and tags are asked for again.
+    pub fn limits_changed(&self) {
+        self.guests.forget_all();
+    }
+
+    /// Anything may have changed. Nobody waits for the store because of that: it may be away.
+    pub fn all_changed(&self) {
+        self.guests.doubt(self.now());
+        for entry in &self.table {
+            if let Some(money) = &mut entry.state.lock().money {
+                money.doubt();
+            }
+        }
+    }
+
+    /// Lets go of what nobody uses.
+    fn sweep(&self) {
+        let now = self.now();
+        let idle = IDLE.as_millis() as u64;
+        self.plans
+            .retain(|_, plan| now.mono.saturating_sub(plan.used_at.load(Ordering::Relaxed)) < idle);
+        self.guests.sweep(now);
+        self.table
+            .retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle(now, idle));
+    }
+
+    /// Calls in the queue.
+    pub fn waiting(&self) -> usize {
+        self.queue.as_ref().map_or(0, Queue::len)
+    }
+
+    /// How many meters there are of each kind, what is set aside, nano-dollars, and calls in flight.
+    pub fn stats(&self) -> Vec<(Kind, MeterStats)> {
+        let mut stats: Vec<_> = Kind::ALL.map(|k| (k, MeterStats::default())).into();
+        for entry in &self.table {
+            let state = entry.state.lock();
+            if let Some((_, s)) = stats.get_mut(decide::place_of(entry.key().kind)) {
+                s.meters += 1;
+                s.in_flight += state.in_flight;
+                let reserved = state.money.as_ref().map_or(0, |m| m.reserved());
+                s.reserved_nanos = s.reserved_nanos.saturating_add(reserved);
+            }
+        }
+        stats
+    }
+
+    async fn settle_on(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+    ) -> Result<Result<Option<Held>, Box<Refused>>, Vec<Arc<Bound>>> {
+        for _ in 0..ROUNDS {
+            let now = self.now();
+            let bounds = match self.bounds(asked, now) {
+                Ok(bounds) => bounds,
+                Err(Missing::Blocked(id)) => return Ok(Err(blocked(id))),
+                Err(Missing::Unknown(who)) => {
+                    self.look_up(who).await;
+                    continue;
+                }
+            };
+            if bounds.is_empty() {
+                return Ok(Ok(None));
+            }
+            match decide(self, bounds.clone(), asked.estimate, self.setting(now)) {
+                Decision::In(held) => return Ok(Ok(Some(held))),
+                Decision::Out(refused) => return Ok(Err(refused)),
+                Decision::Unread(unread) => self.read(unread).await,
+                Decision::Ask(questions) => self.ask(questions).await,
+            }
+        }
+        let now = self.now();
+        Err(self.bounds(asked, now).unwrap_or_default())
+    }
+
+    /// Decides, whatever it takes.
+    async fn decided(self: &Arc<Self>, asked: &Asked<'_>) -> Result<Option<Held>, Box<Refused>> {
+        match self.settle_on(asked).await {
+            Ok(decided) => decided,
+            // Redis grants less than others take, again and again: what is known here has to do.
+            Err(bounds) => {
+                let mut setting = self.setting(self.now());
+                setting.shared = false;
+                match decide(self, bounds, asked.estimate, setting) {
+                    Decision::In(held) => Ok(Some(held)),
+                    Decision::Out(refused) => Err(refused),
+                    Decision::Unread(_) | Decision::Ask(_) => Ok(None),
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MeterStats {
+    pub meters: u64,
+    pub in_flight: u64,
+    pub reserved_nanos: i64,
+}
+
+/// Why what limits a call is not known yet.
+enum Missing {
+    Unknown(Vec<(Kind, String)>),
+    Blocked(String),
+}
+
+fn blocked(id: String) -> Box<Refused> {
+    Box::new(Refused {
+        kind: Kind::EndUser,
+        id,
+        alias: None,
+        model: None,
+        why: Why::Blocked,
+        standings: Vec::new(),
+    })
+}
+
+fn money_bit(kind: Kind, of_model: bool) -> u32 {
+    1 << (decide::place_of(kind) * 2 + usize::from(of_model))
+}
+
+/// The meters as the filter sees them.
+pub struct Gate(pub Arc<Meters>);
+
+impl Gate {
+    fn told(&self, refused: Box<Refused>) -> Box<Refused> {
+        self.0.world.events.refused(refused.kind, &refused.why);
+        refused
+    }
+}
+
+fn boxed(held: Option<Held>) -> Box<dyn Admitted> {
+    match held {
+        Some(held) => Box::new(held),
+        None => Box::new(Unlimited),
+    }
+}
+
+#[async_trait]
+impl Limiter for Gate {
+    fn try_admit(&self, asked: &Asked<'_>) -> Option<Result<Box<dyn Admitted>, Box<Refused>>> {
+        let meters = &self.0;
+        let now = meters.now();
+        let bounds = match meters.bounds(asked, now) {
+            Ok(bounds) => bounds,
+            Err(Missing::Blocked(id)) => return Some(Err(self.told(blocked(id)))),
+            Err(Missing::Unknown(_)) => return None,
+        };
+        if bounds.is_empty() {
+            return Some(Ok(Box::new(Unlimited)));
+        }
+        if meters.queue.is_some() && bounds.iter().any(|b| b.meter.waiting.load(Ordering::Relaxed) > 0) {
+            // Others were here first.
+            return None;
+        }
+        match decide(meters, bounds, asked.estimate, meters.setting(now)) {
+            Decision::In(held) => Some(Ok(Box::new(held))),
+            Decision::Out(refused) if meters.queue.is_some() && decide::may_wait(&refused).is_some() => None,
+            Decision::Out(refused) => Some(Err(self.told(refused))),
+            Decision::Unread(_) | Decision::Ask(_) => None,
+        }
+    }
+
+    async fn admit(&self, asked: &Asked<'_>) -> Result<Box<dyn Admitted>, Box<Refused>> {
+        let decided = match &self.0.queue {
+            Some(queue) => queue.admit(&self.0, asked).await,
+            None => self.0.decided(asked).await,
+        };
+        decided.map(boxed).map_err(|refused| self.told(refused))
+    }
+}

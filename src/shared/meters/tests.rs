@@ -1,0 +1,348 @@
+//! Meters over a store in memory.
+
+use super::*;
+use crate::store::{self, Address};
+use filters::contract::ports::{Estimate, Standing};
+use filters::model::key::{Holder, Key};
+use filters::model::limits::Measure;
+use filters::testkit::{self, FakeClock};
+use serde_json::{Value, json};
+use std::sync::Mutex as StdMutex;
+
+#[derive(Default)]
+struct Heard(StdMutex<Vec<(Kind, i64)>>);
+
+impl Events for Heard {
+    fn soft_budget_crossed(&self, crossed: &Crossed<'_>) {
+        let line = (crossed.account.kind, crossed.soft_budget_nanos);
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn refused(&self, _kind: Kind, _why: &Why) {}
+}
+
+struct Bench {
+    gate: Gate,
+    clock: Arc<FakeClock>,
+    heard: Arc<Heard>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new(settings: Settings) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Sqlite(dir.path().join("db"));
+        let store = store::open(&address, &store::Settings::default()).await.unwrap();
+        let (clock, heard) = (Arc::new(FakeClock::default()), Arc::new(Heard::default()));
+        clock.set(1_000_000);
+        let world = World {
+            parties: Arc::new(Parties::new(Arc::clone(&store))),
+            store,
+            clock: Arc::clone(&clock) as _,
+            unlanded: Box::new(|accounts| vec![0; accounts.len()]),
+            agreement: None,
+            events: Arc::clone(&heard) as _,
+        };
+        Bench {
+            gate: Gate(Meters::new(world, settings)),
+            clock,
+            heard,
+            _dir: dir,
+        }
+    }
+
+    async fn ask(&self, caller: &Caller, call: Ask<'_>) -> Result<Box<dyn Admitted>, Box<Refused>> {
+        let estimate = || Estimate {
+            tokens: call.tokens,
+            nanos: call.nanos,
+        };
+        let asked = Asked {
+            caller,
+            end_user: call.end_user,
+            tags: &[],
+            requested: call.model,
+            group: call.model,
+            estimate: &estimate,
+        };
+        match self.gate.try_admit(&asked) {
+            Some(decided) => decided,
+            None => self.gate.admit(&asked).await,
+        }
+    }
+
+    fn spend(&self, key: &Key, nanos: i64) {
+        let charged = [Account::new(Kind::Key, key.hash.hex())];
+        self.gate.0.spent(&charged, nanos, self.clock.now_micros());
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Ask<'a> {
+    model: &'a str,
+    end_user: Option<&'a str>,
+    tokens: u64,
+    nanos: i64,
+}
+
+const CALL: Ask<'static> = Ask {
+    model: "m",
+    end_user: None,
+    tokens: 10,
+    nanos: 1_000,
+};
+
+fn key(fields: Value) -> Key {
+    let mut key = testkit::key("sk-a");
+    if let Value::Object(fields) = fields {
+        key.extra = fields;
+    }
+    key.max_budget_nanos = Limits::of(&key.extra).budget.nanos;
+    key
+}
+
+fn caller(key: &Key) -> Caller {
+    Caller::Key(Arc::new(key.clone().into()))
+}
+
+fn party(kind: Kind, id: &str, fields: Value) -> Option<Arc<filters::model::party::Party>> {
+    let Value::Object(fields) = fields else { panic!() };
+    Some(Arc::new(filters::model::party::Party::new(kind, id, fields)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_thousand_calls_at_once_pass_a_budget_for_three_by_one_at_most() {
+    let bench = Arc::new(Bench::new(Settings::default()).await);
+    // 3,500 nano-dollars.
+    let key = key(json!({"max_budget": "0.0000035"}));
+    let caller = Arc::new(caller(&key));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..1000 {
+        let (bench, caller) = (Arc::clone(&bench), Arc::clone(&caller));
+        calls.spawn(async move { bench.ask(&caller, CALL).await.ok() });
+    }
+    let held: Vec<_> = calls.join_all().await.into_iter().flatten().collect();
+    assert_eq!(held.len(), 4, "three fit, and one goes over");
+    drop(held);
+    for _ in 0..10 {
+        assert!(bench.ask(&caller, CALL).await.is_ok(), "given back each time");
+    }
+    bench.spend(&key, 3_500);
+    let refused = bench.ask(&caller, CALL).await.err().unwrap();
+    assert_eq!(
+        refused.why,
+        Why::Budget {
+            spent: 3_500,
+            budget: 3_500
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_call_is_counted_by_all_or_by_none() {
+    let bench = Bench::new(Settings::default()).await;
+    let key =
+        key(json!({"rpm_limit": 100, "max_parallel_requests": 100, "tpm_limit": 1000, "max_budget": 1}));
+    let mut holder = Holder::from(key);
+    holder.team = party(Kind::Team, "t", json!({"rpm_limit": 2}));
+    holder.user = party(Kind::User, "u", json!({"rpm_limit": 100}));
+    let caller = Caller::Key(Arc::new(holder));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(bench.ask(&caller, CALL).await.unwrap());
+    }
+    for _ in 0..5 {
+        let refused = bench.ask(&caller, CALL).await.err().unwrap();
+        assert_eq!((refused.kind, refused.id.as_str()), (Kind::Team, "t"));
+        let left = |kind, measure| {
+            let found = refused
+                .standings
+                .iter()
+                .find(|s| s.kind == kind && s.measure == measure);
+            found.map(|s: &Standing| s.remaining)
+        };
+        assert_eq!(
+            left(Kind::Key, Measure::Requests),
+            Some(98),
+            "the refused are not counted"
+        );
+        assert_eq!(left(Kind::User, Measure::Requests), Some(98));
+        assert_eq!(left(Kind::Key, Measure::Tokens), Some(980));
+        assert_eq!(left(Kind::Key, Measure::Parallel), Some(98));
+        assert_eq!(left(Kind::Team, Measure::Requests), Some(0));
+    }
+    for mut held in held {
+        held.settle(4);
+    }
+    let (_, stats) = bench.gate.0.stats()[5];
+    assert_eq!((stats.in_flight, stats.reserved_nanos), (0, 0), "nothing leaks");
+}
+
+#[tokio::test]
+async fn tokens_are_set_aside_and_settled() {
+    let bench = Bench::new(Settings::default()).await;
+    let caller = caller(&key(json!({"tpm_limit": 100})));
+    let ask = |tokens| Ask { tokens, ..CALL };
+    let mut first = bench.ask(&caller, ask(60)).await.unwrap();
+    let refused = bench.ask(&caller, ask(60)).await.err().unwrap();
+    assert!(matches!(
+        refused.why,
+        Why::Rate {
+            measure: Measure::Tokens,
+            limit: 100,
+            remaining: 40,
+            ..
+        }
+    ));
+    first.settle(10);
+    drop(first);
+    let second = bench.ask(&caller, ask(60)).await.unwrap();
+    assert_eq!(second.standings()[0].remaining, 30);
+    drop(second);
+    let huge = bench.ask(&caller, ask(1_000_000)).await.err().unwrap();
+    assert!(
+        matches!(
+            huge.why,
+            Why::Rate {
+                retry_millis: 1..,
+                ..
+            }
+        ),
+        "it needs the whole window"
+    );
+}
+
+#[tokio::test]
+async fn a_model_has_limits_of_its_own() {
+    let bench = Bench::new(Settings::default()).await;
+    let caller = caller(&key(json!({
+        "model_rpm_limit": {"m": 1}, "model_max_budget": {"dear": {"budget_limit": "0.000001", "time_period": "1d"}}
+    })));
+    let of = |model| Ask { model, ..CALL };
+    let _one = bench.ask(&caller, of("m")).await.unwrap();
+    let refused = bench.ask(&caller, of("m")).await.err().unwrap();
+    assert_eq!((refused.kind, refused.model.as_deref()), (Kind::Key, Some("m")));
+    assert!(bench.ask(&caller, of("other")).await.is_ok());
+    let _dear = bench.ask(&caller, of("dear")).await.unwrap();
+    let refused = bench.ask(&caller, of("dear")).await.err().unwrap();
+    assert!(matches!(refused.why, Why::Budget { .. }));
+    bench.clock.set(86_400_000_000);
+    drop(_dear);
+    assert!(bench.ask(&caller, of("dear")).await.is_ok());
+}
+
+#[tokio::test]
+async fn whose_budget_counts() {
+    let gateway = Limits::of(json!({"max_budget": "0.000004"}).as_object().unwrap());
+    let settings = Settings {
+        gateway,
+        end_user_budget_nanos: Some(1_000),
+        ..Settings::default()
+    };
+    let bench = Bench::new(settings).await;
+    let mut holder = Holder::from(key(json!({})));
+    holder.user = party(Kind::User, "u", json!({"max_budget": 0, "rpm_limit": 10}));
+    let alone = Caller::Key(Arc::new(holder.clone()));
+    let refused = bench.ask(&alone, CALL).await.err().unwrap();
+    assert_eq!(refused.kind, Kind::User);
+    holder.key.team_id = Some("t".into());
+    let in_team = Caller::Key(Arc::new(holder));
+    let _a = bench.ask(&in_team, CALL).await.unwrap();
+    let of = |end_user| Ask {
+        end_user: Some(end_user),
+        ..CALL
+    };
+    let _b = bench.ask(&in_team, of("eve")).await.unwrap();
+    let refused = bench.ask(&in_team, of("eve")).await.err().unwrap();
+    assert_eq!((refused.kind, refused.id.as_str()), (Kind::EndUser, "eve"));
+    let _c = bench.ask(&in_team, of("bob")).await.unwrap();
+    let master = Caller::Master {
+        hash: KeyHash::of("sk-master"),
+    };
+    let _d = bench.ask(&master, CALL).await.unwrap();
+    let refused = bench.ask(&master, CALL).await.err().unwrap();
+    assert_eq!(refused.kind, Kind::Gateway, "the gateway's budget is everybody's");
+}
+
+#[tokio::test]
+async fn a_soft_budget_warns_once() {
+    let bench = Bench::new(Settings::default()).await;
+    let key = key(json!({"soft_budget": "0.000001", "max_budget": 1}));
+    drop(bench.ask(&caller(&key), CALL).await);
+    for _ in 0..3 {
+        bench.spend(&key, 600);
+    }
+    assert_eq!(*bench.heard.0.lock().unwrap(), [(Kind::Key, 1_000)]);
+}
+
+#[tokio::test]
+async fn who_waits_goes_in_when_a_place_comes_free() {
+    let settings = Settings {
+        queue: Some(QueueSettings {
+            max_wait: Duration::from_secs(20),
+            max_waiting: 2,
+        }),
+        ..Settings::default()
+    };
+    let bench = Arc::new(Bench::new(settings).await);
+    let caller = Arc::new(caller(&key(json!({"max_parallel_requests": 1}))));
+    let first = bench.ask(&caller, CALL).await.unwrap();
+    let wait = || {
+        let (bench, caller) = (Arc::clone(&bench), Arc::clone(&caller));
+        tokio::spawn(async move { bench.ask(&caller, CALL).await })
+    };
+    let waiting = async |n: u32| {
+        let meter = |m: &Arc<Meter>| m.waiting.load(Ordering::SeqCst);
+        while bench.gate.0.table.iter().map(|m| meter(&m)).sum::<u32>() != n {
+            tokio::task::yield_now().await;
+        }
+    };
+    let second = wait();
+    waiting(1).await;
+    let third = wait();
+    waiting(2).await;
+    let fourth = bench.ask(&caller, CALL).await.err().unwrap();
+    assert!(
+        matches!(fourth.why, Why::Queue { waiting: 2, .. }),
+        "no more may wait"
+    );
+    // One that leaves frees its place.
+    third.abort();
+    waiting(1).await;
+    let third = wait();
+    waiting(2).await;
+    drop(first);
+    let second = second.await.unwrap().unwrap();
+    assert_eq!(second.queued(), Some(1));
+    drop(second);
+    let third = third.await.unwrap().unwrap();
+    assert_eq!(third.queued(), Some(2));
+}
+
+#[tokio::test]
+async fn meters_that_nobody_uses_are_let_go_of() {
+    let settings = Settings {
+        end_user_budget_nanos: Some(1_000_000),
+        ..Settings::default()
+    };
+    let bench = Bench::new(settings).await;
+    let caller = caller(&key(json!({})));
+    let names: Vec<String> = (0..50).map(|n| format!("made-up-{n}")).collect();
+    for name in &names {
+        let call = Ask {
+            end_user: Some(name),
+            ..CALL
+        };
+        drop(bench.ask(&caller, call).await);
+    }
+    let meters = &bench.gate.0;
+    assert_eq!(meters.table.len(), 50);
+    let later = Now {
+        mono: meters.now().mono + 1_000_000,
+        wall: 0,
+    };
+    meters.guests.sweep(later);
+    meters
+        .table
+        .retain(|_, m| Arc::strong_count(m) > 1 || !m.is_idle(later, 120_000));
+    assert_eq!(meters.table.len(), 0);
+}
