@@ -624,7 +624,7 @@ async fn usage_is_added_up_out_of_the_ledger() {
     let gateway = Setup::new().model("small", &upstream).start().await;
     let shell = Shell::at(&gateway);
     shell.run(&["key", "create", "--name", "app", "-q"]).await.ok();
-    let team = json!({"team_id": "red", "team_alias": "The Reds\u{1b}[2J"});
+    let team = json!({"team_id": "red", "team_alias": "The Reds\u{202e}"});
     let made = ask(&gateway, "POST", "/team/new", &[], team.to_string()).await;
     assert_eq!(made.status(), 200, "{made:?}");
     let listed = shell.run(&["key", "list", "--json"]).await.ok().json();
@@ -687,7 +687,7 @@ async fn usage_is_added_up_out_of_the_ledger() {
     }
     let teams = shell.run(&["usage", "--by", "team"]).await.ok();
     assert!(
-        teams.out.contains("The Reds\\u{1b}[2J") && teams.out.contains("(no team)"),
+        teams.out.contains("The Reds\\u{202e}") && teams.out.contains("(no team)"),
         "{:?}",
         teams.out
     );

@@ -195,7 +195,7 @@ async fn calls_are_found_again_in_every_report() {
         ("model=up-large", 1),
         ("tag=t'1&end_user=eve", n),
         ("key_alias=mo's", 2),
-        ("min_spend=0.0130000001", 1),
+        ("min_spend=0.013000001", 1),
         ("max_spend=0.013&sort_by=spend", n - 1),
         ("search=nothing", 0),
         ("ended_after=0", 0),
