@@ -7,6 +7,7 @@ use super::node::Node;
 use super::report::Notes;
 use super::secret::Secret;
 use super::settings::top_section;
+use super::text::shown;
 use filters::model::money::Nanos;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
@@ -132,6 +133,14 @@ pub(super) fn litellms(root: &Node, env: &Env, notes: &Notes, out: &mut Meters) 
         let alerting = fields.texts("alerting").unwrap_or_default();
         if alerting.iter().any(|a| a == "webhook") {
             out.webhook = env.get("WEBHOOK_URL");
+        }
+        if let (Some(other), Some(entry)) = (
+            alerting.iter().find(|a| *a != "webhook"),
+            fields.entry("alerting"),
+        ) {
+            let message = format!("`alerting`: {} is not supported yet", shown(other));
+            let draft = fields.warning("unsupported", message, entry.key_at);
+            drop(draft.label("`webhook` is"));
         }
     }
     if let Some(fields) = section(root, "router_settings", notes) {

@@ -49,14 +49,22 @@ struct Entry {
     key: Option<Arc<Holder>>,
     at: Instant,
     epoch: u64,
-    /// From when on it is nobody's any more, microseconds since 1970.
+    until: Until,
+}
+
+/// Microseconds since 1970.
+#[derive(Clone, Copy, Default)]
+struct Until {
+    /// From when on it is nobody's any more.
     ends_micros: Option<i64>,
+    /// From when on it has other limits.
+    turns_micros: Option<i64>,
 }
 
 /// What the store says of a hash.
 struct Found {
     holder: Option<Holder>,
-    ends_micros: Option<i64>,
+    until: Until,
 }
 
 impl KeyCache {
@@ -135,26 +143,43 @@ impl KeyCache {
 
     fn fresh(&self, entry: &Entry) -> bool {
         let time = if entry.key.is_some() { FRESH } else { UNKNOWN_FRESH };
-        entry.at.elapsed() < time && entry.epoch == self.epoch.load(Ordering::SeqCst) && !self.ended(entry)
+        entry.at.elapsed() < time
+            && entry.epoch == self.epoch.load(Ordering::SeqCst)
+            && !self.is_past(entry.until.ends_micros)
+            && !self.is_past(entry.until.turns_micros)
     }
 
-    fn ended(&self, entry: &Entry) -> bool {
-        entry.ends_micros.is_some_and(|at| at <= self.clock.now_micros())
+    fn is_past(&self, at: Option<i64>) -> bool {
+        at.is_some_and(|at| at <= self.clock.now_micros())
+    }
+
+    /// Raises a budget that was raised for a time; until when it is.
+    fn raise(&self, holder: &mut Holder) -> Option<i64> {
+        let number = |name: &str| holder.key.extra.get(name).and_then(Value::as_i64);
+        let until = number("temp_budget_until_micros").filter(|at| !self.is_past(Some(*at)))?;
+        let more = number("temp_budget_nanos")?.max(0);
+        let budget = holder.limits.budget.nanos?;
+        holder.limits.budget.nanos = Some(budget.saturating_add(more));
+        Some(until)
     }
 
     async fn read(&self, hash: &KeyHash) -> Result<Found, StoreError> {
         let nobody = Found {
             holder: None,
-            ends_micros: None,
+            until: Until::default(),
         };
         let Some(key) = self.store.key_by_hash(hash).await? else {
             return Ok(nobody);
         };
         let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
-            let holder = Some(self.holder(key).await?);
+            let mut holder = self.holder(key).await?;
+            let turns_micros = self.raise(&mut holder);
             return Ok(Found {
-                holder,
-                ends_micros: None,
+                holder: Some(holder),
+                until: Until {
+                    turns_micros,
+                    ends_micros: None,
+                },
             });
         };
         let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
@@ -171,9 +196,14 @@ impl KeyCache {
             old.push(*hash);
         }
         drop(old);
+        let mut holder = self.holder(key).await?;
+        let turns_micros = self.raise(&mut holder);
         Ok(Found {
-            holder: Some(self.holder(key).await?),
-            ends_micros: Some(until),
+            holder: Some(holder),
+            until: Until {
+                turns_micros,
+                ends_micros: Some(until),
+            },
         })
     }
 
@@ -208,7 +238,7 @@ impl KeyCache {
     async fn ask(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         let changes = self.changes.load(Ordering::SeqCst);
         let epoch = self.epoch.load(Ordering::SeqCst);
-        let usable = |e: &Entry| e.key.is_some() && !self.ended(e);
+        let usable = |e: &Entry| e.key.is_some() && !self.is_past(e.until.ends_micros);
         // Who is known need not wait for long when the store hangs.
         let bound = match self.known.get(hash).filter(usable) {
             Some(_) => KNOWN_WAIT,
@@ -216,12 +246,12 @@ impl KeyCache {
         };
         let read = tokio::time::timeout(bound, self.read(hash)).await;
         let read = read.unwrap_or_else(|_| Err(StoreError::Unavailable("it took too long".into())));
-        let (key, ends_micros) = match read {
-            Ok(found) => (found.holder.map(Arc::new), found.ends_micros),
+        let (key, until) = match read {
+            Ok(found) => (found.holder.map(Arc::new), found.until),
             // Whoever was forgotten meanwhile is not known any more.
             Err(e) => match self.known.get(hash).filter(usable) {
                 // Believed a while longer, so that an outage does not ask for every call.
-                Some(known) => (known.key, known.ends_micros),
+                Some(known) => (known.key, known.until),
                 None => return Err(Unavailable(e.to_string())),
             },
         };
@@ -230,7 +260,7 @@ impl KeyCache {
                 key: key.clone(),
                 at: Instant::now(),
                 epoch,
-                ends_micros,
+                until,
             };
             self.known.insert(*hash, entry);
         }
@@ -411,6 +441,23 @@ mod tests {
         assert!(bench.keys.cached(&old.hash).is_none());
         assert!(bench.keys.find(&old.hash).await.unwrap().is_none());
         assert!(bench.keys.find(&new.hash).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_raised_budget_falls_back_at_its_time() {
+        let bench = bench().await;
+        let mut key = testkit::key("sk-a");
+        key.max_budget_nanos = Some(10);
+        key.extra.insert("temp_budget_nanos".into(), json!(5));
+        key.extra.insert("temp_budget_until_micros".into(), json!(100));
+        bench.store.insert_key(&key).await.unwrap();
+        let budget = async || {
+            let found = bench.keys.find(&key.hash).await.unwrap().unwrap();
+            found.limits.budget.nanos
+        };
+        assert_eq!(budget().await, Some(15));
+        bench.clock.set(100);
+        assert_eq!(budget().await, Some(10));
     }
 
     #[tokio::test]

@@ -166,7 +166,10 @@ fn months(n: i64, now: &Zoned) -> Option<(Zoned, Zoned)> {
 /// So often the span after `since` as fits before now.
 fn rolling(n: i64, unit: Unit, since_micros: i64, now: &Zoned) -> Option<(Zoned, Zoned)> {
     let zone = now.time_zone().clone();
-    let since = Timestamp::from_microsecond(since_micros).ok()?.to_zoned(zone);
+    // The store keeps boundaries of whole seconds.
+    let since = Timestamp::from_second(since_micros.div_euclid(1_000_000))
+        .ok()?
+        .to_zoned(zone);
     let nth = |k: i64| -> Option<Zoned> {
         let k = k.checked_mul(n)?;
         let span = match unit {

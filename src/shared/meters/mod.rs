@@ -19,7 +19,7 @@ pub mod window;
 
 use super::agreement::Agreement;
 use super::parties::Parties;
-use super::period::Calendar;
+use super::period::{self, Calendar, Period};
 use crate::store::Store;
 use async_trait::async_trait;
 use dashmap::DashMap;
@@ -27,7 +27,7 @@ use decide::{Decision, Held, Setting, decide};
 use filters::contract::ports::{Admitted, Asked, Clock, Limiter, Refused, Unlimited, Why};
 use filters::model::account::{Account, Charge, Kind};
 use filters::model::key::{Caller, KeyHash};
-use filters::model::limits::Limits;
+use filters::model::limits::{Allowance, Limits};
 use filters::model::record::Record;
 use guests::{Guest, Guests};
 use meter::{Meter, Now};
@@ -364,6 +364,11 @@ impl Meters {
         self.guests.sweep(now);
         self.table
             .retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle(now, idle));
+    }
+
+    /// The budget's period now, by the config's calendar: what the API shows as `budget_reset_at`.
+    pub fn period(&self, allowance: &Allowance) -> Period {
+        period::of(allowance, self.world.clock.now_micros(), &self.settings.calendar)
     }
 
     /// Calls in the queue.

@@ -38,6 +38,8 @@ impl Bound {
     }
 }
 
+type Bounds = Arc<[Arc<Bound>]>;
+
 /// Somebody whose limits count.
 pub struct Subject {
     kind: Kind,
@@ -45,7 +47,8 @@ pub struct Subject {
     alias: Option<String>,
     limits: Limits,
     whole: Option<Arc<Bound>>,
-    by_model: RwLock<Vec<(String, Arc<[Arc<Bound>]>)>>,
+    /// By the name that was asked for.
+    by_model: RwLock<Vec<(String, Bounds)>>,
 }
 
 impl Subject {
@@ -120,7 +123,7 @@ impl Subject {
             into.extend(known.iter().cloned());
             return;
         }
-        let found: Arc<[Arc<Bound>]> = self.of_model(meters, requested, group).into();
+        let found: Bounds = self.of_model(meters, requested, group).into();
         into.extend(found.iter().cloned());
         let mut kept = self.by_model.write();
         if kept.len() < MODELS_KEPT && !kept.iter().any(|(name, _)| name == requested) {

@@ -1,7 +1,7 @@
 //! Before the call: asks everybody whose limits it must keep, sets aside what it may cost and use, and
 //! tells the caller how the limits stand. Who counts, and how, is the [`Limiter`]'s.
 
-mod headers;
+pub mod headers;
 
 use crate::contract::ports::{Admitted, Asked, Catalog, Estimate, Limiter, Ports, Refused, Why};
 use crate::contract::{Call, Cx, Fault, Filter, Needs, Outcome, Refusal, Result, Verdict};
