@@ -1,10 +1,10 @@
-//! What a request brings besides its body: who asks, and the query.
+//! What a request brings besides its body: the query. Who asks is an [`Actor`](super::rights::Actor).
 
 use super::Desk;
 use super::error::{Result, Stopped, wrong_type, wrong_value};
 use axum::extract::{FromRequestParts, Query};
-use filters::contract::{Fault, Refusal};
-use filters::model::key::{Caller, KeyHash};
+use filters::contract::Refusal;
+use filters::model::key::KeyHash;
 use http::request::Parts;
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
@@ -13,24 +13,6 @@ use std::sync::Arc;
 
 /// Furthest row that paging reaches: beyond it a database reads too much to skip it.
 const MOST_SKIPPED: u64 = 1_000_000;
-
-/// Somebody whom the proxy knows: the master key or a virtual key, never nobody.
-pub struct Asking(pub Caller);
-
-impl FromRequestParts<Arc<Desk>> for Asking {
-    type Rejection = Stopped;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<Desk>) -> Result<Self> {
-        match parts.extensions.get::<Caller>() {
-            Some(Caller::Anonymous) => Err(Refusal::unauthorized(
-                "Authentication Error, No api key passed in. Send it as `Authorization: Bearer sk-...`.",
-            )
-            .into()),
-            Some(caller) => Ok(Asking(caller.clone())),
-            None => Err(Fault::internal("the management API was called without a caller").into()),
-        }
-    }
-}
 
 /// The query, read by name. A name given twice is refused, so that no two readers can differ.
 pub struct Params(Vec<(String, String)>);

@@ -9,17 +9,21 @@
 //! No answer but those of `POST /key/generate` and `/key/regenerate` holds a key: keys are shown as
 //! their hash and as `sk-...` with the last four characters.
 
+mod activity;
 mod ask;
 mod audit;
 mod bounds;
 mod budgets;
 mod config;
 mod customers;
+mod days;
 pub(crate) mod duration;
 mod error;
 pub mod fields;
 mod issue;
 mod keys;
+mod log_row;
+mod logs;
 mod lookup;
 mod members;
 mod model_info;
@@ -28,9 +32,11 @@ mod objects;
 mod openapi;
 mod organizations;
 mod policy;
+mod reports;
 mod rights;
 mod rotation;
 pub mod routes;
+mod scope;
 mod shapes;
 mod spend;
 mod tags;

@@ -7,6 +7,7 @@ use super::fields::{self, Fields, Kind};
 use super::keys;
 use super::rights::Actor;
 use super::terms;
+use filters::model::money::Nanos;
 use filters::model::party::texts;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +18,7 @@ pub struct Policy {
     most: Map<String, Value>,
     team: Map<String, Value>,
     personal: Map<String, Value>,
+    budget: Option<Nanos>,
 }
 
 impl Policy {
@@ -47,7 +49,16 @@ impl Policy {
             most,
             team: object(&generation, "team_key_generation")?,
             personal: object(&generation, "personal_key_generation")?,
+            // Judged where the config is read.
+            budget: settings
+                .get("max_budget")
+                .and_then(|v| fields::amount("max_budget", v).ok()),
         })
+    }
+
+    /// What the whole gateway may spend in its period.
+    pub fn budget(&self) -> Option<Nanos> {
+        self.budget
     }
 
     /// Puts in what a new key has unless it is said otherwise.

@@ -213,7 +213,7 @@ fn admit(who: Who, actor: &Actor) -> Result<()> {
 }
 
 /// LiteLLM's `permissions: {"get_spend_routes": true}` on a key.
-fn may_see_spend(actor: &Actor) -> bool {
+pub fn may_see_spend(actor: &Actor) -> bool {
     let permissions = actor.holder().and_then(|k| k.extra.get("permissions"));
     permissions.and_then(|p| p.get("get_spend_routes")) == Some(&Value::Bool(true))
 }

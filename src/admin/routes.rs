@@ -8,8 +8,8 @@
 
 use super::fields::Field;
 use super::{
-    Desk, audit, budgets, config, customers, error, issue, keys, lookup, members, model_info, models,
-    openapi, organizations, rights, rotation, spend, tags, teams, users,
+    Desk, activity, audit, budgets, config, customers, error, issue, keys, logs, lookup, members, model_info,
+    models, openapi, organizations, reports, rights, rotation, spend, tags, teams, users,
 };
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -34,10 +34,13 @@ const TABLES: &[&[Route]] = &[
     customers::ROUTES,
     budgets::ROUTES,
     tags::ROUTES,
+    logs::ROUTES,
     spend::ROUTES,
     models::ROUTES,
     model_info::ROUTES,
     config::ROUTES,
+    reports::ROUTES,
+    activity::ROUTES,
     audit::ROUTES,
     ROUTES,
 ];

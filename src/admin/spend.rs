@@ -1,386 +1,338 @@
-//! What was called and what it cost: the ledger's rows, or their sums per day when those are asked for.
-//!
-//! A row carries the plain API's names and LiteLLM's side by side. A virtual key sees its own rows,
-//! and those of its user when it asks for them.
+//! What keys, users and tags have spent, and what a call would cost. Single calls stand in
+//! [`logs`](super::logs), sums over days in [`reports`](super::reports).
 
 use super::Desk;
-use super::ask::{Asking, Params, Slice};
-use super::error::{Result, forbidden, wrong_value};
-use super::fields::{Field, Kind};
+use super::ask::Params;
+use super::days::{DATES, Days, MOST_SUMS};
+use super::error::{Result, not_found, wrong_type, wrong_value};
+use super::fields::{Field, Fields, Kind};
+use super::rights::{Actor, own_hash};
 use super::routes::{Route, Who};
-use super::shapes::iso;
-use crate::store::{DailyFilter, MAX_ROWS, Page, SpendFilter};
+use super::scope::others;
+use super::shapes::{self, iso};
+use crate::store::table::Order;
+use crate::store::{
+    Doc, DocFilter, Group, KeyFilter, KeySort, MAX_ROWS, Page, Table, UsageFilter, UsageOrder,
+};
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use axum::routing::on;
-use filters::model::key::{Caller, KeyHash};
+use filters::contract::Refusal;
+use filters::model::account::{Account, Kind as Subject};
+use filters::model::call::Endpoint;
 use filters::model::money::Nanos;
-use filters::model::record::{Attempt, Record, Status};
-use http::HeaderValue;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
-use serde::Serialize;
+use filters::model::price::ServiceTier;
+use filters::model::usage::{Usage, estimate_prompt_of};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-pub const ROUTES: &[Route] = &[Route {
-    group: "spend",
-    who: Who::Reader,
-    summary: "Calls and what they cost, newest first",
-    query: &[
-        Field::new("api_key", Kind::Key, "Calls with this key (sk-... or hash)"),
-        Field::new("user_id", Kind::Text, "Calls of this user"),
-        Field::new("team_id", Kind::Text, "Calls of this team"),
-        Field::new("request_id", Kind::Text, "This call"),
-        Field::new("start_date", Kind::Time, "First day, YYYY-MM-DD, UTC"),
-        Field::new("end_date", Kind::Time, "Last day, YYYY-MM-DD, UTC"),
-        Field::new("summarize", Kind::Flag, "One object per day in place of rows"),
-        Field::new("page", Kind::Count, "From 1"),
-        Field::new("limit", Kind::Count, "Rows of a page, at most 5000"),
-    ],
-    answer: "SpendLogs",
-    ..Route::get(&["/spend/logs"], |m| on(m, logs))
-}];
+pub const ROUTES: &[Route] = &[
+    Route {
+        group: "spend",
+        who: Who::Reader,
+        summary: "What a call would cost",
+        body: &[&[
+            Field::new("model", Kind::Text, "The configured model"),
+            Field::new(
+                "messages",
+                Kind::Objects,
+                "What it would be asked; the answer is not counted",
+            ),
+            Field::new(
+                "completion_response",
+                Kind::Settings,
+                "An answer with its `model` and `usage`: what it cost",
+            ),
+            Field::new(
+                "call_type",
+                Kind::Text,
+                "Which kind of call, such as acompletion or aembedding",
+            ),
+        ]],
+        answer: "Cost",
+        ..Route::post(&["/spend/calculate"], |m| on(m, calculate))
+    },
+    Route {
+        group: "spend",
+        who: Who::Accountant,
+        summary: "What tags spent, the dearest first",
+        query: &DATES,
+        answer: "TagSpends",
+        ..Route::get(&["/spend/tags"], |m| on(m, tags))
+    },
+    Route {
+        group: "spend",
+        who: Who::Reader,
+        summary: "Keys and what they spent in their period, the dearest first",
+        query: &[LIMIT],
+        answer: "Keys",
+        ..Route::get(&["/spend/keys"], |m| on(m, keys))
+    },
+    Route {
+        group: "spend",
+        who: Who::Reader,
+        summary: "Users and what they spent, the dearest first",
+        query: &[Field::new("user_id", Kind::Text, "This user alone"), LIMIT],
+        answer: "UserSpends",
+        ..Route::get(&["/spend/users"], |m| on(m, users))
+    },
+];
 
-/// Rows of one answer, unless `limit` says otherwise.
-const ROWS: u64 = 1_000;
-const MOST_ROWS: u64 = 5_000;
-/// Daily sums read for one answer.
-const MOST_SUMS: u64 = 200_000;
+/// How many entries of a list that is sorted by spend.
+pub const LIMIT: Field = Field::new("limit", Kind::Count, "How many, at most 1000");
 
-/// Whose rows, and of which days. Nothing in here is wider than what the caller may see.
-struct Scope {
-    key_hash: Option<KeyHash>,
-    user_id: Option<String>,
-    team_id: Option<String>,
-    request_id: Option<String>,
-    first: Option<Date>,
-    last: Option<Date>,
+/// The parameter `limit`.
+pub fn limit(params: &Params, usual: u64) -> Result<u32> {
+    Ok(params.number("limit", 1, 1_000)?.unwrap_or(usual) as u32)
 }
 
-/// `GET /spend/logs`: rows, newest first. The header `x-next-page` says that there are more and where.
-/// Rows are never grouped unless `summarize=true` asks for it; LiteLLM groups whenever both dates are given.
-pub async fn logs(Asking(caller): Asking, State(desk): State<Arc<Desk>>, params: Params) -> Result<Response> {
-    let scope = scope(&caller, &desk, &params).await?;
-    let slice = params.page(&["limit", "page_size"], ROWS, MOST_ROWS)?;
-    if !params.flag("summarize")?.unwrap_or(false) {
-        return rows(&desk, scope, slice).await;
-    }
-    if scope.request_id.is_some() {
-        let message = "One request has no sums. Leave out 'summarize' or 'request_id'.";
-        return Err(wrong_value("summarize", message).into());
-    }
-    Ok(Json(days(&desk, scope).await?).into_response())
-}
-
-async fn scope(caller: &Caller, desk: &Desk, params: &Params) -> Result<Scope> {
-    let mut scope = Scope {
-        key_hash: params.key("api_key")?,
-        user_id: params.owned("user_id")?,
-        team_id: params.owned("team_id")?,
-        request_id: params.owned("request_id")?,
-        first: date(params, "start_date")?,
-        last: date(params, "end_date")?,
-    };
-    if let (Some(first), Some(last)) = (scope.first, scope.last)
-        && first > last
-    {
-        return Err(wrong_value("start_date", "'start_date' lies after 'end_date'.").into());
-    }
-    let own = match caller {
-        Caller::Master { .. } => return Ok(scope),
-        Caller::Key(key) => key,
-        Caller::Anonymous => return Err(others()),
-    };
-    if scope.user_id.is_some() && scope.user_id != own.user_id {
-        return Err(others());
-    }
-    match scope.key_hash {
-        Some(hash) if hash == own.hash => {}
-        Some(hash) => {
-            // Another key of the same user: then only what was spent as that user.
-            let other = desk.store.key_by_hash(&hash).await?;
-            if own.user_id.is_none() || other.is_none_or(|k| k.user_id != own.user_id) {
-                return Err(others());
-            }
-            scope.user_id = own.user_id.clone();
-        }
-        None if scope.user_id.is_some() => {}
-        None => scope.key_hash = Some(own.hash),
-    }
-    Ok(scope)
-}
-
-fn others() -> super::Stopped {
-    forbidden(
-        "You are not allowed to see what others spent. Leave out 'api_key' and 'user_id', or use the master key.",
-    )
-    .into()
-}
-
-fn date(params: &Params, name: &str) -> Result<Option<Date>> {
-    let Some(text) = params.text(name)? else {
-        return Ok(None);
-    };
-    match Date::strptime("%Y-%m-%d", text) {
-        Ok(date) if date.year() >= 1970 => Ok(Some(date)),
-        _ => Err(wrong_value(
-            name,
-            format!("'{name}' must be a day since 1970 as YYYY-MM-DD, in UTC."),
+/// `POST /spend/calculate`: `{"cost": dollars}`, at the prices that a call would pay; of several deployments
+/// those of the dearest. Money is exact; tokens of `messages` are estimated as they are for a budget.
+async fn calculate(_: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<Json<Value>> {
+    let fields = Fields::read(body).await?;
+    let answer = fields.object("completion_response")?;
+    let model = fields.text("model")?.filter(|m| !m.is_empty());
+    if model.is_none() && answer.is_empty() {
+        return Err(wrong_value(
+            "model",
+            "Bad Request - Either 'model' or 'completion_response' must be provided",
         )
-        .into()),
+        .into());
     }
-}
-
-/// The first moment of a day; none after the last day that has a name.
-fn midnight(day: Date) -> Option<i64> {
-    let start = day.to_zoned(TimeZone::UTC).ok()?;
-    Some(start.timestamp().as_microsecond())
-}
-
-async fn rows(desk: &Desk, scope: Scope, slice: Slice) -> Result<Response> {
-    let filter = SpendFilter {
-        key_hash: scope.key_hash,
-        user_id: scope.user_id,
-        team_id: scope.team_id,
-        request_id: scope.request_id,
-        start_micros: scope.first.and_then(midnight),
-        end_micros: scope.last.and_then(|d| d.tomorrow().ok()).and_then(midnight),
-        page: Page {
-            // One more than shown, to know whether there is more.
-            limit: slice.size as u32 + 1,
-            offset: slice.offset,
-        },
-        ..SpendFilter::default()
+    let named = answer.get("model").and_then(Value::as_str);
+    let Some(model) = model.or(named) else {
+        return Err(wrong_value(
+            "model",
+            "'completion_response' names no 'model'. Give 'model' beside it.",
+        )
+        .into());
     };
-    let mut records = desk.store.spend_logs(&filter).await?;
-    let more = records.len() as u64 > slice.size;
-    records.truncate(slice.size as usize);
-    let rows: Vec<Row<'_>> = records.iter().map(Row::of).collect();
-    let mut response = Json(rows).into_response();
-    if more {
-        response
-            .headers_mut()
-            .insert("x-next-page", HeaderValue::from(slice.page + 1));
+    let (usage, tier) = if answer.is_empty() {
+        (prompt(&fields)?, fields.text("service_tier")?)
+    } else {
+        let text = answer.get("usage").map(Value::to_string).unwrap_or_default();
+        let usage = Usage::read(text.as_bytes());
+        // A number that had to be put right costs nobody anything.
+        let usage = usage.filter(|u| !u.clamped);
+        let usage = usage.ok_or_else(|| {
+            wrong_value(
+                "completion_response",
+                "'completion_response' has no 'usage' with counts that can be.",
+            )
+        })?;
+        (usage, answer.get("service_tier").and_then(Value::as_str))
+    };
+    let endpoint = endpoint(&fields)?;
+    let tier = tier.map_or(ServiceTier::Standard, ServiceTier::parse);
+    let catalog = (desk.catalog)();
+    let shown: String = model.chars().take(96).collect();
+    if catalog.group_of(model).is_none() {
+        return Err(wrong_value("model", format!("There is no model '{shown}' here. See /models.")).into());
     }
-    Ok(response)
+    let Some(cost) = catalog.worst_cost(model, endpoint, &usage, tier) else {
+        let message = format!("The model '{shown}' has no price for this, so nobody knows what it costs.");
+        return Err(wrong_value("model", message).into());
+    };
+    Ok(Json(json!({
+        "cost": Nanos(cost),
+        "model": shown,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "estimated": usage.estimated,
+    })))
 }
 
-/// One call. Money in dollars, times in UTC.
-#[derive(Serialize)]
-struct Row<'a> {
-    request_id: &'a str,
-    model: &'a str,
-    tokens: u64,
-    cost: Nanos,
-    timestamp: String,
-    /// Left out for a key that is nobody's: `user` is empty then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_id: Option<&'a str>,
-
-    call_type: &'static str,
-    /// The key's hash; empty = nobody's.
-    api_key: String,
-    spend: Nanos,
-    total_tokens: u64,
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    #[serde(rename = "startTime")]
-    start_time: String,
-    #[serde(rename = "endTime")]
-    end_time: String,
-    /// When the first byte of the answer came; the end for what was not streamed, as in LiteLLM.
-    #[serde(rename = "completionStartTime")]
-    completion_start_time: String,
-    request_duration_ms: i64,
-    model_id: &'a str,
-    model_group: &'a str,
-    custom_llm_provider: &'a str,
-    /// Never shown: the address of an upstream is nobody's business.
-    api_base: &'static str,
-    user: &'a str,
-    metadata: Value,
-    cache_hit: &'static str,
-    cache_key: &'static str,
-    request_tags: &'a [String],
-    team_id: Option<&'a str>,
-    organization_id: Option<&'a str>,
-    end_user: &'a str,
-    requester_ip_address: &'a str,
-    messages: Map<String, Value>,
-    response: Map<String, Value>,
-    proxy_server_request: Map<String, Value>,
-    session_id: Option<&'a str>,
-    /// LiteLLM's two words; `outcome` tells the four that there are.
-    status: &'static str,
-
-    outcome: &'static str,
-    requested_model: &'a str,
-    key_alias: Option<&'a str>,
-    stream: bool,
-    http_status: u16,
-    error: Option<&'a str>,
-    attempts: &'a [Attempt],
-    /// False = there is no price; `spend` is 0 and means nothing.
-    priced: bool,
-    estimated: bool,
-    clamped: bool,
-    cached_tokens: u64,
-    cache_creation_tokens: u64,
-    reasoning_tokens: u64,
-    characters: u64,
-    audio_seconds: f64,
-    images: u64,
-    user_agent: Option<&'a str>,
-    bytes_in: u64,
-    bytes_out: u64,
-}
-
-impl<'a> Row<'a> {
-    fn of(r: &'a Record) -> Self {
-        let api_key = r.key_hash.map(|h| h.hex()).unwrap_or_default();
-        let spend = Nanos(if r.priced { r.spend_nanos } else { 0 });
-        let started = iso(r.started_micros);
-        Row {
-            request_id: &r.request_id,
-            model: &r.model,
-            tokens: r.total_tokens(),
-            cost: spend,
-            timestamp: started.clone(),
-            user_id: r.user_id.as_deref(),
-            call_type: r.endpoint.call_type(),
-            metadata: metadata(r, &api_key),
-            api_key,
-            spend,
-            total_tokens: r.total_tokens(),
-            prompt_tokens: r.prompt_tokens,
-            completion_tokens: r.completion_tokens,
-            start_time: started,
-            end_time: iso(r.ended_micros),
-            completion_start_time: iso(r.first_byte_micros.filter(|_| r.stream).unwrap_or(r.ended_micros)),
-            request_duration_ms: r.ended_micros.saturating_sub(r.started_micros) / 1000,
-            model_id: &r.deployment_id,
-            model_group: &r.model_group,
-            custom_llm_provider: &r.provider,
-            api_base: "",
-            user: r.user_id.as_deref().unwrap_or_default(),
-            cache_hit: "False",
-            cache_key: "Cache OFF",
-            request_tags: &r.tags,
-            team_id: r.team_id.as_deref(),
-            organization_id: None,
-            end_user: r.end_user.as_deref().unwrap_or_default(),
-            requester_ip_address: &r.client_ip,
-            messages: Map::new(),
-            response: Map::new(),
-            proxy_server_request: Map::new(),
-            session_id: None,
-            status: match r.status {
-                Status::Success => "success",
-                Status::Failure | Status::Aborted | Status::Cut => "failure",
-            },
-            outcome: r.status.as_str(),
-            requested_model: &r.requested_model,
-            key_alias: r.key_alias.as_deref(),
-            stream: r.stream,
-            http_status: r.http_status,
-            error: r.error.as_deref(),
-            attempts: &r.attempts,
-            priced: r.priced,
-            estimated: r.estimated,
-            clamped: r.clamped,
-            cached_tokens: r.cached_tokens,
-            cache_creation_tokens: r.cache_creation_tokens,
-            reasoning_tokens: r.reasoning_tokens,
-            characters: r.characters,
-            audio_seconds: r.audio_millis as f64 / 1000.0,
-            images: r.images,
-            user_agent: r.user_agent.as_deref(),
-            bytes_in: r.bytes_in,
-            bytes_out: r.bytes_out,
-        }
+fn prompt(fields: &Fields) -> Result<Usage> {
+    let asked = ["messages", "input", "prompt"]
+        .into_iter()
+        .find_map(|name| fields.value(name));
+    let asked = match asked {
+        Some(asked) => asked,
+        None => return Err(wrong_value("messages", "Give 'messages', or 'completion_response'.").into()),
+    };
+    if fields.has("messages") && !asked.is_array() {
+        return Err(wrong_type("messages", "a list of objects").into());
     }
-}
-
-/// What LiteLLM's dashboards look for there; the client's own object is `requester_metadata`.
-fn metadata(r: &Record, api_key: &str) -> Value {
-    let own: Option<Value> = r.metadata.as_deref().and_then(|m| serde_json::from_str(m).ok());
-    let error = r
-        .error
-        .as_deref()
-        .map(|e| json!({"error_code": r.http_status.to_string(), "error_message": e}));
-    json!({
-        "user_api_key": api_key,
-        "user_api_key_alias": r.key_alias,
-        "user_api_key_user_id": r.user_id,
-        "user_api_key_team_id": r.team_id,
-        "requester_ip_address": r.client_ip,
-        "requester_metadata": own.unwrap_or_else(|| json!({})),
-        "error_information": error,
+    let text = serde_json::to_vec(asked).unwrap_or_default();
+    Ok(Usage {
+        prompt_tokens: estimate_prompt_of(&text),
+        estimated: true,
+        ..Usage::default()
     })
 }
 
-/// What one day adds up to.
-#[derive(Default)]
-struct Day {
-    spend: Nanos,
-    users: BTreeMap<String, Nanos>,
-    models: BTreeMap<String, Nanos>,
-    keys: BTreeMap<String, Nanos>,
+/// By LiteLLM's name of the call (`acompletion`, `completion`) or by the path; a chat otherwise.
+fn endpoint(fields: &Fields) -> Result<Endpoint> {
+    let Some(name) = fields.text("call_type")?.filter(|n| !n.is_empty()) else {
+        return Ok(Endpoint::Chat);
+    };
+    let fits = |e: &Endpoint| {
+        let call = e.call_type();
+        call == name || call.strip_prefix('a') == Some(name) || e.path().trim_start_matches('/') == name
+    };
+    let found = Endpoint::ALL.into_iter().find(fits);
+    found.ok_or_else(|| wrong_value("call_type", "'call_type' is no kind of call that there is.").into())
 }
 
-/// LiteLLM's objects, one per day, the first day first:
-/// `{startTime, spend, users: {}, models: {}, <key hash>: spend}`. The last day asked for is always there.
-async fn days(desk: &Desk, scope: Scope) -> Result<Value> {
-    let mut days: BTreeMap<Date, Day> = BTreeMap::new();
-    if let Some(last) = scope.last {
-        days.entry(last).or_default();
+/// `GET /spend/tags`: a call with three tags counts to each.
+async fn tags(State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
+    let filter = UsageFilter {
+        by: vec![Group::Tag],
+        order: UsageOrder::Spend,
+        ..UsageFilter::default()
+    };
+    let filter = match (params.text("start_date")?, params.text("end_date")?) {
+        // Of all days, as LiteLLM's is.
+        (None, None) => filter,
+        _ => Days::or_month(&params, desk.clock.now_micros())?.of(filter),
+    };
+    let rows = desk.sums(filter, MOST_SUMS / 10).await?;
+    let list = rows.into_iter().map(|row| {
+        json!({
+            "individual_request_tag": row.tag,
+            "log_count": row.usage.requests,
+            "total_spend": Nanos(row.usage.spend_nanos),
+        })
+    });
+    Ok(Json(Value::Array(list.collect())))
+}
+
+/// `GET /spend/keys`: rows of keys. Whoever does not see all sees its user's keys, or itself.
+async fn keys(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
+    let mut filter = KeyFilter {
+        sort: KeySort::Spend,
+        order: Order::Falling,
+        ..KeyFilter::default()
+    };
+    if !actor.sees_spend() {
+        match actor.user_id() {
+            Some(user) => filter.user_id = Some(user.to_string()),
+            None => filter.hashes = Some(vec![own_hash(&actor)?]),
+        }
     }
-    let mut filter = DailyFilter {
-        start: scope.first,
-        end: scope.last,
-        key_hash: scope.key_hash,
-        user_id: scope.user_id,
-        team_id: scope.team_id,
+    let page = Page {
+        limit: limit(&params, 100)?,
+        offset: 0,
+    };
+    let found = desk.store.list_keys(&filter, page).await?;
+    let now = desk.clock.now_micros();
+    let rows = found.keys.iter().map(|k| shapes::key_with_token(k, now));
+    Ok(Json(Value::Array(rows.collect())))
+}
+
+/// `GET /spend/users`: `spend` is of the budget's period, `total_spend` of all time. Users without a row of
+/// their own are there if they spent anything.
+async fn users(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
+    let limit = limit(&params, 100)? as usize;
+    let mut asked = params.owned("user_id")?;
+    if !actor.sees_spend() {
+        let own = actor.user_id().ok_or_else(others)?;
+        if asked.as_deref().is_some_and(|id| id != own) {
+            return Err(others());
+        }
+        asked = Some(own.to_string());
+    }
+    let most = Page {
+        limit: MAX_ROWS,
+        offset: 0,
+    };
+    let mut ids: BTreeSet<String> = BTreeSet::new();
+    let docs = desk
+        .store
+        .documents(
+            Table::User,
+            &DocFilter {
+                ids: asked.clone().map(|id| vec![id]),
+                page: most,
+                ..DocFilter::default()
+            },
+        )
+        .await?
+        .docs;
+    ids.extend(docs.iter().map(|d| d.id.clone()));
+    let spenders = UsageFilter {
+        by: vec![Group::User],
+        user_ids: asked.clone().map(|id| vec![id]),
+        order: UsageOrder::Spend,
         page: Page {
-            limit: MAX_ROWS,
+            limit: 1_000,
             offset: 0,
         },
+        ..UsageFilter::default()
     };
-    loop {
-        let sums = desk.store.daily(&filter).await?;
-        let more = sums.len() as u64 == u64::from(MAX_ROWS);
-        for sum in sums {
-            let spend = Nanos(sum.spend_nanos);
-            let day = days.entry(sum.day).or_default();
-            day.spend += spend;
-            *day.users.entry(sum.user_id).or_default() += spend;
-            *day.models.entry(sum.model_group).or_default() += spend;
-            if let Some(hash) = sum.key_hash {
-                *day.keys.entry(hash.hex()).or_default() += spend;
-            }
-        }
-        if !more {
-            break;
-        }
-        filter.page.offset += u64::from(MAX_ROWS);
-        if filter.page.offset >= MOST_SUMS {
-            let message = "These days hold too much to be added up at once. Ask for fewer days.";
-            return Err(wrong_value("start_date", message).into());
+    let spenders = desk.store.usage(&spenders).await?;
+    ids.extend(
+        spenders
+            .into_iter()
+            .filter_map(|r| r.user_id)
+            .filter(|id| !id.is_empty()),
+    );
+    if ids.is_empty()
+        && let Some(id) = asked
+    {
+        // One's own is there, though nothing is known of it.
+        if actor.is_user(Some(&id)) {
+            ids.insert(id);
+        } else {
+            return Err(not_found("user_id", format!("User {id} not found")).into());
         }
     }
-    let objects = days.into_iter().map(|(date, day)| {
-        let mut object = Map::new();
-        object.insert("startTime".into(), json!(date.to_string()));
-        object.insert("spend".into(), json!(day.spend));
-        object.insert("users".into(), json!(day.users));
-        object.insert("models".into(), json!(day.models));
-        for (hash, spend) in day.keys {
-            object.insert(hash, json!(spend));
-        }
-        Value::Object(object)
+    let ids: Vec<String> = ids.into_iter().collect();
+    let mut rows = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(MAX_ROWS as usize) {
+        let accounts: Vec<Account> = chunk.iter().map(|id| Account::new(Subject::User, id)).collect();
+        let balances = desk.store.balances(&accounts).await?;
+        rows.extend(chunk.iter().zip(balances));
+    }
+    rows.sort_by_key(|(_, b)| std::cmp::Reverse((b.period_nanos, b.total_nanos)));
+    rows.truncate(limit);
+    let list = rows.into_iter().map(|(id, balance)| {
+        let doc = docs.iter().find(|d| d.id == *id);
+        let mut row = user_row(id, doc);
+        row.insert("spend".into(), json!(Nanos(balance.period_nanos)));
+        row.insert("total_spend".into(), json!(Nanos(balance.total_nanos)));
+        Value::Object(row)
     });
-    Ok(Value::Array(objects.collect()))
+    Ok(Json(Value::Array(list.collect())))
+}
+
+/// What a list of users shows of each.
+fn user_row(id: &str, doc: Option<&Doc>) -> Map<String, Value> {
+    let mut row = Map::new();
+    row.insert("user_id".into(), json!(id));
+    for name in [
+        "user_email",
+        "user_alias",
+        "user_role",
+        "max_budget",
+        "budget_duration",
+        "tpm_limit",
+        "rpm_limit",
+    ] {
+        let value = doc.and_then(|d| d.fields.get(name)).cloned();
+        row.insert(name.into(), value.unwrap_or_default());
+    }
+    for name in ["models", "teams"] {
+        let value = doc
+            .and_then(|d| d.fields.get(name))
+            .filter(|v| v.is_array())
+            .cloned();
+        row.insert(name.into(), value.unwrap_or_else(|| json!([])));
+    }
+    row.insert("created_at".into(), json!(doc.map(|d| iso(d.created_at_micros))));
+    row
+}
+
+/// `POST /global/spend/reset`, which LiteLLM answers by setting what keys and teams have spent to 0.
+pub async fn reset(_: Actor) -> Result<Json<Value>> {
+    Err(Refusal::new(
+        400,
+        "invalid_request_error",
+        "Spend is the sum of the calls in the ledger and cannot be set to 0. Budgets with a 'budget_duration' start \
+         anew by themselves: set one with /key/update, /team/update or /user/update. To let somebody go on now, \
+         raise 'max_budget' there.",
+    )
+    .into())
 }

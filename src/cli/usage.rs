@@ -1,5 +1,5 @@
 //! `tollkeeper usage`: what was called and what it cost, added up by model, key, user, team or day out of
-//! `/user/daily/activity`. Sums are made of integers; days are days in UTC.
+//! `/user/daily/activity` and `/team/daily/activity`. Sums are made of integers; days are days in UTC.
 
 use super::client::{Failure, Gateway};
 use super::reach::Reach;
@@ -14,10 +14,10 @@ use jiff::{Span, Timestamp};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Rows of one page, the most that LiteLLM gives.
-const SIZE: &str = "1000";
-/// Most pages that are read.
+/// Most pages that are read of one span.
 const MOST_PAGES: usize = 500;
+/// Days of one span: the gateway reports 400 at most.
+const SPAN: i32 = 366;
 
 #[derive(Args)]
 #[command(
@@ -57,6 +57,26 @@ impl By {
             By::User => "user",
             By::Team => "team",
             By::Day => "day",
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            By::Team => "/team/daily/activity",
+            _ => "/user/daily/activity",
+        }
+    }
+
+    /// The part of a day's breakdown that is read, and how many days a page has: few where there may be
+    /// very many of them.
+    fn part(self) -> (&'static str, &'static str) {
+        match self {
+            // The name that clients ask for.
+            By::Model => ("model_groups", "100"),
+            By::Key => ("api_keys", "5"),
+            By::User | By::Team => ("entities", "5"),
+            // None is read; this is the smallest.
+            By::Day => ("providers", "100"),
         }
     }
 }
@@ -107,7 +127,7 @@ impl Sum {
 struct Sums {
     /// By id: a model's name, a key's hash, a user's id, a day.
     by: BTreeMap<String, Sum>,
-    /// Keys' aliases by hash.
+    /// Aliases of keys and teams by hash or id.
     aliases: BTreeMap<String, String>,
     total: Sum,
 }
@@ -118,34 +138,24 @@ impl Sums {
         let nothing = Value::Null;
         let metrics = day.get("metrics").unwrap_or(&nothing);
         self.total.add(metrics);
+        if by == By::Day {
+            let date = day.get("date").and_then(Value::as_str).unwrap_or_default();
+            return self.by.entry(date.to_string()).or_default().add(metrics);
+        }
         let breakdown = day.get("breakdown").unwrap_or(&nothing);
-        let part = |name: &str| {
-            breakdown
-                .get(name)
-                .and_then(Value::as_object)
-                .filter(|o| !o.is_empty())
-        };
-        let parts = match by {
-            By::Day => {
-                let date = day.get("date").and_then(Value::as_str).unwrap_or_default();
-                return self.by.entry(date.to_string()).or_default().add(metrics);
-            }
-            // The name that clients ask for; LiteLLM's `models` are the upstreams' names.
-            By::Model => part("model_groups").or_else(|| part("models")),
-            By::Key | By::Team => part("api_keys"),
-            By::User => part("entities"),
-        };
-        for (id, one) in parts.into_iter().flatten() {
-            let of_key = |name: &str| one.get("metadata")?.get(name)?.as_str();
-            if let (By::Key, Some(alias)) = (by, of_key("key_alias")) {
+        let entries = breakdown.get(by.part().0).and_then(Value::as_object);
+        for (id, one) in entries.into_iter().flatten() {
+            let alias = |name: &str| one.get("metadata")?.get(name)?.as_str();
+            let alias = match by {
+                By::Key => alias("key_alias"),
+                By::Team => alias("team_alias"),
+                _ => None,
+            };
+            if let Some(alias) = alias {
                 self.aliases.insert(id.clone(), alias.to_string());
             }
-            let id = match by {
-                By::Team => of_key("team_id").unwrap_or_default(),
-                _ => id,
-            };
             let metrics = one.get("metrics").unwrap_or(&nothing);
-            self.by.entry(id.to_string()).or_default().add(metrics);
+            self.by.entry(id.clone()).or_default().add(metrics);
         }
     }
 
@@ -164,12 +174,10 @@ impl Sums {
             By::User => "(no user)",
             _ => "(none)",
         };
-        match (id, by) {
-            ("", _) => none.into(),
-            (hash, By::Key) => match self.aliases.get(hash) {
-                Some(alias) => clean(alias),
-                None => clean(hash).chars().take(12).collect(),
-            },
+        match (id, self.aliases.get(id), by) {
+            ("", ..) => none.into(),
+            (_, Some(alias), _) => clean(alias),
+            (hash, None, By::Key) => clean(hash).chars().take(12).collect(),
             _ => clean(id),
         }
     }
@@ -227,30 +235,40 @@ fn since(text: &str, today: Date) -> Result<Date, Failure> {
 }
 
 async fn read(gateway: &Gateway, by: By, first: Date, last: Date) -> Result<Sums, Failure> {
-    let (first, last) = (first.to_string(), last.to_string());
     let mut sums = Sums::default();
+    let mut from = first;
+    while from <= last {
+        let to = from.saturating_add(Span::new().days(SPAN - 1)).min(last);
+        span(gateway, by, from, to, &mut sums).await?;
+        let Ok(next) = to.tomorrow() else { break };
+        from = next;
+    }
+    Ok(sums)
+}
+
+/// Adds what the pages of one span hold.
+async fn span(gateway: &Gateway, by: By, first: Date, last: Date, sums: &mut Sums) -> Result<(), Failure> {
+    let (first, last) = (first.to_string(), last.to_string());
+    let (part, size) = by.part();
     for page in 1..=MOST_PAGES {
-        let page_number = page.to_string();
+        let page = page.to_string();
         let query = [
             ("start_date", first.as_str()),
             ("end_date", last.as_str()),
-            ("page", page_number.as_str()),
-            ("page_size", SIZE),
+            ("page", page.as_str()),
+            ("page_size", size),
+            ("breakdown", part),
         ];
-        let answer = gateway.get("/user/daily/activity", &query).await?.json;
+        let answer = gateway.get(by.path(), &query).await?.json;
         let Some(days) = answer.get("results").and_then(Value::as_array) else {
             return Err(Failure::failed(
                 "the gateway's sums cannot be understood: there is no `results` in them",
             ));
         };
         days.iter().for_each(|day| sums.take(day, by));
-        let metadata = |name: &str| answer.get("metadata").and_then(|m| m.get(name));
-        let more = match metadata("has_more").and_then(Value::as_bool) {
-            Some(more) => more,
-            None => metadata("total_pages").and_then(Value::as_u64).unwrap_or(1) > page as u64,
-        };
-        if !more || days.is_empty() {
-            return Ok(sums);
+        let more = answer.get("metadata").and_then(|m| m.get("has_more"));
+        if more.and_then(Value::as_bool) != Some(true) || days.is_empty() {
+            return Ok(());
         }
     }
     // Half a sum looks like a whole one.
@@ -265,8 +283,13 @@ fn object(sums: &Sums, by: By, first: Date, last: Date) -> Value {
         .into_iter()
         .map(|(id, sum)| {
             let mut one = json!({by.name(): id, "metrics": sum.json()});
-            if let (By::Key, Value::Object(one)) = (by, &mut one) {
-                one.insert("key_alias".into(), json!(sums.aliases.get(id)));
+            let alias = match by {
+                By::Key => Some("key_alias"),
+                By::Team => Some("team_alias"),
+                _ => None,
+            };
+            if let (Some(alias), Value::Object(one)) = (alias, &mut one) {
+                one.insert(alias.into(), json!(sums.aliases.get(id)));
             }
             one
         })
@@ -355,7 +378,8 @@ mod tests {
         let key = json!({"metrics": metrics, "metadata": {"key_alias": "=app, \u{1b}one", "team_id": "t"}});
         json!({"date": date, "metrics": metrics, "breakdown": {
             "models": {"up": {"metrics": metrics}}, "model_groups": {"small": {"metrics": metrics}},
-            "api_keys": {"abc": key}, "entities": {"alice": {"metrics": metrics}}}})
+            "api_keys": {"abc": key},
+            "entities": {"alice": {"metrics": metrics, "metadata": {"team_alias": "The Reds"}}}}})
     }
 
     fn sums(by: By) -> Sums {
@@ -379,7 +403,7 @@ mod tests {
             (By::Model, "small"),
             (By::Key, "abc"),
             (By::User, "alice"),
-            (By::Team, "t"),
+            (By::Team, "alice"),
         ] {
             let sums = sums(by);
             assert_eq!(sums.total, whole);
@@ -389,6 +413,8 @@ mod tests {
                 "{by:?}"
             );
         }
+        assert_eq!(sums(By::Team).name("alice", By::Team), "The Reds");
+        assert_eq!(sums(By::User).name("alice", By::User), "alice");
         let days = sums(By::Day);
         let order: Vec<_> = days.ordered(By::Day).iter().map(|(d, _)| d.as_str()).collect();
         assert_eq!(order, ["2026-11-19", "2026-11-20"]);

@@ -24,14 +24,29 @@ pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
         ("organization_id =", &filter.organization_id),
         ("end_user =", &filter.end_user),
         ("model_group =", &filter.model_group),
+        ("key_alias =", &filter.key_alias),
     ] {
         c.cmp(test, value.as_deref().map(Arg::Text));
     }
+    if let Some(model) = &filter.model {
+        let (group, model) = (c.bind(Arg::Text(model)), c.bind(Arg::Text(model)));
+        c.and(&format!("(model_group = {group} OR model = {model})"));
+    }
     c.cmp("status =", filter.status.map(|s| Arg::Text(s.as_str())));
+    match filter.success {
+        Some(true) => c.and("status = 'success'"),
+        Some(false) => c.and("status <> 'success'"),
+        None => {}
+    }
+    if let Some((least, most)) = filter.http_status {
+        c.cmp("CAST(http_status AS bigint) >=", Some(Arg::Int(least.into())));
+        c.cmp("CAST(http_status AS bigint) <=", Some(Arg::Int(most.into())));
+    }
     c.cmp("spend_nanos >=", filter.min_spend_nanos.map(Arg::Int));
     c.cmp("spend_nanos <=", filter.max_spend_nanos.map(Arg::Int));
     c.cmp("started >=", filter.start_micros.map(|t| Arg::Time(moment(t))));
     c.cmp("started <", filter.end_micros.map(|t| Arg::Time(moment(t))));
+    c.cmp("ended >", filter.ended_after_micros.map(|t| Arg::Time(moment(t))));
     if let Some(part) = &filter.request_id_part {
         let part = c.bind(Arg::Text(part));
         // Not LIKE, to which some letters mean more than themselves.

@@ -116,9 +116,17 @@ pub struct SpendFilter {
     pub organization_id: Option<String>,
     pub end_user: Option<String>,
     pub model_group: Option<String>,
+    /// As it was routed by, or as the upstream calls it.
+    pub model: Option<String>,
+    /// What the key was called at the time.
+    pub key_alias: Option<String>,
     /// One of the row's tags.
     pub tag: Option<String>,
     pub status: Option<Status>,
+    /// Whether the call went well: false = failed, left by its client, or broken off.
+    pub success: Option<bool>,
+    /// The lowest and the highest status that was answered.
+    pub http_status: Option<(u16, u16)>,
     pub request_id: Option<String>,
     /// This text anywhere within the request id, its case included.
     pub request_id_part: Option<String>,
@@ -130,6 +138,8 @@ pub struct SpendFilter {
     pub start_micros: Option<i64>,
     /// Started before, microseconds since 1970.
     pub end_micros: Option<i64>,
+    /// Ended later than this, microseconds since 1970. There is no index of ends: bound the starts too.
+    pub ended_after_micros: Option<i64>,
     /// Continue after this row: `(started_micros, request_id)` of the last one seen, or
     /// `(spend_nanos, request_id)` where the order is by spend.
     pub after: Option<(i64, String)>,

@@ -4,6 +4,8 @@ use crate::kit::client::{self, ask};
 use crate::kit::gateway::{BINARY, Gateway, MASTER, Setup, free_port};
 use crate::kit::upstream::{Script, Upstream};
 use crate::kit::{process, until, within};
+use filters::model::key::KeyHash;
+use filters::model::record::{Record, Status};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -610,33 +612,41 @@ async fn scripted(answer: impl Fn(&str) -> Value + Send + Sync + 'static) -> (Up
     (server, shell)
 }
 
+/// Days before today, UTC.
+fn days_ago(days: i64) -> jiff::civil::Date {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    today.checked_sub(jiff::Span::new().days(days)).unwrap()
+}
+
 #[tokio::test]
-async fn usage_is_added_up_over_pages() {
-    let day = |date: &str, spend: f64| {
-        let metrics = json!({"spend": spend, "prompt_tokens": 1000, "completion_tokens": 10,
-            "successful_requests": 2, "failed_requests": 1, "api_requests": 3});
-        json!({"date": date, "metrics": metrics, "breakdown": {
-            "models": {"up": {"metrics": metrics}}, "model_groups": {"small": {"metrics": metrics}},
-            "api_keys": {"abcdef": {"metrics": metrics, "metadata": {"key_alias": "app\u{1b}[2J", "team_id": "red"}}},
-            "entities": {"alice": {"metrics": metrics}}}})
-    };
-    let (server, shell) = scripted(move |target| {
-        let last = target.contains("page=2&");
-        let day = if last {
-            day("2026-11-02", 0.2)
-        } else {
-            day("2026-11-01", 0.1)
-        };
-        json!({"results": [day], "metadata": {"page": 1, "total_pages": 2, "has_more": !last}})
-    })
-    .await;
-    let table = shell.run(&["usage", "--since", "2026-11-01"]).await.ok();
-    assert!(
-        server
-            .last()
-            .target
-            .starts_with("/user/daily/activity?start_date=2026-11-01&end_date=")
-    );
+async fn usage_is_added_up_out_of_the_ledger() {
+    let upstream = Upstream::good().await;
+    let gateway = Setup::new().model("small", &upstream).start().await;
+    let shell = Shell::at(&gateway);
+    shell.run(&["key", "create", "--name", "app", "-q"]).await.ok();
+    let team = json!({"team_id": "red", "team_alias": "The Reds\u{202e}"});
+    let made = ask(&gateway, "POST", "/team/new", &[], team.to_string()).await;
+    assert_eq!(made.status(), 200, "{made:?}");
+    let listed = shell.run(&["key", "list", "--json"]).await.ok().json();
+    let hash = listed[0]["token"].as_str().unwrap();
+    // More days than a page has, and than the gateway reports at once.
+    let days = [0, 1, 2, 3, 4, 5, 6, 7, 500];
+    let calls = days.map(|day| Record {
+        started_micros: jiff::Timestamp::now().as_microsecond() - day * 86_400_000_000,
+        model_group: if day < 3 { "small" } else { "=large, 1" }.into(),
+        key_hash: KeyHash::from_hex(hash),
+        user_id: Some("alice".into()),
+        team_id: (day != 0).then(|| "red".into()),
+        status: if day == 1 { Status::Cut } else { Status::Success },
+        prompt_tokens: 1_000,
+        completion_tokens: 10,
+        spend_nanos: 100_000_001,
+        ..crate::store::record(&format!("call {day}"))
+    });
+    gateway.store().await.append(&calls).await.unwrap();
+
+    let long = days_ago(600).to_string();
+    let table = shell.run(&["usage", "--since", &long]).await.ok();
     let lines: Vec<Vec<&str>> = table
         .out
         .lines()
@@ -648,44 +658,61 @@ async fn usage_is_added_up_over_pages() {
             "MODEL", "REQUESTS", "FAILED", "TOKENS", "IN", "TOKENS", "OUT", "SPEND"
         ]
     );
-    assert_eq!(lines[1], ["small", "6", "2", "2,000", "20", "$0.30"]);
-    assert_eq!(lines[2][0], "total");
-    let key = shell
-        .run(&["usage", "--by", "key", "--since", "2026-11-01"])
-        .await
-        .ok();
-    assert!(
-        key.out.contains("app\\u{1b}[2J") && !key.out.contains('\u{1b}'),
-        "{:?}",
-        key.out
-    );
-    for (by, id) in [
-        ("key", "abcdef"),
-        ("user", "alice"),
-        ("team", "red"),
-        ("model", "small"),
+    assert_eq!(lines[1], ["=large,", "1", "6", "0", "6,000", "60", "$0.60"]);
+    assert_eq!(lines[2], ["small", "3", "1", "3,000", "30", "$0.30"]);
+    assert_eq!(lines[3], ["total", "9", "1", "9,000", "90", "$0.90"]);
+    for (by, id, alias, n) in [
+        ("key", hash, json!("app"), 9),
+        ("user", "alice", Value::Null, 9),
+        ("team", "red", team["team_alias"].clone(), 8),
+        ("model", "=large, 1", Value::Null, 6),
     ] {
         let json = shell
-            .run(&["usage", "--by", by, "--since", "2026-11-01", "--json"])
+            .run(&["usage", "--by", by, "--since", &long, "--json"])
             .await
             .ok()
             .json();
+        let first = &json["results"][0];
         assert_eq!(
-            (&json["results"][0][by], &json["results"][0]["metrics"]["spend"]),
-            (&json!(id), &json!(0.3))
+            (
+                &first[by],
+                &first[format!("{by}_alias")],
+                &first["metrics"]["api_requests"]
+            ),
+            (&json!(id), &alias, &json!(n)),
+            "{by}"
         );
-        assert_eq!(json["total"]["api_requests"], json!(6));
+        assert_eq!(json["total"]["spend"].to_string(), "0.900000009", "{by}");
+        assert_eq!(json["total"]["failed_requests"], 1, "{by}");
     }
-    let csv = shell
-        .run(&["usage", "--by", "day", "--since", "2026-11-01", "--csv"])
-        .await
-        .ok();
-    assert_eq!(
-        csv.out,
-        "day,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd\n\
-         2026-11-01,3,2,1,1000,10,0.1\n2026-11-02,3,2,1,1000,10,0.2\n"
+    let teams = shell.run(&["usage", "--by", "team"]).await.ok();
+    assert!(
+        teams.out.contains("The Reds\\u{202e}") && teams.out.contains("(no team)"),
+        "{:?}",
+        teams.out
     );
+    // Seven days, today included.
+    let csv = shell.run(&["usage", "--by", "day", "--csv"]).await.ok();
+    let mut want = "day,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd\n".to_string();
+    for day in (0..7).rev() {
+        let failed = i64::from(day == 1);
+        want += &format!(
+            "{},1,{},{failed},1000,10,0.100000001\n",
+            days_ago(day),
+            1 - failed
+        );
+    }
+    assert_eq!(csv.out, want);
     assert_eq!(shell.run(&["usage", "--since", "soon"]).await.code, 2);
+
+    // A key's own, and what is refused.
+    let own = shell.run(&["key", "create", "--name", "other", "-q"]).await.ok();
+    let holder = Shell::new(&[
+        ("TOLLKEEPER_URL", &format!("http://{}", gateway.at)),
+        ("TOLLKEEPER_API_KEY", own.out.trim()),
+    ]);
+    let nothing = holder.run(&["usage", "--json"]).await.ok().json();
+    assert_eq!(nothing["results"], json!([]));
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ mod refusals;
 mod reload;
 mod rights;
 mod secrets;
+mod spend_api;
 mod store;
 mod tidy;
 mod upstream_tls;

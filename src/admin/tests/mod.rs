@@ -7,6 +7,7 @@ mod objects;
 mod reading;
 mod refusals;
 mod rights;
+mod spending;
 mod teams;
 
 use super::{Admin, Policy, router};

@@ -257,17 +257,26 @@ async fn others_are_none_of_a_holders_business() {
                 "GET /user/info?user_id=default_user_id".into(),
                 "this user's info",
             ),
-            ("GET /spend/logs?user_id=bob".into(), "others spent"),
-            (format!("GET /spend/logs?api_key={hash}"), "others spent"),
-            (format!("GET /spend/logs?api_key={second}"), "others spent"),
-            ("GET /spend/logs?api_key=sk-unknown".into(), "others spent"),
+            ("GET /spend/logs?user_id=bob".into(), "only view their own spend"),
+            (
+                format!("GET /spend/logs?api_key={hash}"),
+                "only view their own spend",
+            ),
+            (
+                format!("GET /spend/logs?api_key={second}"),
+                "only view their own spend",
+            ),
+            (
+                "GET /spend/logs?api_key=sk-unknown".into(),
+                "only view their own spend",
+            ),
             (
                 format!("GET /spend/logs?user_id=bob&api_key={hash}"),
-                "others spent",
+                "only view their own spend",
             ),
             (
                 "GET /spend/logs?user_id=bob&summarize=true".into(),
-                "others spent",
+                "only view their own spend",
             ),
         ] {
             refused(&bench, caller, &route, "", 403, says).await;

@@ -1,15 +1,15 @@
 //! Follows the log: asks again every second for what is newer.
 //!
-//! A row lands when its call has *ended*, and rows are ordered by when the call *began*; so a slow call's
-//! row lands behind rows that were shown long ago. Each look therefore overlaps with the last by time, what
-//! was seen is remembered by its id, and now and then a look goes back as far as any call can take. Times
-//! are the gateway's throughout: this machine's clock may be another. What is remembered is bounded.
+//! A row lands soon after its call has *ended*, so each look asks for the calls that ended lately. Rows of
+//! several replicas do not land in the order of those ends, and after an outage of the database they land
+//! late; so each look overlaps with the last by time, what was seen is remembered by its id, and now and then
+//! a look goes back further. Times are the gateway's throughout: this machine's clock may be another. What is
+//! remembered is bounded.
 
 use super::row::Row;
 use super::{Printer, Source};
 use crate::cli::client::{EXIT_UNAVAILABLE, Failure};
 use crate::cli::show::say;
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
 use std::future::pending;
@@ -20,15 +20,15 @@ use tokio::net::unix::pipe;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What most calls take at most.
+/// How late most rows land.
 const NEAR: Reach = Reach {
-    back: SignedDuration::from_mins(1),
+    back: SignedDuration::from_secs(20),
     size: 200,
     pages: 25,
 };
-/// What any call takes at most: more than the gateway's limit for a whole call by default.
+/// How late rows land after an outage.
 const FAR: Reach = Reach {
-    back: SignedDuration::from_hours(2),
+    back: SignedDuration::from_mins(30),
     size: 1000,
     pages: 50,
 };
@@ -40,7 +40,7 @@ const MOST_SEEN: usize = 200_000;
 
 /// How far a look goes.
 struct Reach {
-    /// Before the newest row.
+    /// Before the latest end.
     back: SignedDuration,
     /// Rows of a page.
     size: usize,
@@ -50,10 +50,10 @@ struct Reach {
 /// What was seen.
 #[derive(Default)]
 struct Seen {
-    /// When the calls began, by id.
+    /// When the calls ended, by id.
     ids: HashMap<String, Option<Timestamp>>,
     newest: Option<Timestamp>,
-    /// Rows from before are not looked at any more.
+    /// Calls that ended before are not looked at any more.
     floor: Option<Timestamp>,
 }
 
@@ -63,12 +63,12 @@ impl Seen {
         if row.id().is_empty() || self.ids.contains_key(row.id()) {
             return false;
         }
-        self.ids.insert(row.id().to_string(), row.started());
-        self.newest = self.newest.max(row.started());
+        self.ids.insert(row.id().to_string(), row.end());
+        self.newest = self.newest.max(row.end());
         true
     }
 
-    /// From when on rows count for a look that goes so far back.
+    /// From when on ends count for a look that goes so far back.
     fn horizon(&self, back: SignedDuration) -> Option<Timestamp> {
         let near = self.newest.and_then(|t| t.checked_sub(back).ok());
         near.max(self.floor)
@@ -78,12 +78,12 @@ impl Seen {
     fn forget(&mut self) {
         self.floor = self.horizon(FAR.back);
         if self.ids.len() > MOST_SEEN {
-            let mut starts: Vec<_> = self.ids.values().flatten().copied().collect();
-            starts.sort_unstable();
-            self.floor = self.floor.max(starts.get(starts.len() / 2).copied());
+            let mut ends: Vec<_> = self.ids.values().flatten().copied().collect();
+            ends.sort_unstable();
+            self.floor = self.floor.max(ends.get(ends.len() / 2).copied());
         }
         let floor = self.floor;
-        self.ids.retain(|_, started| *started >= floor);
+        self.ids.retain(|_, ended| *ended >= floor);
     }
 }
 
@@ -100,9 +100,9 @@ async fn tail(source: &Source<'_>, most: usize, printer: &Printer) -> Result<(),
     let mut seen = Seen::default();
     // First what is there is noted, then the newest of it is shown: what lands in between is either among
     // the newest or not noted, and so comes with the next look.
-    if let Some(cut) = look(source, &mut seen, &FAR).await?.cut {
-        seen.floor = Some(cut);
-        say("there are many calls: one that took very long may be missing here");
+    if look(source, &mut seen, &FAR).await?.cut {
+        seen.floor = seen.horizon(NEAR.back);
+        say("there are many calls: one that lands late may be missing here");
     }
     let newest = match most {
         0 => Vec::new(),
@@ -147,36 +147,31 @@ async fn tail(source: &Source<'_>, most: usize, printer: &Printer) -> Result<(),
 struct Looked {
     /// Rows that were not seen before, oldest first.
     fresh: Vec<Row>,
-    /// Where it stopped, when it did not get as far back as it should.
-    cut: Option<Timestamp>,
+    /// It did not get as far back as it should.
+    cut: bool,
 }
 
 async fn look(source: &Source<'_>, seen: &mut Seen, reach: &Reach) -> Result<Looked, Failure> {
-    let horizon = seen.horizon(reach.back);
-    let from = horizon.map(|t| t.to_zoned(TimeZone::UTC).date().to_string());
+    let mut horizon = seen.horizon(reach.back);
+    if horizon.is_none() {
+        // The first look knows no end before it has seen one.
+        let newest = source.page(1, reach.size, None).await?.rows;
+        let latest = newest.iter().filter_map(Row::end).max();
+        horizon = latest.and_then(|t| t.checked_sub(reach.back).ok());
+    }
     let mut found: Vec<Row> = Vec::new();
-    let mut cut = None;
+    let mut cut = false;
+    // Without any end there is no call either; one that lands now is asked for as all are.
+    let from = horizon.map(|t| t.as_microsecond());
     let mut page = 1;
     for looked in 1..=reach.pages {
-        let got = source.page(page, reach.size, from.as_deref()).await?;
-        // The first look knows no newest row before it has one.
-        let horizon = horizon.or_else(|| {
-            let newest = found.first().or(got.rows.first())?.started()?;
-            newest.checked_sub(reach.back).ok()
-        });
-        let last = got.rows.last().and_then(Row::started);
-        found.extend(
-            got.rows
-                .into_iter()
-                .filter(|r| r.started() >= horizon || r.started().is_none()),
-        );
+        let got = source.page(page, reach.size, from).await?;
+        found.extend(got.rows);
         match got.next {
-            Some(next) if last >= horizon => page = next,
-            _ => break,
+            Some(next) => page = next,
+            None => break,
         }
-        if looked == reach.pages {
-            cut = last;
-        }
+        cut = looked == reach.pages;
     }
     // Noted only now, all at once: a look that fails half-way must not swallow rows.
     found.retain(|row| seen.note(row));
@@ -208,8 +203,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
-    /// A ledger: what was called, by the second in which it began.
-    type Ledger = Arc<Mutex<Vec<(i64, String)>>>;
+    /// A ledger: what was called, by the seconds in which it began and ended.
+    type Ledger = Arc<Mutex<Vec<(i64, i64, String)>>>;
 
     /// Serves pages of a ledger as the API does. With `grows`, a row lands after each page.
     async fn serve(ledger: Ledger, grows: bool) -> Gateway {
@@ -221,7 +216,7 @@ mod tests {
                 if grows {
                     let mut rows = ledger.lock().unwrap();
                     let n = rows.len();
-                    rows.push((100_000 + n as i64, format!("grown {n}")));
+                    rows.push((100_000 + n as i64, 100_000 + n as i64, format!("grown {n}")));
                 }
             }
         });
@@ -235,19 +230,25 @@ mod tests {
             head.push(stream.read_u8().await.unwrap());
         }
         let head = String::from_utf8(head).unwrap();
-        let number = |name: &str| -> usize {
-            let (_, rest) = head.split_once(&format!("{name}=")).unwrap();
-            rest.split(['&', ' ']).next().unwrap().parse().unwrap()
+        let number = |name: &str| -> Option<i64> {
+            let (_, rest) = head.split_once(&format!("{name}="))?;
+            Some(rest.split(['&', ' ']).next().unwrap().parse().unwrap())
         };
-        let (page, limit) = (number("page"), number("limit"));
+        let (page, limit) = (
+            number("page").unwrap() as usize,
+            number("limit").unwrap() as usize,
+        );
         let mut rows = ledger.lock().unwrap().clone();
-        rows.sort_by_key(|(second, _)| std::cmp::Reverse(*second));
+        if let Some(after) = number("ended_after") {
+            rows.retain(|(_, ended, _)| at(*ended).as_microsecond() > after);
+        }
+        rows.sort_by_key(|(began, ..)| std::cmp::Reverse(*began));
         let from = (page - 1) * limit;
         let shown: Vec<Value> = rows
             .iter()
             .skip(from)
             .take(limit)
-            .map(|(s, id)| line(*s, id))
+            .map(|(began, ended, id)| line(*began, *ended, id))
             .collect();
         let next = match from + limit < rows.len() {
             true => format!("x-next-page: {}\r\n", page + 1),
@@ -264,9 +265,12 @@ mod tests {
             .unwrap();
     }
 
-    fn line(second: i64, id: &str) -> Value {
-        let at = Timestamp::from_second(1_800_000_000 + second).unwrap();
-        json!({"request_id": id, "startTime": at.to_string()})
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn line(began: i64, ended: i64, id: &str) -> Value {
+        json!({"request_id": id, "startTime": at(began).to_string(), "endTime": at(ended).to_string()})
     }
 
     fn source(gateway: &Gateway) -> Source<'_> {
@@ -289,9 +293,9 @@ mod tests {
         let gateway = serve(Arc::clone(&ledger), false).await;
         let (source, mut seen) = (source(&gateway), Seen::default());
         assert!(ids(&source, &mut seen, &FAR).await.is_empty());
-        let add = |second: i64, id: &str| ledger.lock().unwrap().push((second, id.into()));
-        // More than one page of the near look, all within a minute.
-        (0..450).for_each(|n| add(20_000 + n / 10, &format!("{n}")));
+        let add = |began: i64, ended: i64, id: &str| ledger.lock().unwrap().push((began, ended, id.into()));
+        // More than one page of the near look, all within a few seconds.
+        (0..450).for_each(|n| add(20_000 + n / 100, 20_000 + n / 100, &format!("{n}")));
         let first = ids(&source, &mut seen, &NEAR).await;
         assert_eq!(first.len(), 450);
         assert_eq!(
@@ -299,12 +303,12 @@ mod tests {
             ("0", "449"),
             "oldest first"
         );
-        // One that began a little, one that began long ago; and one from before any look.
-        add(20_010, "slow");
-        add(20_000 - 6_000, "very slow");
-        add(20_000 - 10_000, "of the past");
+        // One that took hours, one that lands late; and one from before any look.
+        add(10_000, 20_005, "slow");
+        add(19_000, 19_000, "late");
+        add(10_000, 10_000, "of the past");
         assert_eq!(ids(&source, &mut seen, &NEAR).await, ["slow"]);
-        assert_eq!(ids(&source, &mut seen, &FAR).await, ["very slow"]);
+        assert_eq!(ids(&source, &mut seen, &FAR).await, ["late"]);
         seen.forget();
         assert!(ids(&source, &mut seen, &FAR).await.is_empty());
     }
@@ -312,7 +316,7 @@ mod tests {
     #[tokio::test]
     async fn rows_that_move_on_between_pages_are_not_lost() {
         let ledger: Ledger = Arc::default();
-        (0..1_000).for_each(|n| ledger.lock().unwrap().push((99_999, n.to_string())));
+        (0..1_000).for_each(|n| ledger.lock().unwrap().push((99_999, 99_999, n.to_string())));
         let gateway = serve(Arc::clone(&ledger), true).await;
         let (source, mut seen) = (source(&gateway), Seen::default());
         let mut all = ids(&source, &mut seen, &NEAR).await;
@@ -323,8 +327,8 @@ mod tests {
         assert_eq!((shown, all.len()), (1_000, 1_000));
     }
 
-    fn row(id: &str, started: &str) -> Row {
-        Row::new(json!({"request_id": id, "startTime": started}))
+    fn row(id: &str, ended: &str) -> Row {
+        Row::new(json!({"request_id": id, "startTime": "2026-11-19T00:00:00Z", "endTime": ended}))
     }
 
     #[test]
@@ -337,7 +341,7 @@ mod tests {
         seen.forget();
         assert_eq!(seen.ids.keys().collect::<Vec<_>>(), ["b"]);
         // What was forgotten lies before every look from now on.
-        let floor: Timestamp = "2026-11-20T13:00:00Z".parse().unwrap();
+        let floor: Timestamp = "2026-11-20T14:30:00Z".parse().unwrap();
         assert_eq!(seen.horizon(FAR.back), Some(floor));
         assert!(seen.horizon(NEAR.back) > Some(floor));
     }

@@ -63,16 +63,17 @@ struct Page {
 }
 
 impl Source<'_> {
-    /// `from` narrows to rows that began on that day or later.
-    async fn page(&self, page: u64, size: usize, from: Option<&str>) -> Result<Page, Failure> {
+    /// `ended_after` narrows to calls that ended later, microseconds since 1970.
+    async fn page(&self, page: u64, size: usize, ended_after: Option<i64>) -> Result<Page, Failure> {
         let (page, size) = (page.to_string(), size.to_string());
+        let after = ended_after.map(|t| t.max(0).to_string());
         let mut query = vec![
             ("summarize", "false"),
             ("page", page.as_str()),
             ("limit", size.as_str()),
         ];
         query.extend(self.key.as_deref().map(|hash| ("api_key", hash)));
-        query.extend(from.map(|day| ("start_date", day)));
+        query.extend(after.as_deref().map(|t| ("ended_after", t)));
         let reply = self.gateway.get("/spend/logs", &query).await?;
         let Value::Array(rows) = reply.json else {
             return Err(Failure::failed(

@@ -83,6 +83,11 @@ impl Row {
         self.started
     }
 
+    /// When it ended, or began where that is not told.
+    pub fn end(&self) -> Option<Timestamp> {
+        self.json.get("endTime").and_then(show::moment).or(self.started)
+    }
+
     pub fn json(&self) -> String {
         show::json_line(&self.json)
     }
