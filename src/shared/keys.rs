@@ -25,6 +25,8 @@ const UNKNOWN_FRESH: Duration = Duration::from_secs(2);
 /// Longest wait for the store, for a key that is known and for one that is not.
 const KNOWN_WAIT: Duration = Duration::from_secs(1);
 const WAIT: Duration = Duration::from_secs(10);
+/// A key that was rotated more often than this within its grace is nobody's.
+const MOST_ROTATIONS: usize = 16;
 /// Keys kept. The rest is asked for when needed.
 const MOST: u64 = 100_000;
 
@@ -168,43 +170,39 @@ impl KeyCache {
             holder: None,
             until: Until::default(),
         };
-        let Some(key) = self.store.key_by_hash(hash).await? else {
-            return Ok(nobody);
-        };
-        let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
-            let mut holder = self.holder(key).await?;
-            let turns_micros = self.raise(&mut holder);
-            return Ok(Found {
-                holder: Some(holder),
-                until: Until {
-                    turns_micros,
-                    ends_micros: None,
-                },
-            });
-        };
-        let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
-        let until = until.unwrap_or(0);
-        if until <= self.clock.now_micros() {
-            return Ok(nobody);
+        let mut next = *hash;
+        let mut ends_micros = None;
+        // A key that was rotated leads to the one that took its place, which may have been rotated since: all
+        // charge one account, and whoever blocks the newest blocks all.
+        for _ in 0..MOST_ROTATIONS {
+            let Some(key) = self.store.key_by_hash(&next).await? else {
+                return Ok(nobody);
+            };
+            let Some(newer) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
+                let mut holder = self.holder(key).await?;
+                let turns_micros = self.raise(&mut holder);
+                return Ok(Found {
+                    holder: Some(holder),
+                    until: Until {
+                        ends_micros,
+                        turns_micros,
+                    },
+                });
+            };
+            let until = key.extra.get("rotated_until_micros").and_then(Value::as_i64);
+            let until = until.unwrap_or(0);
+            if self.is_past(Some(until)) {
+                return Ok(nobody);
+            }
+            ends_micros = Some(ends_micros.map_or(until, |ends: i64| ends.min(until)));
+            let mut old = self.rotated.entry(newer).or_default();
+            if !old.contains(hash) {
+                old.push(*hash);
+            }
+            drop(old);
+            next = newer;
         }
-        // Both charge one account, and whoever blocks the new key blocks both.
-        let Some(key) = self.store.key_by_hash(&next).await? else {
-            return Ok(nobody);
-        };
-        let mut old = self.rotated.entry(next).or_default();
-        if !old.contains(hash) {
-            old.push(*hash);
-        }
-        drop(old);
-        let mut holder = self.holder(key).await?;
-        let turns_micros = self.raise(&mut holder);
-        Ok(Found {
-            holder: Some(holder),
-            until: Until {
-                turns_micros,
-                ends_micros: Some(until),
-            },
-        })
+        Ok(nobody)
     }
 
     /// The key with everybody it belongs to.
@@ -263,6 +261,10 @@ impl KeyCache {
                 until,
             };
             self.known.insert(*hash, entry);
+            // Forgotten between the look and the entry.
+            if self.changes.load(Ordering::SeqCst) != changes {
+                self.known.invalidate(hash);
+            }
         }
         Ok(key)
     }
@@ -313,7 +315,10 @@ impl Keys for KeyCache {
 
     async fn find(&self, hash: &KeyHash) -> Result<Option<Arc<Holder>>, Unavailable> {
         let turn = Turn::new(&self.asking, *hash);
-        let _mine = turn.turn.lock().await;
+        // Of many calls with one key each would wait for all those before it, were the store to hang.
+        let Ok(_mine) = tokio::time::timeout(WAIT, turn.turn.lock()).await else {
+            return Err(Unavailable("it took too long".into()));
+        };
         // Somebody else may have asked meanwhile.
         match self.cached(hash) {
             Some(known) => Ok(known),
@@ -441,6 +446,41 @@ mod tests {
         assert!(bench.keys.cached(&old.hash).is_none());
         assert!(bench.keys.find(&old.hash).await.unwrap().is_none());
         assert!(bench.keys.find(&new.hash).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_rotated_twice_is_the_newest() {
+        let bench = bench().await;
+        let keys = ["sk-1", "sk-2", "sk-3"].map(testkit::key);
+        for (i, until) in [(0, 100), (1, 50), (2, 0)] {
+            let mut key = keys[i].clone();
+            if let Some(next) = keys.get(i + 1) {
+                key.extra.insert("rotated_to".into(), json!(next.hash.hex()));
+                key.extra.insert("rotated_until_micros".into(), json!(until));
+            }
+            bench.store.insert_key(&key).await.unwrap();
+        }
+        let hash = async |i: usize| {
+            let found = bench.keys.find(&keys[i].hash).await.unwrap();
+            found.map(|k| k.hash)
+        };
+        for i in 0..3 {
+            assert_eq!(hash(i).await, Some(keys[2].hash), "all charge one account");
+        }
+        bench.keys.forget(&keys[2].hash);
+        for key in &keys {
+            assert!(
+                bench.keys.cached(&key.hash).is_none(),
+                "who blocks one blocks all"
+            );
+        }
+        hash(0).await;
+        bench.keys.forget(&keys[1].hash);
+        assert!(bench.keys.cached(&keys[0].hash).is_none());
+        hash(0).await;
+        bench.clock.set(50);
+        assert_eq!(hash(0).await, None, "the way leads through one that is over");
+        assert_eq!(hash(2).await, Some(keys[2].hash));
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ const MOST: u64 = 100_000;
 const AT_ONCE: usize = 4;
 
 /// What a budget says where its holder does not.
-const OF_BUDGET: [&str; 9] = [
+const OF_BUDGET: [&str; 11] = [
     "max_budget",
     "soft_budget",
     "budget_duration",
@@ -30,6 +30,8 @@ const OF_BUDGET: [&str; 9] = [
     "max_parallel_requests",
     "model_max_budget",
     "model_rpm_limit",
+    "model_tpm_limit",
+    "model_max_parallel_requests",
 ];
 
 type Id = (Table, String);
@@ -161,7 +163,11 @@ impl Parties {
         if self.changes.load(Ordering::SeqCst) == changes {
             let at = Instant::now();
             let fields = fields.clone();
-            self.known.insert(name, Entry { fields, at, epoch });
+            self.known.insert(name.clone(), Entry { fields, at, epoch });
+            // Forgotten between the look and the entry.
+            if self.changes.load(Ordering::SeqCst) != changes {
+                self.known.invalidate(&name);
+            }
         }
         Ok(fields)
     }

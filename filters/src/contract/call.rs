@@ -3,6 +3,7 @@
 use super::error::Refusal;
 use crate::dialects::params::GATEWAY_ONLY;
 use crate::model::call::Endpoint;
+use crate::model::record;
 use crate::model::usage;
 use crate::wire::multipart::{self, Part};
 use crate::wire::peek::{self, Kind, Object, PeekError};
@@ -31,8 +32,10 @@ pub struct Call {
     pub include_usage: bool,
     /// `store: true`: `metadata` is then meant for the upstream.
     pub store: bool,
-    /// Upper bound of the answer, tokens, if the client set one.
+    /// Upper bound of the answer, tokens, of all choices together, if the client set one.
     pub max_tokens: Option<u64>,
+    /// Answers asked for at once; at least 1.
+    pub choices: u64,
     /// The `user` field: the end user, in LiteLLM's words.
     pub user: Option<String>,
     pub tags: Vec<String>,
@@ -79,6 +82,7 @@ const KNOWN_FIELDS: &[&str] = &[
     "store",
     "service_tier",
     "n",
+    "best_of",
     "temperature",
     "top_p",
     "stop",
@@ -104,6 +108,10 @@ const KNOWN_FIELDS: &[&str] = &[
     "functions",
     "function_call",
 ];
+
+/// What OpenAI takes at most.
+const MOST_CHOICES: u64 = 128;
+const MOST_PROMPTS: u64 = 2048;
 
 /// How deep a body may nest.
 const MAX_DEPTH: usize = 100;
@@ -240,6 +248,14 @@ impl Call {
             flag("store").unwrap_or(false),
             number("n"),
         );
+        let choices = match endpoint {
+            Endpoint::Chat => n.unwrap_or(1).clamp(1, MOST_CHOICES),
+            Endpoint::Completions => {
+                let each = n.max(number("best_of")).unwrap_or(1).clamp(1, MOST_CHOICES);
+                each * field("prompt").map_or(1, |f| prompts(body.get(f.value.clone()).unwrap_or_default()))
+            }
+            _ => 1,
+        };
         Ok(Call {
             endpoint,
             requested_model,
@@ -247,8 +263,9 @@ impl Call {
             stream,
             include_usage,
             store,
-            max_tokens: max_tokens.map(|m| m.saturating_mul(n.unwrap_or(1).clamp(1, 128))),
-            user,
+            max_tokens: max_tokens.map(|m| m.saturating_mul(choices)),
+            choices,
+            user: user.map(named),
             tags,
             metadata,
             service_tier,
@@ -294,7 +311,8 @@ impl Call {
             include_usage: false,
             store: false,
             max_tokens: None,
-            user,
+            choices: 1,
+            user: user.map(named),
             tags: Vec::new(),
             metadata: None,
             service_tier: None,
@@ -333,9 +351,31 @@ fn strings(json: &[u8]) -> Vec<String> {
         Ok(Value::Array(items)) => items
             .into_iter()
             .take(64)
-            .filter_map(|v| v.as_str().map(str::to_string))
+            .filter_map(|v| {
+                let mut tag = v.as_str()?.to_string();
+                record::clean(&mut tag, record::LONGEST_TAG);
+                Some(tag)
+            })
             .collect(),
         _ => Vec::new(),
+    }
+}
+
+/// An end user's name as the ledger has it.
+fn named(mut user: String) -> String {
+    record::clean(&mut user, record::LONGEST_NAME);
+    user
+}
+
+/// Prompts of a completion: each is answered. A list of numbers is one.
+fn prompts(json: &[u8]) -> u64 {
+    let rest = json.trim_ascii_start().strip_prefix(b"[").unwrap_or_default();
+    match rest.trim_ascii_start().first() {
+        Some(b'"' | b'[') => {
+            let each: Vec<serde::de::IgnoredAny> = serde_json::from_slice(json).unwrap_or_default();
+            (each.len() as u64).clamp(1, MOST_PROMPTS)
+        }
+        _ => 1,
     }
 }
 
@@ -457,6 +497,20 @@ mod tests {
             Err("api_base is not allowed"),
         );
         check(r#"{"model":"a","messages":[{"api_base":"x"}]}"#, Ok("a"));
+    }
+
+    #[test]
+    fn names_of_callers_are_the_ledgers() {
+        let user = format!("\\u0000{}", "é".repeat(300));
+        let body = format!(r#"{{"model":"a","messages":[],"user":"{user}","tags":["x\u0000","{user}"]}}"#);
+        let c = Call::parse(Endpoint::Chat, body.into(), "application/json".into(), None, None).unwrap();
+        let user = c.user.unwrap();
+        assert!(
+            user.len() <= record::LONGEST_NAME && user.starts_with("\u{fffd}é"),
+            "{user}"
+        );
+        assert_eq!(c.tags[0], "x\u{fffd}");
+        assert!(c.tags[1].len() <= record::LONGEST_TAG);
     }
 
     #[test]

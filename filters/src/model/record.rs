@@ -4,6 +4,11 @@ use super::call::Endpoint;
 use super::key::KeyHash;
 use serde::{Deserialize, Serialize};
 
+/// Longest name of anybody in a row, bytes.
+pub const LONGEST_NAME: usize = 512;
+/// Longest tag, bytes.
+pub const LONGEST_TAG: usize = 256;
+
 /// How a call ended, as the ledger counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,25 +136,26 @@ impl Record {
             &mut self.model,
             &mut self.deployment_id,
         ] {
-            clean(text, 512);
+            clean(text, LONGEST_NAME);
         }
         for text in [
             &mut self.key_alias,
             &mut self.user_id,
             &mut self.team_id,
+            &mut self.organization_id,
             &mut self.end_user,
         ]
         .into_iter()
         .flatten()
         {
-            clean(text, 512);
+            clean(text, LONGEST_NAME);
         }
         for text in [&mut self.error, &mut self.user_agent].into_iter().flatten() {
             clean(text, 2048);
         }
         self.tags.truncate(64);
         for t in &mut self.tags {
-            clean(t, 256);
+            clean(t, LONGEST_TAG);
         }
         // Cut metadata would no longer be JSON, and an escaped NUL is as poisonous to jsonb as a raw one.
         if self
@@ -171,7 +177,9 @@ fn is_false(b: &bool) -> bool {
     !*b
 }
 
-fn clean(text: &mut String, max: usize) {
+/// Without NUL, which Postgres does not take, and no longer than `max` bytes. Names that callers make up are
+/// cleaned where they come in, so that they are limited under the name that the ledger adds them up by.
+pub fn clean(text: &mut String, max: usize) {
     if text.contains('\0') {
         *text = text.replace('\0', "\u{fffd}");
     }

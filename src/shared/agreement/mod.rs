@@ -67,6 +67,8 @@ impl Default for Settings {
 pub struct MoneyAsk {
     /// Start of the budget period; any number that is another one in the next period.
     pub period: i64,
+    /// Another number where what was spent before is not to count any more: the account was opened anew.
+    pub era: i64,
     /// What the store has summed up for this account in this period.
     pub landed: i64,
     /// This replica's records of the period that are not in `landed`. A record must not leave this
@@ -225,7 +227,10 @@ impl Agreement {
 
     /// Says what this replica has spent and set aside, and asks for more.
     pub async fn money(&self, account: &str, ask: &MoneyAsk) -> Result<MoneyGrant, Away> {
-        let key = format!("{}:money:{}:{}", self.prefix, named(account), ask.period);
+        let mut key = format!("{}:money:{}:{}", self.prefix, named(account), ask.period);
+        if ask.era != 0 {
+            key.push_str(&format!(":{}", ask.era));
+        }
         let mut question = self.money.key(key);
         question
             .arg(&self.replica)

@@ -125,7 +125,7 @@ impl Meters {
 
     /// The caller holds the account's turn. `wanted` = 0 only reports.
     async fn ask_money(&self, agreement: &Agreement, meter: &Meter, budget: i64, wanted: i64) {
-        let (ask, added, start) = {
+        let (ask, added, about) = {
             let mut state = meter.state.lock();
             let Some(money) = &mut state.money else { return };
             let spare = money.lease.spare.max(0);
@@ -142,6 +142,7 @@ impl Meters {
             }
             let ask = MoneyAsk {
                 period: period.start,
+                era: money.era(),
                 landed: money.landed(),
                 unlanded: money.unlanded(),
                 held: money.reserved().saturating_add(spare),
@@ -150,15 +151,19 @@ impl Meters {
                 idle: false,
                 ttl_seconds: REMEMBERED_SECONDS,
             };
-            (ask, money.added(), period.start)
+            (ask, money.added(), (money.era(), period.start))
         };
         let Ok(grant) = agreement.money(&meter.name(), &ask).await else {
+            // Nobody knows whether it was heard.
+            if let Some(money) = &mut meter.state.lock().money {
+                money.lease.unsaid = true;
+            }
             return;
         };
         let now = self.now().mono;
         let mut state = meter.state.lock();
         let Some(money) = &mut state.money else { return };
-        let crossed = money.granted(start, grant.granted, grant.spent, added);
+        let crossed = money.granted(about, grant.granted, grant.spent, added);
         if ask.want > 0 {
             money.lease.dry_until = match grant.granted < ask.want {
                 true => now + DRY_MILLIS,
@@ -287,16 +292,7 @@ impl Meters {
         for meter in &listed {
             meter.listed.store(false, Ordering::SeqCst);
         }
-        let now = self.now().mono;
-        let stale = |m: &Arc<Meter>| {
-            let state = m.state.lock();
-            state
-                .money
-                .as_ref()
-                .is_some_and(|m| m.is_read() && m.is_stale(now, LANDED_MILLIS))
-        };
-        let old: Vec<_> = listed.iter().filter(|m| stale(m)).cloned().collect();
-        self.read_again(old).await;
+        self.look_again(&listed);
         let agreement = &agreement;
         futures::stream::iter(listed)
             .for_each_concurrent(AT_ONCE, |meter| async move {
@@ -306,6 +302,29 @@ impl Meters {
                 }
             })
             .await;
+    }
+
+    /// Asks the store what of these has landed, where that is a while ago. Redis does not wait for it: the
+    /// store may hang.
+    fn look_again(self: &Arc<Self>, listed: &[Arc<Meter>]) {
+        let now = self.now().mono;
+        let is_old = |m: &Arc<Meter>| {
+            let state = m.state.lock();
+            let money = state.money.as_ref();
+            money.is_some_and(|m| m.is_read() && m.read_before(now, LANDED_MILLIS))
+        };
+        let old: Vec<_> = listed.iter().filter(|m| is_old(m)).cloned().collect();
+        if old.is_empty() || self.looking.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let meters = Arc::clone(self);
+        tokio::spawn(async move {
+            meters.read_again(old.clone()).await;
+            meters.looking.store(false, Ordering::SeqCst);
+            for meter in old.iter().filter(|m| keeps(m)) {
+                meters.list(meter);
+            }
+        });
     }
 
     async fn report(&self, agreement: &Agreement, meter: &Meter) {

@@ -116,7 +116,11 @@ impl Drop for Held {
             if part.place {
                 state.in_flight = state.in_flight.saturating_sub(1);
             }
+            let has_news = (state.tokens.as_ref()).is_some_and(|t| t.share.has_something_to_say());
             drop(state);
+            if has_news {
+                self.meters.list(meter);
+            }
             if meter.waiting.load(Ordering::SeqCst) > 0 {
                 meter.freed.notify_waiters();
             }

@@ -7,7 +7,9 @@ use crate::store::Table;
 use dashmap::DashMap;
 use filters::model::account::Kind;
 use filters::model::limits::{Allowance, Limits};
+use futures::future::join_all;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long an answer of the store is believed; what the store tells of changes comes earlier.
@@ -36,10 +38,18 @@ struct Entry {
     until: u64,
 }
 
+impl Entry {
+    fn doubt(&mut self, now: Now) {
+        self.until = self.until.min(now.mono + DOUBTED.as_millis() as u64);
+    }
+}
+
 #[derive(Default)]
 pub struct Guests {
     end_users: DashMap<String, Entry>,
     tags: DashMap<String, Entry>,
+    /// Counts what was forgotten, so that what was read before a change is not believed after it.
+    changes: AtomicU64,
 }
 
 impl Guests {
@@ -69,22 +79,32 @@ impl Guests {
     }
 
     pub fn forget(&self, kind: Kind, id: &str) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         if matches!(kind, Kind::EndUser | Kind::Tag) {
             self.of(kind).remove(id);
         }
     }
 
     pub fn forget_all(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.end_users.clear();
         self.tags.clear();
     }
 
     /// What is known is believed for a moment only.
     pub fn doubt(&self, now: Now) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         for known in [&self.end_users, &self.tags] {
             for mut entry in known.iter_mut() {
-                entry.until = entry.until.min(now.mono + DOUBTED.as_millis() as u64);
+                entry.doubt(now);
             }
+        }
+    }
+
+    /// The same for one.
+    fn believe_less(&self, kind: Kind, id: &str, now: Now) {
+        if let Some(mut entry) = self.of(kind).get_mut(id) {
+            entry.doubt(now);
         }
     }
 
@@ -96,15 +116,20 @@ impl Guests {
 }
 
 impl Meters {
-    /// Asks the store about these.
+    /// Asks the store about these, all at once: a call waits no longer for many than for one.
     pub(super) async fn look_up(&self, who: Vec<(Kind, String)>) {
-        for (kind, id) in who {
+        let changes = self.guests.changes.load(Ordering::SeqCst);
+        let deadline = tokio::time::Instant::now() + WAIT;
+        let found = join_all(who.iter().map(async |(kind, id)| {
             let table = match kind {
                 Kind::EndUser => Table::EndUser,
                 _ => Table::Tag,
             };
-            let found = tokio::time::timeout(WAIT, self.world.parties.find(table, &id)).await;
-            let now = self.now();
+            tokio::time::timeout_at(deadline, self.world.parties.find(table, id)).await
+        }));
+        let found = found.await;
+        let now = self.now();
+        for ((kind, id), found) in who.into_iter().zip(found) {
             let (guest, fresh) = match found {
                 Ok(Ok(Some(party))) if party.blocked && kind == Kind::EndUser => (Guest::Blocked, FRESH),
                 Ok(Ok(Some(party))) => {
@@ -118,7 +143,11 @@ impl Meters {
                 // Nobody is thrown out because the store is away.
                 Ok(Err(_)) | Err(_) => (Guest::Free, UNASKED),
             };
-            self.guests.learn(kind, id, guest, now, fresh);
+            self.guests.learn(kind, id.clone(), guest, now, fresh);
+            // Somebody was changed meanwhile, maybe this one.
+            if self.guests.changes.load(Ordering::SeqCst) != changes {
+                self.guests.believe_less(kind, &id, now);
+            }
         }
     }
 

@@ -11,6 +11,8 @@ use filters::model::limits::Allowance;
 pub struct Money {
     offset: i64,
     added: i64,
+    /// Of `added`, what ended after the period that is still thought to run.
+    ahead: i64,
     reserved: i64,
     /// The store was read for this period, or is away and this is all that is known.
     read: bool,
@@ -22,6 +24,8 @@ pub struct Money {
     read_at: u64,
     /// What the store had summed up then.
     landed: i64,
+    /// What the account was opened with then: another one, and what was spent before does not count.
+    era: i64,
     /// What `period` follows from.
     rule: Option<(Option<String>, i64)>,
     period: Period,
@@ -59,6 +63,15 @@ pub struct Then {
     changes: u32,
 }
 
+/// What the store said of an account: nano-dollars that had landed, were on their way, and that it was
+/// opened with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    pub landed: i64,
+    pub on_its_way: i64,
+    pub era: i64,
+}
+
 /// What became of a period when somebody looked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -91,6 +104,10 @@ impl Money {
         self.landed
     }
 
+    pub fn era(&self) -> i64 {
+        self.era
+    }
+
     /// Spent by this process and not in `landed`.
     pub fn unlanded(&self) -> i64 {
         self.offset.saturating_add(self.added).saturating_sub(self.landed)
@@ -105,7 +122,12 @@ impl Money {
     }
 
     pub fn is_stale(&self, now_millis: u64, fresh_millis: u64) -> bool {
-        self.stale || now_millis.saturating_sub(self.read_at) >= fresh_millis
+        self.stale || self.read_before(now_millis, fresh_millis)
+    }
+
+    /// Whether so long has passed since the store was asked, whatever became of that.
+    pub fn read_before(&self, now_millis: u64, millis: u64) -> bool {
+        now_millis.saturating_sub(self.read_at) >= millis
     }
 
     pub fn watch_soft(&mut self, soft: Option<i64>) {
@@ -130,18 +152,15 @@ impl Money {
             self.rule = Some((allowance.period.clone(), allowance.since_micros));
             return Turn::Same;
         }
-        self.period = now;
-        self.everywhere = None;
-        self.lease = Lease {
-            wanted: self.lease.wanted,
-            budget: self.lease.budget,
-            ..Lease::default()
-        };
+        let ended = std::mem::replace(&mut self.period, now).end;
+        let ahead = std::mem::take(&mut self.ahead);
+        self.void();
         self.soft_told = false;
         if same_rule {
-            // Nothing is spent in a period that has just begun; rows of the one before, that are still on
-            // their way, count there.
-            self.offset = self.added.saturating_neg();
+            // Nothing is spent in a period that has just begun, but by calls that ended in it before anybody
+            // looked; rows of the one before, that are still on their way, count there.
+            let spent = if ended == Some(now.start) { ahead } else { 0 };
+            self.offset = spent.saturating_sub(self.added);
             self.landed = 0;
             self.stale = true;
             Turn::Rolled
@@ -150,6 +169,16 @@ impl Money {
             self.read = false;
             Turn::Unknown
         }
+    }
+
+    /// What Redis granted and told is of another period or era.
+    fn void(&mut self) {
+        self.everywhere = None;
+        self.lease = Lease {
+            wanted: self.lease.wanted,
+            budget: self.lease.budget,
+            ..Lease::default()
+        };
     }
 
     /// To be asked before the store is, and handed to [`known`](Self::known).
@@ -161,12 +190,23 @@ impl Money {
         }
     }
 
-    /// The store was read: so much had landed then, and so much was on its way.
-    pub fn known(&mut self, then: Then, landed: i64, on_its_way: i64, now_millis: u64) {
+    /// The store was read.
+    pub fn known(&mut self, then: Then, reading: Reading, now_millis: u64) {
         if then.start != self.period.start {
             return;
         }
+        let Reading {
+            landed,
+            on_its_way,
+            era,
+        } = reading;
+        if self.era != era {
+            self.era = era;
+            self.void();
+        }
         let first = !self.read;
+        // Otherwise Redis would count what was on its way beside what others see to have landed.
+        self.lease.unsaid |= landed != self.landed;
         self.offset = landed.saturating_add(on_its_way).saturating_sub(then.added);
         self.landed = landed;
         self.read = true;
@@ -223,6 +263,9 @@ impl Money {
             return false;
         }
         self.added = self.added.saturating_add(nanos);
+        if self.period.end.is_some_and(|end| ended_micros >= end) {
+            self.ahead = self.ahead.saturating_add(nanos);
+        }
         self.lease.spare = self.lease.spare.saturating_sub(nanos);
         self.lease.unsaid = true;
         self.crossed()
@@ -234,9 +277,15 @@ impl Money {
         crossed
     }
 
-    /// Redis answered about the period that begins at `start`.
-    pub fn granted(&mut self, start: i64, granted: i64, everywhere: i64, added_then: i64) -> bool {
-        if start != self.period.start {
+    /// Redis answered about an era and the period that begins at `start`.
+    pub fn granted(
+        &mut self,
+        (era, start): (i64, i64),
+        granted: i64,
+        everywhere: i64,
+        added_then: i64,
+    ) -> bool {
+        if (era, start) != (self.era, self.period.start) {
             return false;
         }
         self.lease.spare = self.lease.spare.saturating_add(granted);
@@ -273,11 +322,18 @@ mod tests {
 
     const DAY: i64 = 86_400_000_000;
 
+    fn had(landed: i64) -> Reading {
+        Reading {
+            landed,
+            ..Reading::default()
+        }
+    }
+
     fn read(landed: i64) -> Money {
         let mut m = Money::default();
         assert_eq!(m.turn(&daily(), 5, &Calendar::default()), Turn::Unknown);
         let then = m.then();
-        m.known(then, landed, 0, 0);
+        m.known(then, had(landed), 0);
         m
     }
 
@@ -286,9 +342,9 @@ mod tests {
         let mut m = read(0);
         let then = m.then();
         m.add(100, 6);
-        m.known(then, 0, 0, 0);
+        m.known(then, had(0), 0);
         assert_eq!(m.spent(), 100);
-        m.known(m.then(), 100, 0, 0);
+        m.known(m.then(), had(100), 0);
         assert_eq!((m.spent(), m.unlanded()), (100, 0));
     }
 
@@ -308,9 +364,49 @@ mod tests {
         assert_eq!(m.spent(), 0, "what ended yesterday was spent yesterday");
         m.add(7, DAY);
         assert_eq!(m.spent(), 7);
-        m.known(then, 90, 0, 0);
+        m.known(then, had(90), 0);
         assert_eq!(m.spent(), 7, "a late answer about yesterday is none about today");
         assert_eq!(m.turn(&daily(), DAY + 1, &Calendar::default()), Turn::Same);
+    }
+
+    #[test]
+    fn what_ends_before_anybody_looks_at_the_new_day_is_spent_in_it() {
+        let mut m = read(90);
+        m.add(5, DAY - 1);
+        m.add(7, DAY);
+        assert_eq!(m.turn(&daily(), DAY, &Calendar::default()), Turn::Rolled);
+        assert_eq!((m.spent(), m.unlanded()), (7, 7));
+        m.add(9, 2 * DAY);
+        m.turn(&daily(), 3 * DAY, &Calendar::default());
+        assert_eq!(m.spent(), 0, "not the day it ended in either");
+    }
+
+    #[test]
+    fn redis_hears_of_what_has_landed() {
+        let mut m = read(0);
+        m.add(100, 6);
+        // Told as on its way.
+        m.lease.unsaid = false;
+        m.known(m.then(), had(100), 0);
+        assert!(m.lease.unsaid, "else it stays on its way there");
+        m.lease.unsaid = false;
+        m.known(m.then(), had(100), 0);
+        assert!(!m.lease.unsaid);
+    }
+
+    #[test]
+    fn an_account_that_is_opened_anew_owes_nothing_of_before() {
+        let mut m = read(90);
+        assert!(!m.granted((0, 0), 5, 95, 0));
+        assert_eq!(m.spent(), 95);
+        let reading = Reading {
+            era: -90,
+            ..Reading::default()
+        };
+        m.known(m.then(), reading, 0);
+        assert_eq!((m.spent(), m.lease.spare), (0, 0));
+        m.granted((0, 0), 5, 95, 0);
+        assert_eq!((m.spent(), m.lease.spare), (0, 0), "an answer about before");
     }
 
     #[test]

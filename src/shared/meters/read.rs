@@ -2,7 +2,7 @@
 
 use super::Meters;
 use super::meter::Meter;
-use super::money::Then;
+use super::money::{self, Then};
 use super::subject::Bound;
 use crate::shared::period::Period;
 use crate::store::{Balance, StoreError};
@@ -20,8 +20,7 @@ struct Reading {
     meter: Arc<Meter>,
     period: Period,
     then: Then,
-    on_its_way: i64,
-    landed: i64,
+    said: money::Reading,
 }
 
 impl Meters {
@@ -33,7 +32,7 @@ impl Meters {
         let mut turns = Vec::with_capacity(unread.len());
         for bound in &unread {
             turns.push(bound.meter.reading.lock().await);
-            let is_read = |m: &super::money::Money| m.is_read();
+            let is_read = |m: &money::Money| m.is_read();
             if !bound
                 .meter
                 .state
@@ -63,8 +62,7 @@ impl Meters {
                     meter,
                     period,
                     then,
-                    on_its_way: 0,
-                    landed: 0,
+                    said: money::Reading::default(),
                 })
             })
             .collect();
@@ -73,7 +71,7 @@ impl Meters {
         let accounts: Vec<&Account> = readings.iter().map(|r| &r.meter.account).collect();
         let on_its_way = (self.world.unlanded)(&accounts);
         for (r, nanos) in readings.iter_mut().zip(on_its_way) {
-            r.on_its_way = nanos;
+            r.said.on_its_way = nanos;
         }
         let done = tokio::time::timeout(WAIT, self.balances(&mut readings)).await;
         let failed = match done {
@@ -94,9 +92,9 @@ impl Meters {
             let mut state = r.meter.state.lock();
             let Some(money) = &mut state.money else { continue };
             if failed.is_some() {
-                money.unknowable(at_least.saturating_add(r.on_its_way), now.mono);
+                money.unknowable(at_least.saturating_add(r.said.on_its_way), now.mono);
             } else {
-                money.known(r.then, r.landed, r.on_its_way, now.mono);
+                money.known(r.then, r.said, now.mono);
             }
         }
         failed.is_none()
@@ -114,12 +112,19 @@ impl Meters {
     async fn balances(&self, readings: &mut [Reading]) -> Result<(), StoreError> {
         let store = &self.world.store;
         let accounts: Vec<Account> = readings.iter().map(|r| r.meter.account.clone()).collect();
+        if self.world.agreement.is_some() {
+            // Before the balances: what is new there must not be told as if it were of before.
+            let openings = store.openings(&accounts).await?;
+            for (r, opening) in readings.iter_mut().zip(openings) {
+                r.said.era = opening.unwrap_or(0);
+            }
+        }
         let found = store.balances(&accounts).await?;
         let mut behind = Vec::new();
         for (i, (r, balance)) in readings.iter_mut().zip(&found).enumerate() {
             match r.period.end {
                 Some(_) if balance.period_started_micros != Some(r.period.start) => behind.push(i),
-                _ => r.landed = landed(r.period, balance),
+                _ => r.said.landed = landed(r.period, balance),
             }
         }
         if behind.is_empty() {
@@ -134,7 +139,7 @@ impl Meters {
         let found = store.balances(&accounts).await?;
         for (i, balance) in behind.into_iter().zip(&found) {
             if let Some(r) = readings.get_mut(i) {
-                r.landed = landed(r.period, balance);
+                r.said.landed = landed(r.period, balance);
             }
         }
         Ok(())

@@ -12,6 +12,8 @@ use std::sync::atomic::AtomicU64;
 
 /// Models whose limits are looked up once per subject. Names come from callers, so there is an end.
 const MODELS_KEPT: usize = 256;
+/// Bytes of a name that is kept.
+const LONGEST_MODEL: usize = 256;
 
 /// A meter and what limits it.
 pub struct Bound {
@@ -47,8 +49,8 @@ pub struct Subject {
     alias: Option<String>,
     limits: Limits,
     whole: Option<Arc<Bound>>,
-    /// By the name that was asked for.
-    by_model: RwLock<Vec<(String, Bounds)>>,
+    /// By the name that was asked for and the configured one: keys call the same by different names.
+    by_model: RwLock<Vec<(String, String, Bounds)>>,
 }
 
 impl Subject {
@@ -119,15 +121,23 @@ impl Subject {
         if self.limits.models.is_empty() {
             return;
         }
-        if let Some((_, known)) = self.by_model.read().iter().find(|(name, _)| name == requested) {
-            into.extend(known.iter().cloned());
-            return;
-        }
+        let is_it = |(name, of, _): &&(String, String, Bounds)| name == requested && of == group;
+        let is_full = {
+            let kept = self.by_model.read();
+            if let Some((.., known)) = kept.iter().find(is_it) {
+                into.extend(known.iter().cloned());
+                return;
+            }
+            kept.len() >= MODELS_KEPT
+        };
         let found: Bounds = self.of_model(meters, requested, group).into();
         into.extend(found.iter().cloned());
+        if is_full || requested.len() > LONGEST_MODEL {
+            return;
+        }
         let mut kept = self.by_model.write();
-        if kept.len() < MODELS_KEPT && !kept.iter().any(|(name, _)| name == requested) {
-            kept.push((requested.to_string(), found));
+        if kept.len() < MODELS_KEPT && !kept.iter().any(|k| is_it(&k)) {
+            kept.push((requested.to_string(), group.to_string(), found));
         }
     }
 

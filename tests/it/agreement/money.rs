@@ -121,6 +121,7 @@ async fn large_amounts_stay_exact() {
     // Beyond the bound is the bound, in every number.
     let beyond = MoneyAsk {
         period: i64::MIN,
+        era: i64::MIN,
         landed: i64::MAX,
         unlanded: i64::MAX,
         held: i64::MAX,

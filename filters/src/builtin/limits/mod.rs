@@ -271,6 +271,7 @@ fn expected(call: &Call, catalog: &dyn Catalog) -> Usage {
         catalog
             .max_output_tokens(&call.model)
             .map_or(ASSUMED_ANSWER_TOKENS, |most| most.min(MOST_ASSUMED_TOKENS))
+            .saturating_mul(call.choices)
     });
     Usage {
         prompt_tokens: call.estimated_prompt(),
@@ -325,6 +326,28 @@ mod tests {
             assert_eq!(used.completion_tokens, tokens);
             assert_eq!(tier, ServiceTier::Standard);
             assert_eq!(estimate.tokens, used.prompt_tokens + tokens);
+        }
+        // Each answer that is asked for is an answer.
+        for (endpoint, body, answers) in [
+            (Endpoint::Chat, r#"{"model":"m","messages":[],"n":5}"#, 5),
+            (
+                Endpoint::Completions,
+                r#"{"model":"m","prompt":"a","n":2,"best_of":7}"#,
+                7,
+            ),
+            (
+                Endpoint::Completions,
+                r#"{"model":"m","prompt":["a","b","c"],"n":2}"#,
+                6,
+            ),
+            (Endpoint::Completions, r#"{"model":"m","prompt":[[1,2],[3]]}"#, 2),
+            (Endpoint::Completions, r#"{"model":"m","prompt":[1,2,3]}"#, 1),
+        ] {
+            let (used, ..) = estimated(endpoint, body, Some(300));
+            assert_eq!(used.completion_tokens, 300 * answers, "{body}");
+            let told = body.replace(r#"{"model""#, r#"{"max_tokens":10,"model""#);
+            let (used, ..) = estimated(endpoint, &told, Some(300));
+            assert_eq!(used.completion_tokens, 10 * answers, "{told}");
         }
         let dear = r#"{"model":"m","messages":[],"service_tier":"priority","max_tokens":9000}"#;
         let (used, tier, _) = estimated(Endpoint::Chat, dear, Some(300));
