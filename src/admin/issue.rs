@@ -5,9 +5,9 @@
 //! [`bounds`]: super::bounds
 
 use super::audit::Entry;
-use super::error::{Result, not_found, taken, wrong_value};
+use super::error::{Result, forbidden, not_found, taken, wrong_value};
 use super::fields::{Field, Fields, Kind};
-use super::keys::{PLAIN, apply, author, expiry, refused, told};
+use super::keys::{PLAIN, apply, author, expiry, lend, refused, told};
 use super::rights::{Actor, role_among};
 use super::routes::{Route, Who};
 use super::{Desk, settle, shapes, terms};
@@ -122,6 +122,9 @@ async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value>
     if let Some(text) = fields.text("duration")? {
         key.expires_micros = Some(expiry(now, text)?);
     }
+    if !actor.is_user(key.user_id.as_deref()) {
+        lend(&mut key, actor);
+    }
     desk.check_names(&key, None).await?;
     let entry = Entry::created("key", key.hash.hex(), told(&key, now));
     desk.write(actor, &[Change::InsertKey(&key)], vec![entry])
@@ -132,6 +135,11 @@ async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value>
 
 /// A secret for a new key: the one that is asked for, or a drawn one.
 pub fn new_secret(desk: &Desk, actor: &Actor, own: Option<&str>) -> Result<String> {
+    if actor.holder().is_some_and(|k| k.by_old_secret) {
+        let message = "This secret was rotated and works for calls until its grace is over. Use the new one to \
+                       make or rotate keys.";
+        return Err(forbidden(message).into());
+    }
     let secret = match own {
         Some(own) => own_key(own)?.to_string(),
         None => drawn()?,

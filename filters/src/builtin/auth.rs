@@ -87,7 +87,8 @@ impl Auth {
         for _ in 0..MOST_ROTATIONS {
             let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
                 self.standing(&key)?;
-                return Ok(Caller::Key(raised(key, self.clock.now_micros())));
+                let key = raised(key, self.clock.now_micros());
+                return Ok(Caller::Key(by_old_secret(key, &hash)));
             };
             // Its own block counts as well: it may be the secret that leaked.
             if key.blocked {
@@ -142,6 +143,16 @@ impl Auth {
         }
         Ok(())
     }
+}
+
+/// Notes it where somebody came with a secret that has a successor: it must not outlive its grace.
+fn by_old_secret(key: Arc<Holder>, presented: &KeyHash) -> Arc<Holder> {
+    if key.hash == *presented {
+        return key;
+    }
+    let mut noted = Holder::clone(&key);
+    noted.by_old_secret = true;
+    Arc::new(noted)
 }
 
 /// The key with the budget that it has for a while, if one was given to it.
