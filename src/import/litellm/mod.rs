@@ -245,6 +245,7 @@ impl Run<'_> {
     }
 
     async fn keys(&mut self) -> Result<(), ImportError> {
+        self.sink.look_back().await?;
         let twins = keys::twins(&self.source).await?;
         let Some(cursor) = self.source.open(&keys::table()).await? else {
             return Ok(());
