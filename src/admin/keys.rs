@@ -260,7 +260,7 @@ pub fn alter(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     raise(fields, key, now)
 }
 
-/// A budget that is raised for a while; see the filter `auth`.
+/// A budget that is raised for a while; see [`KeyCache`](crate::shared::keys::KeyCache).
 fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     let (more, until) = (
         fields.amount("temp_budget_increase")?,

@@ -435,7 +435,7 @@ async fn rotated_lent_and_revoked_keys_stay_what_they_are() {
         .start()
         .await;
     let post = async |path: &str, body: Value| {
-        let who = format!("Bearer {}", MASTER);
+        let who = format!("Bearer {MASTER}");
         let headers = [
             ("authorization", who.as_str()),
             ("content-type", "application/json"),
