@@ -3,7 +3,7 @@
 //! those have none, within what the key in hand has.
 
 use super::Desk;
-use super::error::{Result, Stopped};
+use super::error::{Result, Stopped, wrong_value};
 use super::fields::{self, Fields};
 use super::objects::effective;
 use super::rights::{Actor, Role, members_may, role_among};
@@ -87,6 +87,7 @@ impl Desk {
         let Some(own) = actor.holder() else {
             return Err(actor.not_admin());
         };
+        small(fields)?;
         let team = match fields.id("team_id")? {
             Some(id) => Some(self.team_to_make_for(actor, &id, fields).await?),
             None => {
@@ -124,6 +125,7 @@ impl Desk {
             return Ok(());
         }
         let leads = self.may_change(actor, key).await?;
+        small(fields)?;
         closed(fields, key)?;
         routes_stay(fields, key)?;
         if fields.has("user_id") && fields.id("user_id")? != key.user_id {
@@ -312,6 +314,17 @@ impl Desk {
             None => Ok(None),
         }
     }
+}
+
+/// Most bytes of what somebody who is no admin writes on a key: lists read many of them at once.
+const MOST_WRITTEN: usize = 16 << 10;
+
+fn small(fields: &Fields) -> Result<()> {
+    if fields.size() <= MOST_WRITTEN {
+        return Ok(());
+    }
+    let message = format!("What a key holds may be {MOST_WRITTEN} bytes at most. Shorten 'metadata'.");
+    Err(wrong_value("metadata", message).into())
 }
 
 fn others_key() -> Stopped {

@@ -130,7 +130,31 @@ async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value>
     desk.write(actor, &[Change::InsertKey(&key)], vec![entry])
         .await
         .map_err(|e| refused(e, &key))?;
+    still_there(desk, actor, &key).await?;
     Ok(shapes::generated(&key, secret, now))
+}
+
+/// A team or a user that was deleted meanwhile has taken its keys with it, and not this one: it goes too. Whoever
+/// deletes takes the row first and then the keys, so one of both sees the other.
+async fn still_there(desk: &Desk, actor: &Actor, key: &Key) -> Result<()> {
+    if actor.is_admin() {
+        return Ok(());
+    }
+    let own_user = key.user_id.as_ref().filter(|u| actor.is_user(Some(u)));
+    for (table, id, field) in [
+        (Table::Team, key.team_id.as_ref(), "team_id"),
+        (Table::User, own_user.filter(|_| key.team_id.is_none()), "user_id"),
+    ] {
+        let Some(id) = id else { continue };
+        if desk.store.document(table, id).await?.is_none() {
+            let entry = Entry::deleted("key", key.hash.hex(), told(key, desk.clock.now_micros()));
+            desk.write(actor, &[Change::DeleteKeys(&[key.hash])], vec![entry])
+                .await?;
+            let message = format!("The {} of this key was deleted just now.", table.as_str());
+            return Err(not_found(field, message).into());
+        }
+    }
+    Ok(())
 }
 
 /// A secret for a new key: the one that is asked for, or a drawn one.

@@ -166,6 +166,11 @@ async fn may_rotate(desk: &Desk, actor: &Actor, old: &Key, fields: &Fields) -> R
         return Err(others());
     }
     desk.may_change(actor, old).await?;
+    // Whoever gets the secret gets what the key may do on the whole gateway.
+    let permissions = old.extra.get("permissions").and_then(Value::as_object);
+    if permissions.is_some_and(|p| !p.is_empty()) && !actor.is_admin() && !actor.owns_key(old) {
+        return Err(actor.not_admin());
+    }
     desk.bound_change(actor, fields, old).await
 }
 

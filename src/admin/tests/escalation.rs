@@ -276,3 +276,59 @@ async fn an_old_secret_does_not_outlive_its_grace() {
     }
     assert!(bench.row(secret(&new)).await.is_some());
 }
+
+#[tokio::test]
+async fn who_leads_a_team_does_not_take_over_what_its_keys_may_do_elsewhere() {
+    let (bench, lia) = with_team().await;
+    let fields = json!({"team_id": "red", "permissions": {"get_spend_routes": true}});
+    let (key, _) = bench.holder(fields).await;
+    bench
+        .denies(&lia, "POST /key/regenerate", json!({"key": key}), 401, None)
+        .await;
+    let caller = bench.let_in(&key).await;
+    bench.does(&caller, "POST /key/regenerate", json!({})).await;
+}
+
+#[tokio::test]
+async fn who_is_no_admin_fills_no_lists() {
+    let (bench, lia) = with_team().await;
+    let metadata = json!({"a": "x".repeat(20_000)});
+    for body in [
+        json!({"metadata": metadata}),
+        json!({"metadata": metadata, "team_id": "red"}),
+    ] {
+        bench
+            .denies(&lia, "POST /key/generate", body, 400, Some("metadata"))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn no_key_outlives_a_team_that_is_deleted_meanwhile() {
+    for round in 0..8 {
+        let (bench, lia) = with_team().await;
+        let bench = Arc::new(bench);
+        let makers = (0..8).map(|_| {
+            let (bench, lia) = (Arc::clone(&bench), lia.clone());
+            tokio::spawn(async move {
+                for _ in 0..6 {
+                    bench
+                        .call(&lia, "POST /key/generate", r#"{"team_id": "red"}"#)
+                        .await;
+                }
+            })
+        });
+        let makers: Vec<_> = makers.collect();
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+        }
+        bench
+            .master("POST /team/delete", json!({"team_ids": ["red"]}))
+            .await;
+        for maker in makers {
+            maker.await.unwrap();
+        }
+        let left = bench.get(&master(), "/key/list?team_id=red").await;
+        assert_eq!(left["total_count"], 0, "round {round}");
+    }
+}
