@@ -171,7 +171,8 @@ fn without_secrets(value: Value) -> Value {
             let clean: Map<String, Value> = map
                 .into_iter()
                 .map(|(name, value)| {
-                    let secret = names_a_secret(&name) && (value.is_string() || value.is_number());
+                    // Whatever shape it has: a list of tokens, an object of credentials.
+                    let secret = names_a_secret(&name) && !value.is_null() && !value.is_boolean();
                     let value = if secret {
                         REDACTED.into()
                     } else {
@@ -189,13 +190,15 @@ fn without_secrets(value: Value) -> Value {
 }
 
 fn names_a_secret(name: &str) -> bool {
+    let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
     let name = name.to_ascii_lowercase();
     [
         "password",
+        "passphrase",
         "secret",
-        "api_key",
-        "access_key",
-        "private_key",
+        "apikey",
+        "accesskey",
+        "privatekey",
         "credential",
         "authorization",
     ]
@@ -204,9 +207,13 @@ fn names_a_secret(name: &str) -> bool {
         || (name.ends_with("token") && name != "token")
 }
 
-/// A whole key, and not `sk-...` with its last four characters.
+/// A whole key, and not `sk-...` with its last four characters; or a header that carries one.
 fn looks_like_a_key(text: &str) -> bool {
-    text.starts_with("sk-") && !text.starts_with("sk-...")
+    let bare = match text.split_once(' ') {
+        Some((scheme, rest)) if ["bearer", "basic"].contains(&scheme.to_ascii_lowercase().as_str()) => rest,
+        _ => text,
+    };
+    bare.len() != text.len() || (bare.starts_with("sk-") && !bare.starts_with("sk-..."))
 }
 
 /// `GET /audit`, in LiteLLM's shape.
@@ -258,6 +265,10 @@ mod tests {
     #[test]
     fn only_what_differs_is_told_and_no_secret() {
         let before = json!({"models": [], "max_budget": 1.0, "metadata": {"langfuse_secret_key": "a"}});
+        let hidden = json!({"apiKeys": ["a"], "vertex-credentials": {"a": "b"}, "h": "Bearer abc"});
+        let entry = Entry::created("model", "m", hidden);
+        let want = json!({"apiKeys": "***", "vertex-credentials": "***", "h": "***"});
+        assert_eq!(entry.after, Some(want));
         let after = json!({"models": [], "max_budget": 2.0, "metadata": {"langfuse_secret_key": "b", "x": "sk-abc"},
             "key_name": "sk-...abcd", "token_limit": 3});
         let entry = Entry::updated("key", "h", before, after);

@@ -3,8 +3,9 @@
 //! those have none, within what the key in hand has.
 
 use super::Desk;
-use super::error::{Result, Stopped};
+use super::error::{Result, Stopped, wrong_value};
 use super::fields::{self, Fields};
+use super::objects::effective;
 use super::rights::{Actor, Role, members_may, role_among};
 use super::{keys, terms};
 use crate::store::{Doc, Table};
@@ -86,6 +87,7 @@ impl Desk {
         let Some(own) = actor.holder() else {
             return Err(actor.not_admin());
         };
+        small(fields)?;
         let team = match fields.id("team_id")? {
             Some(id) => Some(self.team_to_make_for(actor, &id, fields).await?),
             None => {
@@ -93,17 +95,23 @@ impl Desk {
                 None
             }
         };
-        let blank = blank(own);
+        // Without what was given to it for a while only.
+        let in_hand = self.store.key_by_hash(&own.hash).await?;
+        let in_hand = self.with_budget(in_hand.as_ref().unwrap_or(&own.key)).await?;
+        let blank = blank(own, team.is_none());
         closed(fields, &blank)?;
         self.organization(actor, fields, &blank, team.as_ref()).await?;
         routes(own, fields)?;
+        if team.is_none() {
+            inherit(own, &in_hand, fields)?;
+        }
         let user = match &team {
             None => self.own_user(actor).await?,
             Some(_) => None,
         };
         let bounds = Bounds {
             party: team.as_ref().or(user.as_ref()).map(|d| &d.fields),
-            key: Some(own).filter(|_| team.is_none()).map(|h| &h.key),
+            key: Some(&in_hand).filter(|_| team.is_none()),
             both: false,
         };
         bounds.numbers(fields, true)?;
@@ -117,7 +125,9 @@ impl Desk {
             return Ok(());
         }
         let leads = self.may_change(actor, key).await?;
+        small(fields)?;
         closed(fields, key)?;
+        routes_stay(fields, key)?;
         if fields.has("user_id") && fields.id("user_id")? != key.user_id {
             let user = fields.id("user_id")?;
             let team = key.team_id.as_deref().filter(|_| leads);
@@ -143,14 +153,15 @@ impl Desk {
         };
         self.organization(actor, fields, key, party.as_ref().filter(|_| team_id.is_some()))
             .await?;
+        let limited = self.with_budget(key).await?;
         let bounds = Bounds {
             party: party.as_ref().map(|d| &d.fields),
-            key: Some(key).filter(|_| !leads),
+            key: Some(&limited).filter(|_| !leads),
             // Its limits were set by who leads the team.
             both: team_id.is_some(),
         };
         if !leads {
-            kept(fields, key)?;
+            kept(fields, &limited)?;
         }
         let mut fields = fields.clone();
         bounds.numbers(&mut fields, false)?;
@@ -268,9 +279,11 @@ impl Desk {
         let of_team = team
             .and_then(|t| t.fields.get("organization_id"))
             .and_then(Value::as_str);
-        let fits = match given.as_deref() {
-            Some(id) => Some(id) == of_team || self.leads_organization(actor, id).await?,
-            None => false,
+        let fits = match (given.as_deref(), of_team.filter(|id| !id.is_empty())) {
+            // Another one would take the call from what the team's may spend.
+            (Some(id), Some(of_team)) => id == of_team,
+            (Some(id), None) => self.leads_organization(actor, id).await?,
+            (None, _) => false,
         };
         if fits {
             return Ok(());
@@ -279,6 +292,19 @@ impl Desk {
             "organization_id",
             "Only a proxy admin, or an admin of the organization, may set 'organization_id'.",
         ))
+    }
+
+    /// The key with the limits that it has by the budget it names: they are its own as well.
+    async fn with_budget(&self, key: &Key) -> Result<Key> {
+        let mut key = key.clone();
+        let Some(id) = key.text("budget_id") else {
+            return Ok(key);
+        };
+        let budget = self.store.document(Table::Budget, id).await?;
+        let limits = effective(&key.extra, budget.as_ref());
+        key.max_budget_nanos = key.max_budget_nanos.or(Limits::of(&limits).budget.nanos);
+        key.extra.extend(limits);
+        Ok(key)
     }
 
     /// From the store: the key in hand may remember an older one.
@@ -290,6 +316,17 @@ impl Desk {
     }
 }
 
+/// Most bytes of what somebody who is no admin writes on a key: lists read many of them at once.
+const MOST_WRITTEN: usize = 16 << 10;
+
+fn small(fields: &Fields) -> Result<()> {
+    if fields.size() <= MOST_WRITTEN {
+        return Ok(());
+    }
+    let message = format!("What a key holds may be {MOST_WRITTEN} bytes at most. Shorten 'metadata'.");
+    Err(wrong_value("metadata", message).into())
+}
+
 fn others_key() -> Stopped {
     above(
         "user_id",
@@ -297,11 +334,11 @@ fn others_key() -> Stopped {
     )
 }
 
-/// A key of the same organization with nothing set.
-fn blank(own: &Holder) -> Key {
+/// A key with nothing set; a personal one is of the same organization.
+fn blank(own: &Holder, personal: bool) -> Key {
     let mut key = own.key.clone();
     key.extra = Map::new();
-    if let Some(organization) = own.organization_id() {
+    if let Some(organization) = own.organization_id().filter(|_| personal) {
         key.extra.insert("organization_id".into(), organization.into());
     }
     key.blocked = false;
@@ -367,6 +404,55 @@ fn kept(fields: &Fields, key: &Key) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// A personal key stays where the key that makes it is: in its organization, under its tags, and within its
+/// budgets of single models.
+fn inherit(own: &Holder, in_hand: &Key, fields: &mut Fields) -> Result<()> {
+    if let Some(organization) = own.organization_id()
+        && !fields.has("organization_id")
+    {
+        fields.set("organization_id", json!(organization));
+    }
+    for name in OF_MODELS {
+        let limits = in_hand.extra.get(name);
+        let Some(limits) = limits.filter(|v| v.as_object().is_some_and(|o| !o.is_empty())) else {
+            continue;
+        };
+        match fields.value(name) {
+            Some(given) if given != limits => {
+                return Err(above(
+                    name,
+                    format!("'{name}' of your own key goes for the keys that it makes too. Leave it out."),
+                ));
+            }
+            _ => fields.set(name, limits.clone()),
+        }
+    }
+    let mut tags = fields.texts("tags")?;
+    let own_tags = texts(&in_hand.extra, "tags");
+    let missing: Vec<String> = own_tags.into_iter().filter(|t| !tags.contains(t)).collect();
+    if !missing.is_empty() {
+        tags.extend(missing);
+        fields.set("tags", json!(tags));
+    }
+    Ok(())
+}
+
+/// `key_type` sets the routes of a key, and those that an admin has set stay.
+fn routes_stay(fields: &Fields, key: &Key) -> Result<()> {
+    let now = texts(&key.extra, "allowed_routes");
+    let Some(routes) = fields.text("key_type")?.and_then(terms::routes_of) else {
+        return Ok(());
+    };
+    // Routes that are given beside it are the same ones: that was judged.
+    if now.is_empty() || fields.has("allowed_routes") || routes.iter().eq(now.iter()) {
+        return Ok(());
+    }
+    Err(above(
+        "key_type",
+        "This key is confined to some routes, and only a proxy admin may change that. Leave 'key_type' out.",
+    ))
 }
 
 /// A key that is confined to some routes makes keys that are confined to the same.

@@ -8,7 +8,7 @@ use super::fields::{Field, Fields, Kind};
 use super::objects::{self, LIMITS, Sort, Task, stored};
 use super::rights::Actor;
 use super::routes::{Route, Who};
-use crate::store::{Change, Doc, DocFilter, MAX_ROWS, Page, Table};
+use crate::store::{Change, Doc, DocFilter, KeyFilter, MAX_ROWS, Page, Table};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -190,27 +190,42 @@ async fn try_delete(task: Arc<Task>) -> Result<Value> {
     let name = if task.fields.has("id") { "id" } else { "budget_id" };
     let id = objects::id(&task.fields, name)?;
     let doc = BUDGET.find(&task.desk, &id).await?;
-    for table in [
-        Table::User,
-        Table::Team,
-        Table::Organization,
-        Table::EndUser,
-        Table::Tag,
+    let named_by = |how_many: u64, what: &str, first: &str| {
+        let message = format!(
+            "The budget {id} is named by {how_many} of kind {what}, as {first}. Give them other limits first."
+        );
+        wrong_value(name, message)
+    };
+    let one = Page { limit: 1, offset: 0 };
+    let keys = KeyFilter {
+        budget_id: Some(id.clone()),
+        ..KeyFilter::default()
+    };
+    let keys = task.desk.store.list_keys(&keys, one).await?;
+    if let Some(first) = keys.keys.first() {
+        return Err(named_by(keys.total, "key", &first.hash.hex()).into());
+    }
+    let itself = DocFilter {
+        equal: vec![("budget_id", id.clone())],
+        page: one,
+        ..DocFilter::default()
+    };
+    let in_team = DocFilter {
+        among: vec![("members_with_roles", "budget_id", id.clone())],
+        page: one,
+        ..DocFilter::default()
+    };
+    for (table, what, filter) in [
+        (Table::User, "user", &itself),
+        (Table::Team, "team", &itself),
+        (Table::Team, "team with such members", &in_team),
+        (Table::Organization, "organization", &itself),
+        (Table::EndUser, "customer", &itself),
+        (Table::Tag, "tag", &itself),
     ] {
-        let filter = DocFilter {
-            equal: vec![("budget_id", id.clone())],
-            page: Page { limit: 1, offset: 0 },
-            ..DocFilter::default()
-        };
-        let found = task.desk.store.documents(table, &filter).await?;
+        let found = task.desk.store.documents(table, filter).await?;
         if let Some(first) = found.docs.first() {
-            let message = format!(
-                "The budget {id} is named by {} of kind {}, as {}. Give them other limits first.",
-                found.total,
-                table.as_str(),
-                first.id
-            );
-            return Err(wrong_value(name, message).into());
+            return Err(named_by(found.total, what, &first.id).into());
         }
     }
     let row = row(&task.desk, &doc).await?;

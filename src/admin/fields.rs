@@ -219,6 +219,11 @@ impl Fields {
         self.0.insert(name.into(), value);
     }
 
+    /// About how many bytes of JSON all fields are.
+    pub fn size(&self) -> usize {
+        serde_json::to_vec(&self.0).map_or(usize::MAX, |json| json.len())
+    }
+
     /// The field is there, be it null.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

@@ -5,9 +5,9 @@
 //! [`bounds`]: super::bounds
 
 use super::audit::Entry;
-use super::error::{Result, not_found, taken, wrong_value};
+use super::error::{Result, forbidden, not_found, taken, wrong_value};
 use super::fields::{Field, Fields, Kind};
-use super::keys::{PLAIN, apply, author, expiry, refused, told};
+use super::keys::{PLAIN, apply, author, expiry, lend, refused, told};
 use super::rights::{Actor, role_among};
 use super::routes::{Route, Who};
 use super::{Desk, settle, shapes, terms};
@@ -122,16 +122,48 @@ async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value>
     if let Some(text) = fields.text("duration")? {
         key.expires_micros = Some(expiry(now, text)?);
     }
+    if !actor.is_user(key.user_id.as_deref()) {
+        lend(&mut key, actor);
+    }
     desk.check_names(&key, None).await?;
     let entry = Entry::created("key", key.hash.hex(), told(&key, now));
     desk.write(actor, &[Change::InsertKey(&key)], vec![entry])
         .await
         .map_err(|e| refused(e, &key))?;
+    still_there(desk, actor, &key).await?;
     Ok(shapes::generated(&key, secret, now))
+}
+
+/// A team or a user that was deleted meanwhile has taken its keys with it, and not this one: it goes too. Whoever
+/// deletes takes the row first and then the keys, so one of both sees the other.
+async fn still_there(desk: &Desk, actor: &Actor, key: &Key) -> Result<()> {
+    if actor.is_admin() {
+        return Ok(());
+    }
+    let own_user = key.user_id.as_ref().filter(|u| actor.is_user(Some(u)));
+    for (table, id, field) in [
+        (Table::Team, key.team_id.as_ref(), "team_id"),
+        (Table::User, own_user.filter(|_| key.team_id.is_none()), "user_id"),
+    ] {
+        let Some(id) = id else { continue };
+        if desk.store.document(table, id).await?.is_none() {
+            let entry = Entry::deleted("key", key.hash.hex(), told(key, desk.clock.now_micros()));
+            desk.write(actor, &[Change::DeleteKeys(&[key.hash])], vec![entry])
+                .await?;
+            let message = format!("The {} of this key was deleted just now.", table.as_str());
+            return Err(not_found(field, message).into());
+        }
+    }
+    Ok(())
 }
 
 /// A secret for a new key: the one that is asked for, or a drawn one.
 pub fn new_secret(desk: &Desk, actor: &Actor, own: Option<&str>) -> Result<String> {
+    if actor.holder().is_some_and(|k| k.by_old_secret) {
+        let message = "This secret was rotated and works for calls until its grace is over. Use the new one to \
+                       make or rotate keys.";
+        return Err(forbidden(message).into());
+    }
     let secret = match own {
         Some(own) => own_key(own)?.to_string(),
         None => drawn()?,

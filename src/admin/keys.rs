@@ -194,6 +194,15 @@ pub fn apply(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
     terms::keep(fields, key, now_micros)
 }
 
+/// Notes that somebody who is neither the key's user nor an admin knows its secret, or gave it its user.
+/// Nothing takes the note away: a secret is known for good.
+pub fn lend(key: &mut Key, actor: &Actor) {
+    if key.user_id.is_some() && !actor.is_admin() {
+        let by = actor.user_id().unwrap_or("unknown");
+        key.extra.insert("lent_by".into(), by.into());
+    }
+}
+
 impl Desk {
     /// Refuses names of what is not there, where a key would be without the limits that it seems to have.
     pub async fn check_names(&self, key: &Key, before: Option<&Key>) -> Result<()> {
@@ -251,7 +260,7 @@ pub fn alter(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     raise(fields, key, now)
 }
 
-/// A budget that is raised for a while; see the filter `auth`.
+/// A budget that is raised for a while; see [`KeyCache`](crate::shared::keys::KeyCache).
 fn raise(fields: &Fields, key: &mut Key, now: i64) -> Result<()> {
     let (more, until) = (
         fields.amount("temp_budget_increase")?,
@@ -382,6 +391,9 @@ where
             let now = desk.clock.now_micros();
             let mut key = before.clone();
             alter(&desk, &actor, &mut key, now).await?;
+            if key.user_id != before.user_id {
+                lend(&mut key, &actor);
+            }
             touch(&mut key, &before, &actor, now);
             let change = Change::UpdateKey {
                 key: &key,

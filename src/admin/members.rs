@@ -225,6 +225,17 @@ impl Task {
                         .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
                     let mut user = self.blank(id);
                     if let Some(email) = &w.user_email {
+                        // An address leads to one user: nobody takes another's by making a user of it.
+                        let taken = |d: &Doc| text(&d.fields, "user_email") == Some(email);
+                        if w.user_id.is_some()
+                            && (users.new.iter().any(taken)
+                                || users::by_email(&self.desk, email).await?.is_some())
+                        {
+                            return Err(conflict(
+                                "user_email",
+                                format!("User with email {email} already exists under another user_id."),
+                            ));
+                        }
                         user.fields.insert("user_email".into(), email.as_str().into());
                     }
                     users.new.push(user.clone());

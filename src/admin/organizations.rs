@@ -287,12 +287,13 @@ async fn info(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
     Ok(Json(row))
 }
 
-/// Page by page, those that somebody belongs to. There are few organizations, and no index of members.
+/// Those that somebody belongs to, page by page.
 async fn of_user(desk: &Desk, user_id: &str) -> Result<Vec<Doc>> {
     let mut mine = Vec::new();
     let mut offset = 0;
     loop {
         let filter = DocFilter {
+            among: vec![("members", "user_id", user_id.into())],
             sort: Some(("id", crate::store::Order::Rising)),
             page: Page {
                 limit: MOST_LISTED,

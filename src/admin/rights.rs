@@ -42,6 +42,8 @@ impl Role {
         let key = match caller {
             Caller::Master { .. } => return Role::Master,
             Caller::Anonymous => return Role::Nobody,
+            // Whoever lent it knows its secret, and has not the rights of its user.
+            Caller::Key(key) if key.lent_by().is_some() => return Role::Holder,
             Caller::Key(key) => key,
         };
         match key.user.as_ref().and_then(|u| u.text("user_role")) {
@@ -115,8 +117,11 @@ impl Actor {
         self.caller.key()
     }
 
-    /// LiteLLM's `default_user_id` for the master key; empty is none.
+    /// LiteLLM's `default_user_id` for the master key; empty is none. A key that was lent acts for nobody.
     pub fn user_id(&self) -> Option<&str> {
+        if self.holder().is_some_and(|k| k.lent_by().is_some()) {
+            return None;
+        }
         self.caller.user_id().filter(|u| !u.is_empty())
     }
 

@@ -7,7 +7,7 @@ use super::audit::Entry;
 use super::error::{Result, Stopped, forbidden, wrong_value};
 use super::fields::{Field, Fields, Kind};
 use super::issue::new_secret;
-use super::keys::{PLAIN, alter, no_such_key, refused, rotated, told, touch};
+use super::keys::{PLAIN, alter, lend, no_such_key, refused, rotated, told, touch};
 use super::rights::{Actor, Role};
 use super::routes::{Route, Who};
 use super::shapes::{self, iso};
@@ -121,6 +121,10 @@ async fn once(desk: &Desk, actor: &Actor, hash: &KeyHash, fields: &Fields, secre
     alter(&fields, &mut new, now)?;
     new.hash = KeyHash::of(secret);
     new.key_name = key_name(secret);
+    let own = actor.caller.key_hash() == Some(old.hash) || actor.is_user(new.user_id.as_deref());
+    if !own || new.user_id != old.user_id {
+        lend(&mut new, actor);
+    }
     touch(&mut new, &old, actor, now);
     let count = old
         .extra
@@ -162,6 +166,11 @@ async fn may_rotate(desk: &Desk, actor: &Actor, old: &Key, fields: &Fields) -> R
         return Err(others());
     }
     desk.may_change(actor, old).await?;
+    // Whoever gets the secret gets what the key may do on the whole gateway.
+    let permissions = old.extra.get("permissions").and_then(Value::as_object);
+    if permissions.is_some_and(|p| !p.is_empty()) && !actor.is_admin() && !actor.owns_key(old) {
+        return Err(actor.not_admin());
+    }
     desk.bound_change(actor, fields, old).await
 }
 

@@ -51,6 +51,9 @@ pub fn key_row(key: &Key, now_micros: i64) -> Map<String, Value> {
     if let Value::Object(fields) = fields {
         row.extend(fields);
     }
+    if let Some(by) = key.lent_by() {
+        row.insert("lent_by".into(), json!(by));
+    }
     // Its grace after a rotation.
     if let Some(next) = key.text("rotated_to") {
         row.insert("rotated_to".into(), json!(next));

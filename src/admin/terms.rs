@@ -81,7 +81,7 @@ pub const TERMS: &[Field] = &[
 ];
 
 /// LiteLLM's routes for a kind of key; `None` = no such kind.
-fn routes_of(key_type: &str) -> Option<&'static [&'static str]> {
+pub fn routes_of(key_type: &str) -> Option<&'static [&'static str]> {
     match key_type {
         "llm_api" => Some(&["llm_api_routes"]),
         "management" => Some(&["management_routes"]),

@@ -249,6 +249,13 @@ async fn first_key(actor: &Actor, desk: &Arc<Desk>, user: &Doc, fields: &Fields)
             key.insert((*name).into(), value.clone());
         }
     }
+    // What an organization's admin makes stays within the organization. A team's key is within its team's.
+    if !actor.is_admin()
+        && !key.contains_key("team_id")
+        && let Some(organization) = fields.texts("organizations")?.into_iter().next()
+    {
+        key.insert("organization_id".into(), organization.into());
+    }
     // Whoever may make the user may make this one key of it.
     let maker = match actor.is_admin() {
         true => actor.clone(),

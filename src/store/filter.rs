@@ -162,6 +162,14 @@ pub fn keys(filter: &KeyFilter, dialect: Dialect) -> Result<Clause<'_>> {
         }
         c.cmp(what, text.as_deref().map(Arg::Text));
     }
+    if let Some(id) = &filter.budget_id {
+        plain("budget_id", id)?;
+        let left = match dialect {
+            Dialect::Postgres => "extra->>'budget_id' =",
+            Dialect::Sqlite => "extra ->> '$.budget_id' =",
+        };
+        c.cmp(left, Some(Arg::Text(id)));
+    }
     for team in filter.team_ids.iter().flatten() {
         plain("team_ids", team)?;
     }
@@ -240,16 +248,24 @@ pub fn documents(filter: &DocFilter, dialect: Dialect) -> Result<Clause<'_>> {
         };
         c.and(&test);
     }
-    if let Some(user) = &filter.member {
-        plain("member", user)?;
-        let user = c.bind(Arg::Text(user));
+    let member = filter
+        .member
+        .as_ref()
+        .map(|user| ("members_with_roles", "user_id", user));
+    let among = filter.among.iter().map(|(list, name, text)| (*list, *name, text));
+    for (list, name, text) in member.into_iter().chain(among) {
+        plain(name, text)?;
+        // Judges the names.
+        c.field(list)?;
+        c.field(name)?;
+        let text = c.bind(Arg::Text(text));
         let test = match dialect {
-            Dialect::Postgres => format!(
-                "fields->'members_with_roles' @> jsonb_build_array(jsonb_build_object('user_id', {user}::text))"
-            ),
+            Dialect::Postgres => {
+                format!("fields->'{list}' @> jsonb_build_array(jsonb_build_object('{name}', {text}::text))")
+            }
             Dialect::Sqlite => format!(
-                "json_type(fields, '$.members_with_roles') = 'array' AND EXISTS (SELECT 1 FROM \
-                 json_each(fields, '$.members_with_roles') WHERE type = 'object' AND value ->> '$.user_id' = {user})"
+                "json_type(fields, '$.{list}') = 'array' AND EXISTS (SELECT 1 FROM \
+                 json_each(fields, '$.{list}') WHERE type = 'object' AND value ->> '$.{name}' = {text})"
             ),
         };
         c.and(&test);

@@ -50,6 +50,8 @@ pub struct KeyFilter {
     pub organization_id: Option<String>,
     pub key_alias: Option<String>,
     pub created_by: Option<String>,
+    /// Those that name this budget.
+    pub budget_id: Option<String>,
     /// One of these; an empty list matches nothing.
     pub hashes: Option<Vec<KeyHash>>,
     /// This text, whatever its case, within the alias or the name (`sk-...` and four characters).

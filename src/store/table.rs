@@ -103,6 +103,8 @@ pub struct DocFilter {
     pub holding: Vec<(&'static str, String)>,
     /// Teams that have this user among `members_with_roles`.
     pub member: Option<String>,
+    /// Fields that are lists of objects, one of which must hold this text under that name.
+    pub among: Vec<(&'static str, &'static str, String)>,
     /// By the text of this field, or by `id`, `created_at` or `updated_at`.
     pub sort: Option<(&'static str, Order)>,
     pub page: Page,

@@ -396,6 +396,63 @@ async fn check_company(stage: &Stage, report: &Value) {
 }
 
 #[tokio::test]
+async fn rotated_lent_and_revoked_keys_stay_what_they_are() {
+    let rows = r#"
+        INSERT INTO "LiteLLM_UserTable" (user_id, user_role) VALUES ('root', 'proxy_admin'), ('bob', 'internal_user');
+        INSERT INTO "LiteLLM_VerificationToken" (token, key_name, user_id, created_by)
+            SELECT encode(sha256(convert_to('sk-number-' || n, 'UTF8')), 'hex'), 'sk-...er-' || n,
+                (ARRAY['bob', 'bob', 'root', 'bob'])[n], (ARRAY['bob', 'root', 'bob', 'default_user_id'])[n]
+            FROM generate_series(1, 4) n;
+        INSERT INTO "LiteLLM_DeprecatedVerificationToken" (id, token, active_token_id, revoke_at)
+            SELECT n::text, encode(sha256(convert_to('sk-old-' || n, 'UTF8')), 'hex'),
+                encode(sha256(convert_to('sk-number-' || (ARRAY['1', '2', 'none'])[n], 'UTF8')), 'hex'),
+                (ARRAY['2099-01-01', '2020-01-01', '2099-01-01'])[n]::timestamp
+            FROM generate_series(1, 3) n"#;
+    let stage = Stage::new(&[V80, V109], rows);
+    let report = stage.import(&[]);
+    assert_eq!(line(&report, "keys"), [7, 5, 0, 0, 0, 2], "{report:#}");
+    let store = stage.store().await;
+    let key = async |secret: &str| store.key_by_hash(&KeyHash::of(secret)).await.unwrap();
+    let old = key("sk-old-1").await.unwrap();
+    assert_eq!(
+        old.text("rotated_to"),
+        Some(KeyHash::of("sk-number-1").hex().as_str())
+    );
+    assert_eq!(old.extra["rotated_until_micros"], 4_070_908_800_000_000_i64);
+    assert_eq!(old.user_id.as_deref(), Some("bob"));
+    assert!(key("sk-old-2").await.is_none() && key("sk-old-3").await.is_none());
+    for (n, by) in [(1, None), (2, None), (3, Some("bob")), (4, None)] {
+        let key = key(&format!("sk-number-{n}")).await.unwrap();
+        assert_eq!(key.lent_by(), by, "{n}");
+    }
+    let again = stage.import(&[]);
+    assert_eq!(line(&again, "keys"), [7, 0, 0, 5, 0, 2], "{again:#}");
+
+    // One is deleted and one is rotated here; LiteLLM's database knows nothing of it.
+    let gateway = Setup::new()
+        .model("small", &Upstream::good().await)
+        .database(&stage.ours)
+        .start()
+        .await;
+    let post = async |path: &str, body: Value| {
+        let who = format!("Bearer {MASTER}");
+        let headers = [
+            ("authorization", who.as_str()),
+            ("content-type", "application/json"),
+        ];
+        let answer = ask(&gateway, "POST", path, &headers, body.to_string().as_bytes()).await;
+        assert_eq!(answer.status(), 200, "{path}");
+    };
+    post("/key/delete", json!({"keys": ["sk-number-4"]})).await;
+    post("/key/regenerate", json!({"key": "sk-number-2"})).await;
+    let third = stage.import(&[]);
+    assert_eq!(line(&third, "keys"), [7, 0, 0, 3, 0, 4], "{third:#}");
+    for gone in ["sk-number-4", "sk-number-2"] {
+        assert!(key(gone).await.is_none(), "{gone}");
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_says_the_same_and_writes_nothing() {
     let stage = Stage::new(&[V80], &company());
     let dry = stage.import(&["--dry-run", "--spend-logs"]);

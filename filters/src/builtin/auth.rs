@@ -87,7 +87,7 @@ impl Auth {
         for _ in 0..MOST_ROTATIONS {
             let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
                 self.standing(&key)?;
-                return Ok(Caller::Key(raised(key, self.clock.now_micros())));
+                return Ok(Caller::Key(by_old_secret(key, &hash)));
             };
             // Its own block counts as well: it may be the secret that leaked.
             if key.blocked {
@@ -144,23 +144,14 @@ impl Auth {
     }
 }
 
-/// The key with the budget that it has for a while, if one was given to it.
-fn raised(key: Arc<Holder>, now_micros: i64) -> Arc<Holder> {
-    let whole = |name: &str| key.extra.get(name).and_then(Value::as_i64);
-    let (Some(more), Some(until)) = (whole("temp_budget_nanos"), whole("temp_budget_until_micros")) else {
-        return key;
-    };
-    if until <= now_micros || key.max_budget_nanos.is_none() {
+/// Notes it where somebody came with a secret that has a successor: it must not outlive its grace.
+fn by_old_secret(key: Arc<Holder>, presented: &KeyHash) -> Arc<Holder> {
+    if key.hash == *presented {
         return key;
     }
-    let mut raised = Holder::clone(&key);
-    for budget in [&mut raised.key.max_budget_nanos, &mut raised.limits.budget.nanos]
-        .into_iter()
-        .flatten()
-    {
-        *budget = budget.saturating_add(more.max(0));
-    }
-    Arc::new(raised)
+    let mut noted = Holder::clone(&key);
+    noted.by_old_secret = true;
+    Arc::new(noted)
 }
 
 fn blocked() -> Stop {
@@ -537,18 +528,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_budget_is_raised_for_a_while() {
-        let mut key = testkit::key("sk-a");
-        key.max_budget_nanos = Some(5);
-        key.extra.insert("temp_budget_nanos".into(), 3.into());
-        key.extra.insert("temp_budget_until_micros".into(), 100.into());
-        let key = Arc::new(Holder::alone(key));
-        let budget = |now| {
-            let raised = raised(Arc::clone(&key), now);
-            (raised.max_budget_nanos, raised.limits.budget.nanos)
-        };
-        assert_eq!(budget(99), (Some(8), Some(8)));
-        assert_eq!(budget(100), (Some(5), Some(5)));
+    #[tokio::test]
+    async fn an_old_secret_is_known_as_one() {
+        let kit = testkit::Kit::default();
+        let new = testkit::key("sk-new");
+        let mut old = testkit::key("sk-old");
+        old.extra.insert("rotated_to".into(), new.hash.hex().into());
+        let until = kit.clock.now_micros() + 1;
+        old.extra.insert("rotated_until_micros".into(), until.into());
+        kit.keys.insert(new);
+        kit.keys.insert(old);
+        let auth = Auth::new(Settings::default(), &kit.ports()).unwrap();
+        for (secret, noted) in [("sk-new", false), ("sk-old", true)] {
+            let caller = auth.caller(secret).await.unwrap();
+            let key = caller.key().unwrap();
+            assert_eq!((key.hash, key.by_old_secret), (KeyHash::of("sk-new"), noted));
+        }
     }
 }

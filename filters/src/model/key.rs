@@ -101,6 +101,12 @@ impl Key {
             .and_then(serde_json::Value::as_str)
             .filter(|t| !t.is_empty())
     }
+
+    /// Who made it for its user, where that was neither the user nor an admin. Such a key calls models as
+    /// its user and has none of the user's rights besides: somebody else knows its secret.
+    pub fn lent_by(&self) -> Option<&str> {
+        self.text("lent_by")
+    }
 }
 
 /// A key and everybody it belongs to, as a request sees them: one reading of the store, never changed.
@@ -115,6 +121,8 @@ pub struct Holder {
     pub organization: Option<Arc<Party>>,
     /// The key's own tags: its calls are counted under them, whatever tags the caller adds.
     pub tags: Vec<String>,
+    /// Whoever asks came with a secret that was rotated and whose grace lasts.
+    pub by_old_secret: bool,
 }
 
 impl Holder {
@@ -131,6 +139,7 @@ impl Holder {
             member: None,
             organization: None,
             tags,
+            by_old_secret: false,
         }
     }
 
@@ -179,10 +188,10 @@ impl Caller {
     pub fn is_admin(&self) -> bool {
         match self {
             Caller::Master { .. } => true,
-            Caller::Key(k) => k
-                .user
-                .as_ref()
-                .is_some_and(|u| u.text("user_role") == Some("proxy_admin")),
+            Caller::Key(k) => {
+                let role = k.user.as_ref().and_then(|u| u.text("user_role"));
+                k.lent_by().is_none() && role == Some("proxy_admin")
+            }
             Caller::Anonymous => false,
         }
     }

@@ -1,5 +1,6 @@
 //! The API on a real SQLite store, called as the proxy calls it.
 
+mod escalation;
 mod keys;
 mod keys_changed;
 mod models;

@@ -2,13 +2,16 @@
 
 use super::limits;
 use super::row::{Row, Shape};
-use crate::store::litellm::{Beside, KEYS, ReadError, Source, Table};
+use crate::store::litellm::{Beside, KEYS, ROTATED, ReadError, Source, Table};
 use filters::model::key::{Key, KeyHash};
-use serde_json::{Map, Value};
-use std::collections::{BTreeMap, HashMap};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The team of the keys that LiteLLM's dashboard makes for its own sessions.
 const DASHBOARD: &str = "litellm-dashboard";
+
+/// The user that LiteLLM books the master key's doings to.
+const MASTER: &str = "default_user_id";
 
 const COLUMNS: &[&str] = &[
     "token",
@@ -147,6 +150,74 @@ pub fn key(row: &mut Row, twins: &HashMap<String, String>, now: i64) -> Taken {
         key: Box::new(key),
         by_model,
     }
+}
+
+/// Notes on a key that was made for its user by somebody who is no admin: that somebody knows its secret.
+pub fn lent(taken: &mut Taken, admins: &HashSet<String>, row: &mut Row) {
+    let Taken::Key { key, .. } = taken else { return };
+    let (Some(user), Some(by)) = (&key.user_id, &key.created_by) else {
+        return;
+    };
+    if by == user || by == MASTER || admins.contains(by) {
+        return;
+    }
+    key.extra.insert("lent_by".into(), by.as_str().into());
+    row.flaw(
+        "created_by",
+        "is neither its user nor an admin: it calls models as its user and manages nothing",
+    );
+}
+
+/// Secrets that were rotated and may still be taken.
+pub fn rotated_table() -> Table<'static> {
+    Table {
+        name: ROTATED,
+        id: "token",
+        columns: vec!["token", "active_token_id", "revoke_at", "created_at"],
+        beside: &[Beside::ActiveKey],
+        label: &["active_token_id"],
+    }
+}
+
+/// A secret that leads to the key which took its place, until `revoke_at`. `None` = not any more.
+pub fn rotated(row: &mut Row, now: i64) -> Result<Option<Key>, &'static str> {
+    let hash = |row: &Row, name: &str| row.text(name).and_then(|t| KeyHash::from_hex(&t));
+    let (Some(old), Some(new)) = (hash(row, "token"), hash(row, "active_token_id")) else {
+        return Err("its token is not the hash of a key");
+    };
+    let Some(until) = row.micros("revoke_at") else {
+        return Err("it does not say until when it is taken");
+    };
+    let active = row.object("active");
+    if until <= now || active.is_empty() {
+        return Ok(None);
+    }
+    let mut active = Row::within(&active, "");
+    let mut extra = Map::new();
+    extra.insert("rotated_to".into(), json!(new));
+    extra.insert("rotated_until_micros".into(), until.into());
+    if let Some(organization) = active.id("organization_id") {
+        extra.insert("organization_id".into(), organization.into());
+    }
+    let created = row.micros("created_at").unwrap_or(0);
+    Ok(Some(Key {
+        hash: old,
+        key_name: "sk-...".into(),
+        key_alias: None,
+        user_id: active.id("user_id"),
+        team_id: active.id("team_id"),
+        models: Vec::new(),
+        aliases: BTreeMap::new(),
+        spend_nanos: 0,
+        max_budget_nanos: None,
+        expires_micros: None,
+        blocked: false,
+        metadata: Map::new(),
+        extra,
+        created_at_micros: created,
+        created_by: None,
+        updated_at_micros: created,
+    }))
 }
 
 fn alias(row: &mut Row, token: &str, twins: &HashMap<String, String>) -> Option<String> {

@@ -19,12 +19,13 @@ pub use secrets::{Closed, Salts};
 pub use vault::{Close, Open, Vault};
 
 use super::Report;
-use crate::store::litellm::{Cursor, DAYS, KEYS, ReadError, Source, Table};
+use crate::store::litellm::{Cursor, DAYS, KEYS, ROTATED, ReadError, Source, Table};
 use crate::store::{Audit, Store, StoreError};
 use filters::model::secret::Secret;
 use owners::Spec;
 use row::Row;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::sync::Arc;
 use write::{Sink, WantedKey};
 
@@ -56,8 +57,9 @@ pub struct Order {
 }
 
 /// Tables that are read, in whole or in part.
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     KEYS,
+    ROTATED,
     "LiteLLM_BudgetTable",
     "LiteLLM_OrganizationTable",
     "LiteLLM_OrganizationMembership",
@@ -77,7 +79,7 @@ const KNOWN: [&str; 17] = [
 ];
 
 /// Why other tables are left, by the start of their names.
-const LEFT: [(&str, &str); 13] = [
+const LEFT: [(&str, &str); 12] = [
     (
         "LiteLLM_Daily",
         "the same money, cut another way: sums by key, user and team are taken",
@@ -88,10 +90,6 @@ const LEFT: [(&str, &str); 13] = [
         "errors of calls; --spend-logs takes the calls that failed",
     ),
     ("LiteLLM_Deleted", "what was deleted there stays deleted"),
-    (
-        "LiteLLM_Deprecated",
-        "old keys within the grace period of a rotation: rotate again here if they are still needed",
-    ),
     ("LiteLLM_MCP", "MCP servers are not run here"),
     ("LiteLLM_Agent", "agents are not run here"),
     ("LiteLLM_Guardrail", "guardrails are filters here"),
@@ -117,6 +115,7 @@ pub async fn run(order: &Order, store: Option<Arc<dyn Store>>, dry_run: bool) ->
         source,
         sink: Sink::new(store.clone(), dry_run, order.vault.clone()),
         report: Report::new(dry_run),
+        admins: HashSet::new(),
     };
     // Owners before what they own, so that nothing here points into the void for long.
     run.objects(&owners::BUDGETS).await?;
@@ -126,6 +125,7 @@ pub async fn run(order: &Order, store: Option<Arc<dyn Store>>, dry_run: bool) ->
     run.objects(&owners::END_USERS).await?;
     run.objects(&owners::TAGS).await?;
     run.keys().await?;
+    run.rotated().await?;
     run.models().await?;
     run.days().await?;
     if order.spend_logs {
@@ -160,6 +160,8 @@ struct Run<'a> {
     source: Source,
     sink: Sink,
     report: Report,
+    /// Ids of the users who are proxy admins.
+    admins: HashSet<String>,
 }
 
 impl Run<'_> {
@@ -207,6 +209,10 @@ impl Run<'_> {
                             line.left += all.saturating_sub(found);
                         }
                         self.flaws(spec.what, &mut row);
+                        let role = wanted.fields.get("user_role").and_then(Value::as_str);
+                        if wanted.table == crate::store::Table::User && role == Some("proxy_admin") {
+                            self.admins.insert(wanted.id.clone());
+                        }
                         page.push(wanted);
                     }
                     Err(why) => {
@@ -239,6 +245,7 @@ impl Run<'_> {
     }
 
     async fn keys(&mut self) -> Result<(), ImportError> {
+        self.sink.look_back().await?;
         let twins = keys::twins(&self.source).await?;
         let Some(cursor) = self.source.open(&keys::table()).await? else {
             return Ok(());
@@ -248,7 +255,8 @@ impl Run<'_> {
         while let Some(rows) = self.page("keys", &cursor).await? {
             let mut page = Vec::with_capacity(rows.len());
             for mut row in rows {
-                let taken = keys::key(&mut row, &twins, self.order.now_micros);
+                let mut taken = keys::key(&mut row, &twins, self.order.now_micros);
+                keys::lent(&mut taken, &self.admins, &mut row);
                 let looser = owners::is_looser(&row);
                 self.flaws("keys", &mut row);
                 match taken {
@@ -274,6 +282,39 @@ impl Run<'_> {
             let why = "sessions of LiteLLM's dashboard, good for nothing here";
             self.report
                 .not_taken("keys of team litellm-dashboard", sessions.to_string(), why);
+        }
+        Ok(())
+    }
+
+    /// Secrets within the grace of a rotation: each leads to the key that took its place.
+    async fn rotated(&mut self) -> Result<(), ImportError> {
+        let Some(cursor) = self.source.open(&keys::rotated_table()).await? else {
+            return Ok(());
+        };
+        let mut over = 0_u64;
+        while let Some(rows) = self.page("keys", &cursor).await? {
+            let mut page = Vec::with_capacity(rows.len());
+            for mut row in rows {
+                let made = keys::rotated(&mut row, self.order.now_micros);
+                self.flaws("keys", &mut row);
+                match made {
+                    Ok(Some(key)) => page.push(WantedKey {
+                        key,
+                        by_model: Vec::new(),
+                        label: row.label,
+                    }),
+                    Ok(None) => {
+                        over += 1;
+                        self.report.line("keys").left += 1;
+                    }
+                    Err(why) => self.report.leave("keys", &row.label, why),
+                }
+            }
+            self.sink.keys(page, &mut self.report).await?;
+        }
+        if over > 0 {
+            let why = "rotated keys whose grace is over, or whose successor is gone";
+            self.report.not_taken(ROTATED, over.to_string(), why);
         }
         Ok(())
     }

@@ -5,12 +5,14 @@
 
 use super::{ImportError, Vault};
 use crate::import::Report;
-use crate::store::{Change, DailyRow, Doc, DocFilter, KeyFilter, Page, Store, StoreError, Table, Taken};
+use crate::store::{
+    AuditFilter, Change, DailyRow, Doc, DocFilter, KeyFilter, MAX_ROWS, Page, Store, StoreError, Table, Taken,
+};
 use filters::model::account::{Account, Kind};
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::Record;
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// An object as it should be here.
@@ -39,7 +41,12 @@ pub struct Sink {
     dry_run: bool,
     /// Turns provider secrets into what is stored, and back.
     vault: Vault,
+    /// Keys that were deleted or rotated here, by the audit: a second import must not bring them back.
+    gone: HashSet<String>,
 }
+
+/// What takes a key's secret away, as audit rows call it.
+const ENDS: [&str; 2] = ["deleted", "rotated"];
 
 /// What becomes of one object.
 enum Verdict {
@@ -86,7 +93,36 @@ impl Sink {
             store,
             dry_run,
             vault,
+            gone: HashSet::new(),
         }
+    }
+
+    /// Reads which keys were deleted or rotated here.
+    pub async fn look_back(&mut self) -> Result<(), ImportError> {
+        let Some(store) = &self.store else {
+            return Ok(());
+        };
+        for action in ENDS {
+            let mut filter = AuditFilter {
+                action: Some(action.into()),
+                table_name: Some("key".into()),
+                page: Page {
+                    limit: MAX_ROWS,
+                    offset: 0,
+                },
+                ..AuditFilter::default()
+            };
+            loop {
+                let rows = store.audit(&filter).await?;
+                let read = rows.len() as u64;
+                self.gone.extend(rows.into_iter().map(|row| row.object_id));
+                if read < u64::from(MAX_ROWS) {
+                    break;
+                }
+                filter.page.offset += read;
+            }
+        }
+        Ok(())
     }
 
     /// Brings one page of keys in.
@@ -139,6 +175,12 @@ impl Sink {
                 }
             }
             let hex = key.hash.hex();
+            if self.gone.contains(&hex) && !there.contains_key(&key.hash) {
+                // Its accounts were asked for all the same.
+                opened.nth(by_model.len());
+                report.leave("keys", &label, "it was deleted or rotated here");
+                continue;
+            }
             let mut changes = Vec::new();
             // A new key brings its account along; one that was there before is said to be as it should.
             let whole = opened.next().flatten();

@@ -6,7 +6,7 @@
 
 mod tables;
 
-pub use tables::{Beside, DAYS, KEYS, Table};
+pub use tables::{Beside, DAYS, KEYS, ROTATED, Table};
 
 use crate::store::Settings;
 use crate::store::postgres::connect::{Target, describe};

@@ -4,6 +4,8 @@ use super::{Cursor, Raw, Result, Source, listed, quoted};
 
 /// Issued keys.
 pub const KEYS: &str = "LiteLLM_VerificationToken";
+/// Secrets that were rotated and are taken for a while longer.
+pub const ROTATED: &str = "LiteLLM_DeprecatedVerificationToken";
 /// Sums of days.
 pub const DAYS: &str = "LiteLLM_DailyUserSpend";
 const BUDGETS: &str = "LiteLLM_BudgetTable";
@@ -24,6 +26,8 @@ pub enum Beside {
     Permission,
     /// `model_aliases`: of the `model_id`.
     ModelAliases,
+    /// `active`: the key of the `active_token_id`.
+    ActiveKey,
 }
 
 /// A table and what of it is read. Names come from the source text, never from data.
@@ -84,6 +88,7 @@ impl Source {
                     "model_id",
                     "b.aliases AS model_aliases",
                 ),
+                Beside::ActiveKey => (KEYS, "token", "active_token_id", "to_json(b) AS active"),
             };
             if self.has(other, id) && self.has(table.name, own) {
                 // The name of the column stands outside of the subquery.

@@ -15,3 +15,5 @@ ALTER TABLE "LiteLLM_ProxyModelTable" ADD COLUMN blocked boolean NOT NULL DEFAUL
 ALTER TABLE "LiteLLM_SpendLogs" ADD COLUMN organization_id text, ADD COLUMN request_duration_ms integer, ADD COLUMN litellm_call_id text;
 ALTER TABLE "LiteLLM_DailyUserSpend" ADD COLUMN endpoint text, ADD COLUMN timed_requests bigint DEFAULT 0;
 CREATE TABLE "LiteLLM_DeletedVerificationToken" (id text PRIMARY KEY, token text);
+CREATE TABLE "LiteLLM_DeprecatedVerificationToken" (id text PRIMARY KEY, token text UNIQUE NOT NULL, active_token_id text NOT NULL,
+    revoke_at timestamp(3) NOT NULL, created_at timestamp(3) NOT NULL DEFAULT CURRENT_TIMESTAMP);
