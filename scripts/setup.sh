@@ -2,6 +2,7 @@
 # Installs what this machine lacks, and nothing it has.
 #
 #   scripts/setup.sh build   what a build needs beside Rust
+#   scripts/setup.sh soak    that, and the servers that `scripts/soak.sh` breaks
 #   scripts/setup.sh test    that, and everything the tests drive Tollkeeper with
 #
 # Debian packages are asked for by the command or file they bring, Python and
@@ -10,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
-  echo "usage: scripts/setup.sh [build|test]" >&2
+  echo "usage: scripts/setup.sh [build|soak|test]" >&2
   exit 64
 }
 
@@ -77,20 +78,23 @@ want_build() {
   want pkg-config pkg-config
 }
 
+want_servers() {
+  # A `postgres` on the PATH may be a wrapper; the tests use Debian's own.
+  want postgresql '/usr/lib/postgresql/*/bin/initdb' '/usr/lib/postgresql/*/bin/postgres'
+  want python3 python3
+  want redis-server redis-server
+  # Who runs as root needs this to start Postgres as somebody else.
+  want util-linux setpriv
+}
+
 want_test() {
   want curl curl
   want espeak-ng espeak-ng
   want jq jq
   want nghttp2-client h2load
   want openssl openssl
-  # A `postgres` on the PATH may be a wrapper; the tests use Debian's own.
-  want postgresql '/usr/lib/postgresql/*/bin/initdb' '/usr/lib/postgresql/*/bin/postgres'
   want procps ps
-  want python3 python3
   want python3-venv '/usr/lib/python3*/ensurepip/__init__.py'
-  want redis-server redis-server
-  # Who runs as root needs this to start Postgres as somebody else.
-  want util-linux setpriv
 }
 
 mode=${1:-test}
@@ -100,8 +104,14 @@ case $mode in
     want_build
     install_missing
     ;;
+  soak)
+    want_build
+    want_servers
+    install_missing
+    ;;
   test)
     want_build
+    want_servers
     want_test
     install_missing
     scripts/setup-clients.sh

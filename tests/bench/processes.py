@@ -118,6 +118,12 @@ class Postgres:
         data = self.dir / "data"
         self._run("initdb", "--auth=trust", "--username=tollkeeper", "--no-sync", "--encoding=UTF8",
                   "--locale=C", "-D", data)
+        self.up()
+        return self
+
+    def up(self):
+        """Starts it, also again, on the same port; returns when it takes connections."""
+        data = self.dir / "data"
         log = open(self.dir / "log", "wb")
         self.child = subprocess.Popen(
             [*self.user, self.bin / "postgres", "-D", data, "-k", self.dir, "-p", str(self.port),
@@ -129,7 +135,6 @@ class Postgres:
             if self.child.poll() is not None or time.perf_counter() > deadline:
                 raise SystemExit(f"Postgres does not start: {(self.dir / 'log').read_text()}")
             time.sleep(0.05)
-        return self
 
     def __exit__(self, *_):
         if self.child and self.child.poll() is None:
