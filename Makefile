@@ -3,7 +3,7 @@
 CONFIG ?=
 ARGS ?=
 
-.PHONY: run build test check unit clients bench clean
+.PHONY: run build test check unit clients bench soak clean
 
 run: build
 	@exec target/release/tollkeeper $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
@@ -31,6 +31,10 @@ clients:
 bench:
 	@scripts/setup.sh build
 	@scripts/bench.sh
+
+# Everything around the gateway breaks, and the gateway too; five minutes. ARGS=calls|budgets|delete|import|short.
+soak:
+	@scripts/soak.sh $(ARGS)
 
 clean:
 	cargo clean

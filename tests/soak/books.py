@@ -10,6 +10,9 @@ LEDGER = """SELECT request_id, encode(key_hash, 'hex') AS key, user_id, team_id,
     prompt_tokens, completion_tokens, spend_nanos, estimated, metadata FROM tk_ledger"""
 # How long after its caller has gone a call may still be on its way through the gateway, seconds.
 LINGERS = 2.0
+# Longer than a call of a known key may take without the database, seconds: it asks for what it has to know, gives
+# up, and goes on by what was known.
+PATIENT = 6.0
 
 
 def price(prompt, tokens):
@@ -84,6 +87,9 @@ def _reasons(verdict, books, calls, lost):
         verdict.figure(f"Postgres {away.what}: calls in its first {ends - away.begun:.1f} s", len(during))
         verdict.figure(f"Postgres {away.what}: slowest of them", f"{slowest:.2f} s")
         verdict.promise(f"no known key was refused because Postgres was {away.what}", during and not failed, some(failed))
+        verdict.promise(f"nor did one wait for Postgres, {away.what}, longer than {PATIENT:.0f} s", slowest < PATIENT,
+                        some([(c.n, c.kind, f"{c.seen.ended - c.seen.begun:.1f} s") for c in during
+                              if c.seen.ended - c.seen.begun >= PATIENT]))
 
 
 def _answered(verdict, books, whole):
@@ -114,7 +120,8 @@ def _left(verdict, books, left):
         for row in rows:
             seen, billed, made = call.seen.events, row["completion_tokens"], served[1] if served else 0
             sums = [sums[0] + seen, sums[1] + billed, sums[2] + made]
-            paid = row["spend_nanos"] == price(row["prompt_tokens"], billed) and row["prompt_tokens"] > 0
+            # Whoever left before the upstream was asked owes nothing.
+            paid = row["spend_nanos"] == price(row["prompt_tokens"], billed) and (row["prompt_tokens"] > 0) == bool(served)
             if not seen <= billed <= made or not paid:
                 outside.append((call.n, call.kind, seen, billed, made, row))
     verdict.figure("hang-ups: tokens seen <= billed <= made upstream", " <= ".join(map(str, sums)))

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "bench"))
+sys.path.append(str(HERE.parent / "bench"))
 
 import processes  # noqa: E402
 from processes import PATIENCE  # noqa: E402
