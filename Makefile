@@ -3,7 +3,7 @@
 CONFIG ?=
 ARGS ?=
 
-.PHONY: run build test check unit clients bench clean
+.PHONY: run build test check unit clients bench deb image clean
 
 run: build
 	@exec target/release/tollkeeper $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
@@ -31,6 +31,15 @@ clients:
 bench:
 	@scripts/setup.sh build
 	@scripts/bench.sh
+
+# A Debian package in target/package.
+deb:
+	@scripts/setup.sh build
+	@scripts/deb.sh
+
+# A container image, tollkeeper:latest.
+image:
+	docker build --build-arg REVISION=$$(git rev-parse HEAD) -t tollkeeper .
 
 clean:
 	cargo clean
