@@ -3,7 +3,7 @@
 CONFIG ?=
 ARGS ?=
 
-.PHONY: run build test check unit clients bench soak clean
+.PHONY: run build test check unit clients bench soak deb image clean
 
 run: build
 	@exec target/release/tollkeeper $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
@@ -35,6 +35,15 @@ bench:
 # Everything around the gateway breaks, and the gateway too; five minutes. ARGS=calls|budgets|delete|import|short.
 soak:
 	@scripts/soak.sh $(ARGS)
+
+# A Debian package in target/package.
+deb:
+	@scripts/setup.sh build
+	@scripts/deb.sh
+
+# A container image, tollkeeper:latest.
+image:
+	docker build --build-arg REVISION=$$(git rev-parse HEAD) -t tollkeeper .
 
 clean:
 	cargo clean

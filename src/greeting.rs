@@ -5,7 +5,7 @@ use crate::discover;
 use crate::master_key::Key;
 use anstream::eprintln;
 use std::io::IsTerminal;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -22,21 +22,26 @@ pub struct Greeting {
 }
 
 impl Greeting {
-    /// Waits until the door is open and says so.
-    pub fn tell(self) {
-        let Some(first) = self.addresses.first().copied() else {
-            return;
-        };
-        let local = if first.ip().is_unspecified() {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, first.port()))
-        } else {
-            first
-        };
+    /// Where this machine reaches the first listener.
+    pub fn local(&self) -> Option<SocketAddr> {
+        let mut first = self.addresses.first().copied()?;
+        if first.ip().is_unspecified() {
+            first.set_ip(match first {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        Some(first)
+    }
+
+    /// Waits until the door is open and says so. None: it stayed shut. Else a line on what is served.
+    pub fn tell(self) -> Option<String> {
+        let local = self.local()?;
         let until = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect_timeout(&local, Duration::from_millis(200)).is_err() {
             if Instant::now() > until {
                 log::error!("{local} does not answer after ten seconds");
-                return;
+                return None;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -46,16 +51,11 @@ impl Greeting {
         } else if let Some(path) = &self.key.made {
             log::info!("a master key was made: it is in {}", path.display());
         }
-        log::info!(
-            "ready in {took} ms listen={} models={} db={}",
-            self.addresses
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(","),
-            self.models.len(),
-            self.store
-        );
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        let listen = addresses.join(",");
+        let (models, db) = (self.models.len(), self.store);
+        log::info!("ready in {took} ms listen={listen} models={models} db={db}");
+        Some(format!("Ready: {models} models on {listen}"))
     }
 
     fn banner(&self, local: SocketAddr) {

@@ -13,6 +13,7 @@ pub mod history;
 pub mod import;
 pub mod ledger;
 pub mod master_key;
+pub mod notify;
 pub mod proxy;
 pub mod reload;
 pub mod server;

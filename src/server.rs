@@ -4,6 +4,7 @@ use crate::conf::{self, Conf, EXIT_CONFIG, Env, Listener, Report};
 use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
+use crate::notify::Notify;
 use crate::proxy::drain::InFlight;
 use crate::proxy::linger::{LINGER, Lingering};
 use crate::proxy::{self, Gateway, peer::Peers};
@@ -62,6 +63,8 @@ pub struct Serve {
     pub config: Option<PathBuf>,
     pub host: Option<IpAddr>,
     pub port: Option<u16>,
+    /// Flags that were given and do nothing, each with the reason.
+    pub ignored: Vec<String>,
 }
 
 /// Runs the gateway until it is told to stop. Returns the exit code.
@@ -102,6 +105,7 @@ struct Running {
     in_flight: Arc<InFlight>,
     drain: Duration,
     greeting: Greeting,
+    notify: Arc<Notify>,
 }
 
 fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Result<Running, Failed> {
@@ -111,6 +115,9 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     telemetry::init(&conf.tollkeeper.log, rust_log.as_ref().map(|s| s.expose()));
     if !loaded.report.problems.is_empty() {
         eprintln!("{}", loaded.report.render(true));
+    }
+    for flag in &options.ignored {
+        log::info!("ignored: {flag}");
     }
 
     let background = tokio::runtime::Builder::new_multi_thread()
@@ -234,7 +241,8 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     });
     let models = (snapshot.load().models.deployments().map(|d| d.model_name.clone())).collect();
     background.spawn(Arc::clone(&reload).watch());
-    background.spawn(on_hangup(hangups, Arc::clone(&reload)));
+    let notify = Arc::new(Notify::new(env));
+    background.spawn(on_hangup(hangups, Arc::clone(&reload), Arc::clone(&notify)));
 
     let in_flight = Arc::new(InFlight::default());
     let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
@@ -308,6 +316,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
             store: store.kind(),
             models,
         },
+        notify,
     })
 }
 
@@ -336,9 +345,18 @@ impl Running {
             in_flight,
             drain,
             greeting,
+            notify,
         } = self;
         let mut phases = server.watch_execution_phase();
-        std::thread::spawn(move || greeting.tell());
+        let told = Arc::clone(&notify);
+        let threads = background.handle().clone();
+        std::thread::spawn(move || {
+            let local = greeting.local();
+            if let (Some(at), Some(status)) = (local, greeting.tell()) {
+                told.ready(&status);
+                threads.spawn(told.watch(at));
+            }
+        });
         // Pingora sleeps its whole grace period even when nothing is left to do. This thread leaves as
         // soon as the last request is over and the ledger has had its chance.
         std::thread::spawn(move || {
@@ -348,6 +366,7 @@ impl Running {
                         ExecutionPhase::GracefulTerminate | ExecutionPhase::GracefulUpgradeTransferringFds,
                     ) => {
                         health.leave();
+                        notify.stopping(drain);
                         log::info!("leaving: requests in flight may go on for {} s", drain.as_secs());
                     }
                     Ok(ExecutionPhase::ShutdownGracePeriod | ExecutionPhase::ShutdownRuntimes) => break,
@@ -398,10 +417,14 @@ fn watch_signals(background: &tokio::runtime::Runtime) -> std::io::Result<Signal
     signal(SignalKind::hangup())
 }
 
-async fn on_hangup(mut hup: Signal, reload: Arc<Reload>) {
+async fn on_hangup(mut hup: Signal, reload: Arc<Reload>, notify: Arc<Notify>) {
     while hup.recv().await.is_some() {
-        // The outcome is in the log and in the status.
-        let _ = reload.apply(Origin::Signal).await;
+        notify.reloading();
+        // The outcome is in the log and in the status, too.
+        notify.ready(&match reload.apply(Origin::Signal).await {
+            Ok(applied) => format!("Ready: config {}", applied.generation),
+            Err(_) => "Ready: the old config, since the new one cannot be used; see the log".to_string(),
+        });
     }
 }
 

@@ -6,6 +6,7 @@ use super::reach::Reach;
 use super::show::clean;
 use crate::conf::Env;
 use clap::Args;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Containers are asked every few seconds; an answer that takes longer is none.
@@ -18,6 +19,16 @@ pub struct HealthcheckArgs {
     /// Ask whether it is ready (database reached), not only whether it is alive.
     #[arg(long)]
     ready: bool,
+}
+
+impl HealthcheckArgs {
+    /// For whoever names the gateway in another way; `None`: it is found as always.
+    pub fn at(url: Option<String>, config: Option<PathBuf>) -> Self {
+        Self {
+            reach: Reach::at(url, config),
+            ready: false,
+        }
+    }
 }
 
 /// Asks once, without a key.

@@ -10,7 +10,9 @@ mod healthcheck;
 pub mod import;
 mod key;
 pub mod ledger;
+mod litellm_flags;
 mod logs;
+mod paper;
 mod reach;
 mod show;
 mod usage;
@@ -20,6 +22,7 @@ use crate::server::{self, Serve};
 use clap::{Args, Parser, Subcommand};
 use client::Failure;
 use filters::contract::Registry;
+use litellm_flags::LitellmFlags;
 use show::RED;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -74,6 +77,13 @@ enum Command {
         #[command(subcommand)]
         from: import::From,
     },
+    /// The manual page, for `man -l -`.
+    Man(paper::ManArgs),
+    /// What a shell needs to complete commands and flags: `source <(tollkeeper completions bash)`.
+    Completions {
+        #[arg(value_name = "bash|zsh|fish|powershell")]
+        shell: clap_complete::Shell,
+    },
     /// Look after the ledger.
     Ledger {
         #[command(subcommand)]
@@ -96,20 +106,13 @@ struct ServeArgs {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address of the first listener.
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS", value_parser = litellm_flags::host)]
     host: Option<IpAddr>,
     /// Port of the first listener.
     #[arg(long)]
     port: Option<u16>,
-    /// Accepted for LiteLLM's sake: threads are automatic.
-    #[arg(long = "num_workers", hide = true)]
-    num_workers: Option<u32>,
-    /// Accepted for LiteLLM's sake: see RUST_LOG.
-    #[arg(long, hide = true)]
-    debug: bool,
-    /// Accepted for LiteLLM's sake: see RUST_LOG.
-    #[arg(long = "detailed_debug", hide = true)]
-    detailed_debug: bool,
+    #[command(flatten)]
+    litellm: LitellmFlags,
 }
 
 /// Reads the command line, does what it says, returns the exit code.
@@ -132,6 +135,8 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Config(args)) => ask(config::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
         Some(Command::Import { from }) => import::run(from, &env),
+        Some(Command::Man(args)) => told(paper::man::<Cli>(&args)),
+        Some(Command::Completions { shell }) => told(paper::completions::<Cli>(shell)),
         Some(Command::Ledger {
             command: LedgerCommand::Check { config },
         }) => ledger::check(config.as_deref(), &env),
@@ -141,10 +146,14 @@ pub fn run(registry: Registry) -> i32 {
 /// Runs a command that talks to a gateway, and tells why when it fails.
 fn ask(command: impl Future<Output = Result<(), Failure>>) -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = match runtime {
+    told(match runtime {
         Ok(runtime) => runtime.block_on(command),
         Err(e) => Err(Failure::failed(format!("the runtime cannot start: {e}"))),
-    };
+    })
+}
+
+/// The exit code of what was done, after a word on what went wrong.
+fn told(done: Result<(), Failure>) -> i32 {
     match done {
         Ok(()) => 0,
         Err(failure) => {
@@ -157,22 +166,31 @@ fn ask(command: impl Future<Output = Result<(), Failure>>) -> i32 {
 }
 
 fn serve(args: ServeArgs, registry: Registry, env: &Env) -> i32 {
-    let ignored = [
-        (
-            args.num_workers.is_some(),
-            "--num_workers (threads are automatic)",
-        ),
-        (args.debug, "--debug (use RUST_LOG=debug)"),
-        (args.detailed_debug, "--detailed_debug (use RUST_LOG=debug)"),
-    ];
-    for (_, what) in ignored.iter().filter(|(given, _)| *given) {
-        anstream::eprintln!("ignored: {what}");
+    if let Some(why) = args.litellm.refused() {
+        return told(Err(Failure::usage(why)));
     }
+    if let Some(url) = args.litellm.asks() {
+        let url = match (url, args.port) {
+            ("", None) => None,
+            ("", Some(port)) => Some(format!("http://127.0.0.1:{port}")),
+            (url, _) => Some(url.to_string()),
+        };
+        return ask(healthcheck::run(
+            healthcheck::HealthcheckArgs::at(url, args.config),
+            env,
+        ));
+    }
+    let config = match args.litellm.config().map(|made| litellm_flags::write(&made, env)) {
+        Some(Ok(made)) => Some(made),
+        Some(Err(failure)) => return told(Err(failure)),
+        None => args.config,
+    };
     server::serve(
         &Serve {
-            config: args.config,
+            config,
             host: args.host,
             port: args.port,
+            ignored: args.litellm.ignored(),
         },
         registry,
         env,

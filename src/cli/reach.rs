@@ -33,6 +33,10 @@ pub struct Places<'a> {
 }
 
 impl Reach {
+    pub fn at(url: Option<String>, config: Option<PathBuf>) -> Self {
+        Self { url, config }
+    }
+
     /// The gateway and the key to ask it with. A key is never taken from the command line.
     pub fn gateway(&self, env: &Env) -> Result<Gateway, Failure> {
         let places = self.places(env);

@@ -22,6 +22,7 @@ mod models_api;
 mod objects;
 mod objects_api;
 mod outage;
+mod packaging;
 mod passthrough;
 mod refusals;
 mod reload;
