@@ -13,6 +13,7 @@ pub mod ledger;
 mod logs;
 mod reach;
 mod show;
+mod tls;
 mod usage;
 
 use crate::conf::Env;
@@ -69,6 +70,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Look after certificates, and after who trusts them.
+    Tls(tls::TlsArgs),
     /// Take over what another gateway has in its database.
     Import {
         #[command(subcommand)]
@@ -101,6 +104,12 @@ struct ServeArgs {
     /// Port of the first listener.
     #[arg(long)]
     port: Option<u16>,
+    /// A certificate (PEM) for the first listener, which then speaks TLS; else $SSL_CERTFILE_PATH.
+    #[arg(long = "ssl_certfile_path", value_name = "FILE")]
+    ssl_certfile_path: Option<PathBuf>,
+    /// The key to it (PEM); else $SSL_KEYFILE_PATH.
+    #[arg(long = "ssl_keyfile_path", value_name = "FILE")]
+    ssl_keyfile_path: Option<PathBuf>,
     /// Accepted for LiteLLM's sake: threads are automatic.
     #[arg(long = "num_workers", hide = true)]
     num_workers: Option<u32>,
@@ -131,6 +140,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
+        Some(Command::Tls(args)) => end(tls::run(args, &env)),
         Some(Command::Import { from }) => import::run(from, &env),
         Some(Command::Ledger {
             command: LedgerCommand::Check { config },
@@ -145,6 +155,11 @@ fn ask(command: impl Future<Output = Result<(), Failure>>) -> i32 {
         Ok(runtime) => runtime.block_on(command),
         Err(e) => Err(Failure::failed(format!("the runtime cannot start: {e}"))),
     };
+    end(done)
+}
+
+/// The exit code of a command, after telling why it failed.
+fn end(done: Result<(), Failure>) -> i32 {
     match done {
         Ok(()) => 0,
         Err(failure) => {
@@ -168,11 +183,16 @@ fn serve(args: ServeArgs, registry: Registry, env: &Env) -> i32 {
     for (_, what) in ignored.iter().filter(|(given, _)| *given) {
         anstream::eprintln!("ignored: {what}");
     }
+    let certificate = match tls::certificate_of(args.ssl_certfile_path, args.ssl_keyfile_path, env) {
+        Ok(certificate) => certificate,
+        Err(why) => return end(Err(Failure::usage(why))),
+    };
     server::serve(
         &Serve {
             config: args.config,
             host: args.host,
             port: args.port,
+            certificate,
         },
         registry,
         env,
