@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 pub struct Greeting {
     pub begun: Instant,
     pub addresses: Vec<SocketAddr>,
+    /// Whether the first of them speaks TLS.
+    pub tls: bool,
     pub config: Option<PathBuf>,
     pub found: Option<Vec<discover::Server>>,
     pub key: Key,
@@ -83,7 +85,8 @@ impl Greeting {
             }
             (None, None) => {}
         }
-        eprintln!("\n  API        http://{local}/v1");
+        let scheme = if self.tls { "https" } else { "http" };
+        eprintln!("\n  API        {scheme}://{local}/v1");
         let shown = match (&self.key.made, &self.key.read) {
             (Some(path), _) => {
                 eprintln!(
@@ -107,7 +110,7 @@ impl Greeting {
             let body = serde_json::json!({"model": model, "stream": true, "messages": [{"role": "user", "content": "Hello!"}]});
             eprintln!("\n  Try it:");
             eprintln!(
-                "    curl -N http://{local}/v1/chat/completions -H \"Authorization: Bearer {shown}\" \\"
+                "    curl -N {scheme}://{local}/v1/chat/completions -H \"Authorization: Bearer {shown}\" \\"
             );
             eprintln!("      -H 'Content-Type: application/json' -d '{body}'");
         }

@@ -10,6 +10,7 @@ use crate::proxy::models::{self, Models};
 use crate::snapshot::Snapshot;
 use crate::store::seal::Seal;
 use crate::store::{Doc, DocFilter, MAX_ROWS, News, Page, Store, StoreError, Table};
+use crate::tls::Tls;
 use crate::{discover, master_key};
 use arc_swap::ArcSwap;
 use filters::contract::Registry;
@@ -119,6 +120,7 @@ pub struct Reload {
     fixed: Fixed,
     /// Where the process keeps its files, whatever the config says meanwhile.
     data_dir: PathBuf,
+    tls: Option<Arc<Tls>>,
     turn: tokio::sync::Mutex<Turn>,
     status: ArcSwap<Status>,
 }
@@ -159,6 +161,8 @@ pub struct Parts {
     /// What `snapshot` was made of.
     pub conf: Conf,
     pub data_dir: PathBuf,
+    /// The certificates of the listeners, if any speaks TLS.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Reload {
@@ -181,6 +185,7 @@ impl Reload {
             history,
             fixed: fixed(&parts.conf),
             data_dir: parts.data_dir,
+            tls: parts.tls,
             turn: tokio::sync::Mutex::new(Turn {
                 held,
                 files,
@@ -386,7 +391,11 @@ impl Reload {
             let mut ports = self.ports.clone();
             let key = master_key::find(&conf, &self.data_dir).map_err(|e| e.to_string())?;
             ports.master = Some(MasterKey::new(key.secret.expose().into()));
-            Some(Snapshot::new(&conf, &self.registry, &ports)?)
+            let snapshot = Snapshot::new(&conf, &self.registry, &ports)?;
+            if let Some(tls) = self.tls.as_ref().filter(|_| origin != Origin::Store) {
+                tls.apply(&conf.tollkeeper.tls)?;
+            }
+            Some(snapshot)
         };
         turn.serves = all;
         turn.conf = files_conf;

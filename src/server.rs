@@ -1,6 +1,6 @@
 //! Puts the process together and runs it: config, store, ledger, snapshot, listeners, and the way out.
 
-use crate::conf::{self, Conf, EXIT_CONFIG, Env, Listener, Report};
+use crate::conf::{self, CertificateFiles, Conf, EXIT_CONFIG, Env, Listener, Report};
 use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
@@ -18,6 +18,8 @@ use crate::shared::period::{self, Calendar, Reset};
 use crate::snapshot::Snapshot;
 use crate::store::{self, Address, Store};
 use crate::telemetry::{self, Gauges, Telemetry};
+use crate::tls::Tls;
+use crate::tls::redirect::Redirect;
 use crate::{admin, discover, master_key};
 use anstream::eprintln;
 use arc_swap::ArcSwap;
@@ -65,6 +67,8 @@ pub struct Serve {
     pub port: Option<u16>,
     /// Flags that were given and do nothing, each with the reason.
     pub ignored: Vec<String>,
+    /// Makes the first listener one with TLS, whatever the config says of it.
+    pub certificate: Option<CertificateFiles>,
 }
 
 /// Runs the gateway until it is told to stop. Returns the exit code.
@@ -154,12 +158,15 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     })?;
     let key = master_key::find(&conf, &data_dir)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the master key file cannot be used: {e}")))?;
-    let addresses = addresses(options, &conf);
+    let listeners = listeners(options, &conf);
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
     for address in &addresses {
         std::net::TcpListener::bind(address)
             .map(drop)
             .map_err(|e| cannot_listen(*address, &e))?;
     }
+
+    let tls = Tls::open(&conf, &listeners, options.certificate.clone()).map_err(Failed::Unusable)?;
 
     let store = open_store(&background, &conf, &data_dir)?;
     let ledger_settings = ledger::Settings {
@@ -230,6 +237,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         seal: master_key::seal(&conf, &key.secret),
         conf: conf.clone(),
         data_dir: data_dir.clone(),
+        tls: tls.clone(),
     }));
     // The models of the store serve from the first call on. One that is away is asked again later.
     let _ = background.block_on(async {
@@ -242,7 +250,15 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     let models = (snapshot.load().models.deployments().map(|d| d.model_name.clone())).collect();
     background.spawn(Arc::clone(&reload).watch());
     let notify = Arc::new(Notify::new(env));
-    background.spawn(on_hangup(hangups, Arc::clone(&reload), Arc::clone(&notify)));
+    background.spawn(on_hangup(
+        hangups,
+        Arc::clone(&reload),
+        tls.clone(),
+        Arc::clone(&notify),
+    ));
+    if let Some(tls) = &tls {
+        background.spawn(Arc::clone(tls).watch());
+    }
 
     let in_flight = Arc::new(InFlight::default());
     let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
@@ -265,12 +281,14 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     });
     let scrape = {
         let (telemetry, ledger, in_flight) = (telemetry, Arc::clone(&ledger), Arc::clone(&in_flight));
+        let tls = tls.clone();
         Arc::new(move || {
             telemetry.render(&Gauges {
                 in_flight: in_flight.count(),
                 ledger: ledger.stats(),
                 meters: meters.stats(),
                 waiting: meters.waiting(),
+                certificates: tls.as_ref().map(|tls| tls.ends()).unwrap_or_default(),
             })
         })
     };
@@ -296,8 +314,13 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         scrape,
         in_flight: Arc::clone(&in_flight),
         room: Arc::new(Semaphore::new(proxy::ROOM)),
+        redirect: redirect(&listeners),
     };
-    server.add_service(service(gateway, &server.configuration, &addresses));
+    for service in
+        services(gateway, &server.configuration, &listeners, tls.as_deref()).map_err(Failed::Unusable)?
+    {
+        server.add_service(service);
+    }
 
     Ok(Running {
         server,
@@ -309,6 +332,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         greeting: Greeting {
             begun,
             addresses,
+            tls: listeners.first().is_some_and(|l| l.tls.is_some()),
             config: conf.source.path.clone(),
             found,
             key,
@@ -320,19 +344,55 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     })
 }
 
-fn service(gateway: Gateway, server_conf: &Arc<ServerConf>, addresses: &[SocketAddr]) -> Service<Lingering> {
+/// One service for the listeners with HTTP/2 and one for those without; what is behind them is the same.
+fn services(
+    gateway: Gateway,
+    server_conf: &Arc<ServerConf>,
+    listeners: &[Listener],
+    tls: Option<&Tls>,
+) -> Result<Vec<Service<Lingering>>, String> {
     let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
-    let mut options = HttpServerOptions::default();
-    // HTTP/1 and HTTP/2 with prior knowledge on one port: Pingora looks at the first bytes.
-    options.h2c = true;
-    options.h2_idle_timeout = Some(H2_IDLE);
-    proxy.server_options = Some(options);
     proxy.h2_options = Some(default_h2_options());
-    let mut service = Service::new("gateway".to_string(), Lingering(Arc::new(proxy)));
-    for address in addresses {
-        service.add_tcp(&address.to_string());
+    let proxy = Arc::new(proxy);
+    let mut services = Vec::new();
+    for (name, h2) in [("gateway", true), ("gateway without HTTP/2", false)] {
+        let mut options = HttpServerOptions::default();
+        // HTTP/1 and HTTP/2 with prior knowledge on one port: Pingora looks at the first bytes. With TLS
+        // it goes by ALPN.
+        options.h2c = h2;
+        options.h2_idle_timeout = Some(H2_IDLE);
+        let proxy = Arc::clone(&proxy);
+        let mut service = Service::new(name.to_string(), Lingering { proxy, options });
+        let mut any = false;
+        for listener in listeners.iter().filter(|l| l.h2 == h2) {
+            let address = listener.address.to_string();
+            match (&listener.tls, tls) {
+                (Some(handshake), Some(tls)) => {
+                    let settings = tls.settings(handshake, h2)?;
+                    service.add_tls_with_settings(&address, None, settings);
+                }
+                _ => service.add_tcp(&address),
+            }
+            any = true;
+        }
+        if any {
+            services.push(service);
+        }
     }
-    service
+    Ok(services)
+}
+
+/// Which plain listeners send browsers on.
+fn redirect(listeners: &[Listener]) -> Redirect {
+    let to = listeners.iter().find(|l| l.tls.is_some());
+    Redirect {
+        from: listeners
+            .iter()
+            .filter(|l| l.redirect_https && to.is_some())
+            .map(|l| l.address)
+            .collect(),
+        to_port: to.map_or(443, |l| l.address.port()),
+    }
 }
 
 impl Running {
@@ -417,11 +477,15 @@ fn watch_signals(background: &tokio::runtime::Runtime) -> std::io::Result<Signal
     signal(SignalKind::hangup())
 }
 
-async fn on_hangup(mut hup: Signal, reload: Arc<Reload>, notify: Arc<Notify>) {
+async fn on_hangup(mut hup: Signal, reload: Arc<Reload>, tls: Option<Arc<Tls>>, notify: Arc<Notify>) {
     while hup.recv().await.is_some() {
         notify.reloading();
         // The outcome is in the log and in the status, too.
-        notify.ready(&match reload.apply(Origin::Signal).await {
+        let applied = reload.apply(Origin::Signal).await;
+        if let Some(tls) = &tls {
+            tls.refresh().await;
+        }
+        notify.ready(&match applied {
             Ok(applied) => format!("Ready: config {}", applied.generation),
             Err(_) => "Ready: the old config, since the new one cannot be used; see the log".to_string(),
         });
@@ -556,31 +620,30 @@ fn open_store(
         .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("the database cannot be opened: {e}")))
 }
 
-/// The config's listeners; `--host` and `--port` change the first one.
-fn addresses(options: &Serve, conf: &Conf) -> Vec<SocketAddr> {
-    let mut addresses: Vec<SocketAddr> = conf
-        .tollkeeper
-        .listeners
-        .iter()
-        .map(|l: &Listener| l.address)
-        .collect();
-    if addresses.is_empty() {
+/// The config's listeners; the command line changes the first one.
+fn listeners(options: &Serve, conf: &Conf) -> Vec<Listener> {
+    let mut listeners = conf.tollkeeper.listeners.clone();
+    if listeners.is_empty() {
         let open = if conf.source.path.is_some() {
             Ipv4Addr::UNSPECIFIED
         } else {
             Ipv4Addr::LOCALHOST
         };
-        addresses.push(SocketAddr::from((open, 4000)));
+        listeners.push(Listener::plain(SocketAddr::from((open, 4000))));
     }
-    if let Some(first) = addresses.first_mut() {
+    if let Some(first) = listeners.first_mut() {
         if let Some(host) = options.host {
-            first.set_ip(host);
+            first.address.set_ip(host);
         }
         if let Some(port) = options.port {
-            first.set_port(port);
+            first.address.set_port(port);
+        }
+        if options.certificate.is_some() && first.tls.is_none() {
+            first.tls = Some(conf.tollkeeper.tls.handshake.clone());
+            first.redirect_https = false;
         }
     }
-    addresses
+    listeners
 }
 
 fn cannot_listen(address: SocketAddr, e: &std::io::Error) -> Failed {

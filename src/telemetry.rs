@@ -48,7 +48,12 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
     if let Some(spec) = rust_log {
         builder.parse_filters(spec);
     }
+    // Whoever knocks and goes away again must not fill the log with errors.
+    let knocks = log.level >= log::LevelFilter::Debug;
     builder.format(move |out, record| {
+        if !knocks && is_knock(record) {
+            return Ok(());
+        }
         let now = jiff::Timestamp::now();
         if json {
             let mut line = Map::new();
@@ -76,6 +81,16 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
     });
     // A second logger in one process (tests) is no reason to fail.
     let _ = builder.try_init();
+}
+
+/// Pingora's word on a TLS handshake that came to nothing, which is the client's doing.
+fn is_knock(record: &log::Record<'_>) -> bool {
+    record.target().ends_with("services::listening")
+        && record
+            .args()
+            .as_str()
+            .map_or_else(|| record.args().to_string(), str::to_string)
+            .starts_with("Downstream handshake")
 }
 
 /// The pairs of a line, as text. JSON escapes some control characters and not those that a terminal takes
@@ -176,6 +191,7 @@ pub struct Telemetry {
     limited_in_flight: IntGaugeVec,
     reserved: IntGaugeVec,
     waiting: IntGauge,
+    certificates: IntGaugeVec,
 }
 
 /// What the gauges show, asked for at each scrape.
@@ -185,6 +201,8 @@ pub struct Gauges {
     pub meters: Vec<(Kind, MeterStats)>,
     /// Calls in the queue.
     pub waiting: usize,
+    /// Names, and when their certificates end, seconds since 1970.
+    pub certificates: Vec<(String, i64)>,
 }
 
 impl Telemetry {
@@ -208,8 +226,8 @@ impl Telemetry {
             registry.register(Box::new(g.clone()))?;
             Ok::<_, prometheus::Error>(g)
         };
-        let gauges = |name: &str, help: &str| {
-            let g = IntGaugeVec::new(Opts::new(name, help), &["kind"])?;
+        let gauges = |name: &str, help: &str, label: &str| {
+            let g = IntGaugeVec::new(Opts::new(name, help), &[label])?;
             registry.register(Box::new(g.clone()))?;
             Ok::<_, prometheus::Error>(g)
         };
@@ -280,18 +298,26 @@ impl Telemetry {
             meters: gauges(
                 "tollkeeper_limit_meters",
                 "Subjects whose limits are in memory, by kind.",
+                "kind",
             )?,
             limited_in_flight: gauges(
                 "tollkeeper_limited_calls_in_flight",
                 "Calls in flight that a limit counts, by kind of subject.",
+                "kind",
             )?,
             reserved: gauges(
                 "tollkeeper_budget_reserved_nanodollars",
                 "Set aside for calls in flight, by kind of subject.",
+                "kind",
             )?,
             waiting: gauge(
                 "tollkeeper_limited_calls_waiting",
                 "Calls that wait for room within their limits.",
+            )?,
+            certificates: gauges(
+                "tollkeeper_tls_certificate_expires_seconds",
+                "Until the certificate that is shown for a configured name ends; below zero when it has.",
+                "host",
             )?,
             registry,
         })
@@ -329,6 +355,14 @@ impl Telemetry {
                 .with_label_values(&label)
                 .set(int(stats.in_flight));
             self.reserved.with_label_values(&label).set(stats.reserved_nanos);
+        }
+        // A name that is configured no longer must not be shown for ever.
+        self.certificates.reset();
+        let now = crate::tls::now();
+        for (host, end) in &gauges.certificates {
+            self.certificates
+                .with_label_values(&[host])
+                .set(end.saturating_sub(now));
         }
         let mut out = Vec::new();
         if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {

@@ -72,6 +72,17 @@ pub fn report(
             path: String::new(),
         });
     }
+    for message in conf.as_ref().map(crate::tls::problems).unwrap_or_default() {
+        report.problems.push(Problem {
+            severity: Severity::Error,
+            code: "tls",
+            message,
+            at: None,
+            label: None,
+            help: None,
+            path: "tollkeeper → tls".into(),
+        });
+    }
     let refused = report.has_errors() || strict && report.count(Severity::Warning) > 0;
     match format {
         Format::Text => text(conf.as_ref(), &report, refused, out)?,

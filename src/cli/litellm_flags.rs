@@ -147,10 +147,6 @@ pub struct LitellmFlags {
     test_async: bool,
     #[arg(long = "skip_server_startup", hide = true)]
     skip_server_startup: bool,
-    #[arg(long = "ssl_keyfile_path", hide = true, value_name = "FILE")]
-    ssl_keyfile_path: Option<PathBuf>,
-    #[arg(long = "ssl_certfile_path", hide = true, value_name = "FILE")]
-    ssl_certfile_path: Option<PathBuf>,
     #[arg(long, hide = true, value_name = "LIST")]
     ciphers: Option<String>,
     #[command(flatten)]
@@ -165,13 +161,11 @@ impl LitellmFlags {
         self.test.as_deref().or(any)
     }
 
-    /// A flag that must not be overlooked: HTTP in place of HTTPS, a budget that does not hold, a server in
+    /// A flag that must not be overlooked: other ciphers than thought, a budget that does not hold, a server in
     /// place of a migration.
     pub fn refused(&self) -> Option<&'static str> {
-        if self.ssl_keyfile_path.is_some() || self.ssl_certfile_path.is_some() || self.ciphers.is_some() {
-            Some(
-                "--ssl_keyfile_path, --ssl_certfile_path and --ciphers are not taken: TLS is a matter of the config, or of the proxy in front",
-            )
+        if self.ciphers.is_some() {
+            Some("--ciphers is not taken: only those that are safe are offered, see docs/tls.md")
         } else if self.max_budget.is_some() && self.model.is_none() {
             Some("--max_budget goes with --model; with a config, set litellm_settings.max_budget there")
         } else if self.skip_server_startup {
@@ -369,7 +363,7 @@ mod tests {
             assert_eq!(model.params.upstream_model, "qwen");
             assert_eq!(model.params.defaults["max_tokens"], 99);
         }
-        assert_eq!(conf.litellm.drop_params, Some(true).into());
+        assert!(conf.litellm.drop_params);
         // The same words are the same file.
         assert_eq!(write(&flags.config().unwrap(), &env).unwrap(), path);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -378,8 +372,7 @@ mod tests {
     #[test]
     fn what_must_not_be_overlooked_is_refused() {
         for line in [
-            "--ssl_keyfile_path k.pem",
-            "--ssl_certfile_path c.pem",
+            "--ciphers ALL",
             "--max_budget 5",
             "--skip_server_startup",
         ] {

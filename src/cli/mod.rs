@@ -15,6 +15,7 @@ mod logs;
 mod paper;
 mod reach;
 mod show;
+mod tls;
 mod usage;
 
 use crate::conf::Env;
@@ -72,6 +73,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Look after certificates, and after who trusts them.
+    Tls(tls::TlsArgs),
     /// Take over what another gateway has in its database.
     Import {
         #[command(subcommand)]
@@ -113,6 +116,12 @@ struct ServeArgs {
     port: Option<u16>,
     #[command(flatten)]
     litellm: LitellmFlags,
+    /// A certificate (PEM) for the first listener, which then speaks TLS; else $SSL_CERTFILE_PATH.
+    #[arg(long = "ssl_certfile_path", value_name = "FILE")]
+    ssl_certfile_path: Option<PathBuf>,
+    /// The key to it (PEM); else $SSL_KEYFILE_PATH.
+    #[arg(long = "ssl_keyfile_path", value_name = "FILE")]
+    ssl_keyfile_path: Option<PathBuf>,
 }
 
 /// Reads the command line, does what it says, returns the exit code.
@@ -134,6 +143,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
+        Some(Command::Tls(args)) => told(tls::run(args, &env)),
         Some(Command::Import { from }) => import::run(from, &env),
         Some(Command::Man(args)) => told(paper::man::<Cli>(&args)),
         Some(Command::Completions { shell }) => told(paper::completions::<Cli>(shell)),
@@ -169,6 +179,10 @@ fn serve(args: ServeArgs, registry: Registry, env: &Env) -> i32 {
     if let Some(why) = args.litellm.refused() {
         return told(Err(Failure::usage(why)));
     }
+    let certificate = match tls::certificate_of(args.ssl_certfile_path, args.ssl_keyfile_path, env) {
+        Ok(certificate) => certificate,
+        Err(why) => return told(Err(Failure::usage(why))),
+    };
     if let Some(url) = args.litellm.asks() {
         let url = match (url, args.port) {
             ("", None) => None,
@@ -191,6 +205,7 @@ fn serve(args: ServeArgs, registry: Registry, env: &Env) -> i32 {
             host: args.host,
             port: args.port,
             ignored: args.litellm.ignored(),
+            certificate,
         },
         registry,
         env,

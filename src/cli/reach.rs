@@ -3,7 +3,8 @@
 
 use super::client::{Failure, Gateway};
 use super::show::clean;
-use crate::conf::{self, Conf, Env, Secret};
+use super::tls::certificate_of;
+use crate::conf::{self, ClientAuth, Conf, Env, Listener, Secret};
 use crate::master_key;
 use clap::Args;
 use reqwest::Url;
@@ -64,13 +65,29 @@ impl Places<'_> {
             return Ok((address(url.expose(), URL)?, URL.into()));
         }
         let conf = self.conf()?;
-        let listener = conf.tollkeeper.listeners.first().map(|l| l.address);
-        let at = local(listener.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 4000))));
+        let listeners = &conf.tollkeeper.listeners;
+        // Not one that wants a certificate of us, if there is another.
+        let open = |l: &&Listener| {
+            l.tls
+                .as_ref()
+                .is_none_or(|t| t.client_auth != ClientAuth::Required)
+        };
+        let listener = listeners.iter().find(open).or(listeners.first());
+        let by_flag = certificate_of(None, None, self.env).is_ok_and(|given| given.is_some());
+        let is_first = listener == listeners.first();
+        let scheme = match listener {
+            Some(l) if l.tls.is_some() || by_flag && is_first => "https",
+            None if by_flag => "https",
+            _ => "http",
+        };
+        let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 4000));
+        let at = local(listener.map_or(default, |l| l.address));
         let from = match (&conf.source.path, listener) {
-            (Some(path), Some(_)) => format!("the first listener in {}", path.display()),
+            (Some(path), Some(_)) if is_first => format!("the first listener in {}", path.display()),
+            (Some(path), Some(_)) => format!("a listener in {}", path.display()),
             _ => "the default".to_string(),
         };
-        Ok((address(&format!("http://{at}"), &from)?, from))
+        Ok((address(&format!("{scheme}://{at}"), &from)?, from))
     }
 
     /// The key to ask with, and what said so.
@@ -141,7 +158,7 @@ impl Places<'_> {
 }
 
 /// Whom to ask when a listener takes every address.
-fn local(mut at: SocketAddr) -> SocketAddr {
+pub fn local(mut at: SocketAddr) -> SocketAddr {
     if at.ip().is_unspecified() {
         match at {
             SocketAddr::V4(_) => at.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -207,6 +224,13 @@ mod tests {
         let six = "tollkeeper: {listeners: [{address: '[::]:4444'}]}";
         assert_eq!(places(None, Some(six), &[]).unwrap(), "http://[::1]:4444/");
         assert_eq!(places(None, None, &[]).unwrap(), "http://127.0.0.1:4000/");
+        let tls = "tollkeeper: {listeners: [{address: 0.0.0.0:4444, tls: true}]}";
+        assert_eq!(places(None, Some(tls), &[]).unwrap(), "https://127.0.0.1:4444/");
+        let files = &[("SSL_CERTFILE_PATH", "a"), ("SSL_KEYFILE_PATH", "b")];
+        assert_eq!(
+            places(None, Some(config), files).unwrap(),
+            "https://127.0.0.1:4444/"
+        );
     }
 
     #[test]

@@ -404,7 +404,8 @@ pub fn read_file(path: &Path) -> Option<Vec<u8>> {
     read_bounded(path, MAX_FILE).ok()
 }
 
-pub(super) fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+/// The bytes of a file, `most` at the most. `Err` says why not, without the path.
+pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(plainly)?;
     if file.metadata().is_ok_and(|m| m.is_dir()) {
         return Err("it is a directory".into());

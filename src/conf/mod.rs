@@ -25,14 +25,16 @@ mod secret;
 mod section;
 mod settings;
 mod text;
+mod tls;
 mod types;
 
 pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};
 pub use own::{
-    Cors, Driver, FilterUse, Lane, LaneAuth, Ledger, Limits, Listener, Log, LogFormat, Metrics, Own,
-    RateLimit, RateSource, Timeouts,
+    CertificateFiles, ClientAuth, Cors, Driver, FilterUse, Handshake, Lane, LaneAuth, Ledger, Limits,
+    Listener, LocalHost, Log, LogFormat, Metrics, Own, RateLimit, RateSource, Timeouts, Tls, TlsVersion,
+    UnknownNames,
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;

@@ -3,7 +3,7 @@
 //! The comments on the fields are the user's manual. Everything has a default, and a key that is
 //! not listed here is an error.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ pub struct Own {
     /// Where clients connect. Default: `0.0.0.0:4000` with a config file, as LiteLLM does;
     /// `127.0.0.1:4000`, which only this machine can reach, without one.
     pub listeners: Vec<Listener>,
+    /// Certificates, and whom listeners with `tls` speak to.
+    pub tls: Tls,
     /// Where the embedded database, the ledger's spool and the generated master key live. Relative
     /// paths start at the config file. Default: `$TOLLKEEPER_DATA_DIR`, else
     /// `$XDG_DATA_HOME/tollkeeper`, else `~/.local/share/tollkeeper`, else `/var/lib/tollkeeper`.
@@ -50,6 +52,98 @@ pub struct Own {
 pub struct Listener {
     /// IP address and port, such as `0.0.0.0:4000` or `[::]:4000`.
     pub address: SocketAddr,
+    /// `tls: true` takes what the section `tls` says; a mapping may say `min_version`, `client_ca` and
+    /// `client_auth` differently for this listener. Default: plain HTTP.
+    pub tls: Option<Handshake>,
+    /// Whether HTTP/2 is offered: by ALPN with TLS, with prior knowledge without. HTTP/1.1 always is.
+    /// Default: true.
+    pub h2: bool,
+    /// Sends browsers that open a page here on to the first TLS listener. Calls of the API are answered
+    /// here: many clients take a redirect for a failure. Only without TLS. Default: false.
+    pub redirect_https: bool,
+}
+
+impl Listener {
+    /// Plain HTTP at `address`.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self {
+            address,
+            tls: None,
+            h2: true,
+            redirect_https: false,
+        }
+    }
+}
+
+/// What listeners with TLS show, and whom they speak to. Files are read again when they change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificates. Each is shown to clients that ask for one of its names; a name itself is stronger
+    /// than a wildcard, and among equals the first in the list.
+    pub certificates: Vec<CertificateFiles>,
+    /// Names for which we make certificates ourselves, signed by an authority of our own that is made
+    /// once and kept in `data_dir`: `llm.home.arpa`, `*.local`, `192.168.1.5`. Clients have to be told to
+    /// trust it: `tollkeeper tls ca`.
+    pub local: Vec<LocalHost>,
+    /// What a client gets that asks for a name we have no certificate for. Default: first.
+    pub unknown_names: UnknownNames,
+    /// For every listener with `tls: true`.
+    pub handshake: Handshake,
+}
+
+/// A certificate and its key, both PEM. Relative paths start at the config file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CertificateFiles {
+    /// The server's own certificate first, then those between it and its authority's.
+    pub cert: PathBuf,
+    /// Its private key, not encrypted.
+    pub key: PathBuf,
+}
+
+/// A name or address of this machine in the local network.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LocalHost {
+    /// `llm.home.arpa`, in lower case.
+    Name(String),
+    /// `*.local`: each name with one label more than this, here `local`.
+    Below(String),
+    Address(IpAddr),
+}
+
+/// How a client is let in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Handshake {
+    /// The oldest version of TLS that is spoken, `"1.2"` or `"1.3"`. Default: 1.2.
+    pub min_version: TlsVersion,
+    /// Certificates of the authorities (PEM) that clients' certificates have to come from.
+    pub client_ca: Option<PathBuf>,
+    /// `none`, `optional` (a certificate that is shown has to be good) or `required`. Default: required
+    /// with a `client_ca`, none without.
+    pub client_auth: ClientAuth,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    #[default]
+    V1_2,
+    V1_3,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    #[default]
+    None,
+    Optional,
+    Required,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnknownNames {
+    /// `first`: the first certificate. The client sees that it is for another name and decides.
+    #[default]
+    First,
+    /// `refuse`: no handshake, so that nobody learns a name from us who does not know it.
+    Refuse,
 }
 
 /// How much is accepted. Sizes are bytes and may be written `32MiB`, `64KiB`, `100MB`.
@@ -211,6 +305,7 @@ impl Default for Own {
     fn default() -> Self {
         Self {
             listeners: Vec::new(),
+            tls: Tls::default(),
             data_dir: PathBuf::from("/var/lib/tollkeeper"),
             internal_networks: internal_networks(),
             trusted_proxies: Vec::new(),

@@ -1,7 +1,6 @@
 //! Reads our own section, `tollkeeper:`. Unknown fields are errors here: a typing error must not
 //! leave a limit or a lane without effect.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,11 +9,12 @@ use ipnet::IpNet;
 use super::fields::Fields;
 use super::meters::{self, Meters};
 use super::node::{Node, Value};
-use super::own::{Driver, FilterUse, Lane, LaneAuth, Listener, LogFormat, Own, RateLimit, RateSource};
+use super::own::{Driver, FilterUse, Lane, LaneAuth, LogFormat, Own, RateLimit, RateSource};
 use super::pass_through::route_path;
 use super::report::Notes;
 use super::settings::top_section;
 use super::text::{base_url, shown};
+use super::tls;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -32,11 +32,15 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
     let Some(fields) = Fields::open(&section.value, notes, "tollkeeper") else {
         return;
     };
+    if let Some(section) = fields.child("tls") {
+        own.tls = tls::section(&section, dir);
+        section.refuse_rest();
+    }
     if let Some(items) = fields.list("listeners") {
         own.listeners = items
             .iter()
             .enumerate()
-            .filter_map(|(i, item)| listener(item, i, &fields))
+            .filter_map(|(i, item)| tls::listener(item, i, &fields, dir, &own.tls.handshake))
             .collect();
         if items.is_empty()
             && let Some(entry) = fields.entry("listeners")
@@ -174,23 +178,6 @@ fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-fn listener(item: &Node, index: usize, above: &Fields<'_>) -> Option<Listener> {
-    let fields = Fields::open(item, above.notes, above.below(&format!("listeners[{index}]")))?;
-    let address = fields.parsed("address", "address", |text| {
-        text.parse::<SocketAddr>()
-            .map_err(|_| "an address is an IP and a port: 127.0.0.1:4000, 0.0.0.0:4000, [::]:4000".into())
-    });
-    if !fields.all().iter().any(|e| e.key == "address") {
-        drop(
-            fields
-                .error("missing", "`address` is missing", item.at)
-                .help("for example `address: 0.0.0.0:4000`"),
-        );
-    }
-    fields.refuse_rest();
-    Some(Listener { address: address? })
-}
-
 /// `{average: 100, burst: 200}`; an average of 0 is no limit, as Traefik has it.
 fn rate_limit(fields: &Fields<'_>) -> Option<RateLimit> {
     let count = |name: &'static str, default: u32| {
@@ -304,7 +291,7 @@ fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {
 }
 
 /// `llm.example.com`, or `*.example.com`.
-fn host(text: &str) -> Result<String, String> {
+pub(super) fn host(text: &str) -> Result<String, String> {
     let bare = text.strip_prefix("*.").unwrap_or(text);
     let good = !bare.is_empty()
         && bare.len() <= 253

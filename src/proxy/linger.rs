@@ -18,7 +18,11 @@ use std::time::Duration;
 pub const LINGER: Duration = Duration::from_millis(300);
 
 /// Pingora's proxy, with a slower good-bye.
-pub struct Lingering(pub Arc<HttpProxy<Gateway>>);
+pub struct Lingering {
+    pub proxy: Arc<HttpProxy<Gateway>>,
+    /// Of these listeners; others may share the proxy and have their own.
+    pub options: HttpServerOptions,
+}
 
 #[async_trait]
 impl HttpServerApp for Lingering {
@@ -27,19 +31,19 @@ impl HttpServerApp for Lingering {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        self.0.process_new_http(session, shutdown).await
+        self.proxy.process_new_http(session, shutdown).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
-        self.0.h2_options()
+        self.proxy.h2_options()
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        HttpServerApp::server_options(&*self.0)
+        Some(&self.options)
     }
 
     async fn http_cleanup(&self) {
         tokio::time::sleep(LINGER).await;
-        self.0.http_cleanup().await;
+        self.proxy.http_cleanup().await;
     }
 }

@@ -27,6 +27,7 @@ mod watch;
 
 use crate::health::Health;
 use crate::snapshot::Snapshot;
+use crate::tls::redirect::{Asked, Redirect};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -70,6 +71,8 @@ pub struct Gateway {
     pub in_flight: Arc<InFlight>,
     /// Room for large bodies, in pieces of [`ROOM_PIECE`].
     pub room: Arc<Semaphore>,
+    /// The plain listeners that send browsers on to https.
+    pub redirect: Redirect,
 }
 
 #[async_trait]
@@ -106,6 +109,15 @@ impl ProxyHttp for Gateway {
         let lane = Arc::clone(&state.lane);
         if let Some(refusal) = slowed_down(state, session, &lane).await {
             self.refuse(session, state, &refusal.into()).await?;
+            return Ok(true);
+        }
+        if let Some(to) = redirected(&self.redirect, session) {
+            let answer = Answer {
+                status: 307,
+                headers: vec![("location", to), ("cache-control", "no-store".into())],
+                body: Bytes::new(),
+            };
+            self.send(session, state, answer).await?;
             return Ok(true);
         }
         match &lane.kind {
@@ -323,6 +335,22 @@ impl Gateway {
         let answer = respond::render(stop, &state.cx.request_id);
         self.send(session, state, answer).await
     }
+}
+
+/// Where a browser is sent that came to a plain listener.
+fn redirected(redirect: &Redirect, session: &Session) -> Option<String> {
+    if redirect.from.is_empty() {
+        return None;
+    }
+    let head = session.req_header();
+    redirect.target(&Asked {
+        at: *session.server_addr()?.as_inet()?,
+        method: &head.method,
+        path: head.uri.path(),
+        query: head.uri.query(),
+        host: &state::host(session),
+        headers: &head.headers,
+    })
 }
 
 /// Waits for the client's turn; or says that it asks too fast.

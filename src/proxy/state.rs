@@ -202,7 +202,7 @@ fn judge(session: &Session, snapshot: &Snapshot) -> Option<Refusal> {
 }
 
 /// The host that is asked for, lowercase and without its port.
-fn host(session: &Session) -> String {
+pub(super) fn host(session: &Session) -> String {
     let head = session.req_header();
     let authority = head
         .uri

@@ -74,6 +74,7 @@ fn reload(dir: &std::path::Path, store: &Arc<dyn Store>) -> Arc<Reload> {
         seal: Seal::new(&"salt".into()),
         conf,
         data_dir: dir.join("data"),
+        tls: None,
     }))
 }
 

@@ -1,0 +1,207 @@
+//! What we need to know of a certificate: its names, how long it is good, its serial number.
+//!
+//! Read only after rustls has read the same certificate; whether it is any good is not judged here.
+//! Anything unexpected is `None`, and every length is checked against what is there.
+
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use std::net::IpAddr;
+
+/// Most names that are read of one certificate.
+const MOST_NAMES: usize = 1_000;
+
+const INTEGER: u8 = 0x02;
+const OCTETS: u8 = 0x04;
+const OID: u8 = 0x06;
+const UTC_TIME: u8 = 0x17;
+const LONG_TIME: u8 = 0x18;
+const SEQUENCE: u8 = 0x30;
+const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+const DNS_NAME: u8 = 0x82;
+const IP_ADDRESS: u8 = 0x87;
+/// id-ce-subjectAltName, 2.5.29.17.
+const ALTERNATIVE_NAMES: [u8; 3] = [0x55, 0x1d, 0x11];
+
+/// What a certificate says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// In hex, without leading zeros.
+    pub serial: String,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    /// Seconds since 1970.
+    pub not_after: i64,
+    /// In lower case; a wildcard as `*.example.com`.
+    pub names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Reads a certificate in DER.
+pub fn facts(certificate: &[u8]) -> Option<Facts> {
+    let mut outer = Der(Der(certificate).expect(SEQUENCE)?);
+    let mut tbs = Der(outer.expect(SEQUENCE)?);
+    let (mut tag, mut value) = tbs.next()?;
+    if tag == VERSION {
+        (tag, value) = tbs.next()?;
+    }
+    if tag != INTEGER {
+        return None;
+    }
+    let serial: String = value.iter().map(|b| format!("{b:02x}")).collect();
+    tbs.expect(SEQUENCE)?; // the signature's algorithm
+    tbs.expect(SEQUENCE)?; // the issuer
+    let mut validity = Der(tbs.expect(SEQUENCE)?);
+    let mut facts = Facts {
+        serial: serial.trim_start_matches('0').to_string(),
+        not_before: time(validity.next()?)?,
+        not_after: time(validity.next()?)?,
+        ..Facts::default()
+    };
+    while let Some((tag, value)) = tbs.next() {
+        if tag == EXTENSIONS {
+            let mut extensions = Der(Der(value).expect(SEQUENCE)?);
+            while let Some((SEQUENCE, extension)) = extensions.next() {
+                alternative_names(Der(extension), &mut facts)?;
+            }
+        }
+    }
+    Some(facts)
+}
+
+/// Takes the names of this extension, if it is the one that holds them.
+fn alternative_names(mut extension: Der<'_>, facts: &mut Facts) -> Option<()> {
+    if extension.expect(OID)? != ALTERNATIVE_NAMES {
+        return Some(());
+    }
+    let octets = loop {
+        // What may stand between says whether the extension is critical.
+        match extension.next()? {
+            (OCTETS, octets) => break octets,
+            _ => continue,
+        }
+    };
+    let mut names = Der(Der(octets).expect(SEQUENCE)?);
+    while let Some((tag, value)) = names.next() {
+        if facts.names.len() + facts.addresses.len() >= MOST_NAMES {
+            break;
+        }
+        match tag {
+            DNS_NAME if value.is_ascii() => {
+                facts
+                    .names
+                    .push(String::from_utf8_lossy(value).to_ascii_lowercase());
+            }
+            IP_ADDRESS => {
+                let four = <[u8; 4]>::try_from(value).map(IpAddr::from);
+                let sixteen = <[u8; 16]>::try_from(value).map(IpAddr::from);
+                facts.addresses.extend(four.or(sixteen));
+            }
+            _ => {}
+        }
+    }
+    Some(())
+}
+
+/// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ`.
+fn time((tag, value): (u8, &[u8])) -> Option<i64> {
+    let (year, rest) = match (tag, value.len()) {
+        (UTC_TIME, 13) => {
+            let year = digits(value.get(..2)?)?;
+            (if year < 50 { 2000 + year } else { 1900 + year }, value.get(2..)?)
+        }
+        (LONG_TIME, 15) => (digits(value.get(..4)?)?, value.get(4..)?),
+        _ => return None,
+    };
+    if rest.last() != Some(&b'Z') {
+        return None;
+    }
+    let part = |at: usize| i8::try_from(digits(rest.get(at..at + 2)?)?).ok();
+    DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0)
+        .ok()?
+        .to_zoned(TimeZone::UTC)
+        .ok()
+        .map(|t| t.timestamp().as_second())
+}
+
+fn digits(text: &[u8]) -> Option<i16> {
+    text.iter().try_fold(0, |n: i16, b| {
+        b.is_ascii_digit().then(|| n * 10 + i16::from(b - b'0'))
+    })
+}
+
+/// What is left to read.
+struct Der<'a>(&'a [u8]);
+
+impl<'a> Der<'a> {
+    /// The next element: its tag and what is in it.
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (&tag, rest) = self.0.split_first()?;
+        let (&first, rest) = rest.split_first()?;
+        let (length, rest) = match first {
+            0..=0x7f => (usize::from(first), rest),
+            0x81..=0x84 => {
+                let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+                (bytes.iter().fold(0, |n, b| n << 8 | usize::from(*b)), rest)
+            }
+            _ => return None,
+        };
+        let (value, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some((tag, value))
+    }
+
+    fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
+        self.next().filter(|(t, _)| *t == tag).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, KeyPair, SerialNumber, date_time_ymd};
+
+    fn certificate() -> Vec<u8> {
+        let names = ["LLM.example.com", "*.example.com", "192.168.1.5", "::1"];
+        let mut params = CertificateParams::new(names.map(String::from)).unwrap();
+        params.serial_number = Some(SerialNumber::from(0x0123_4567_u64));
+        params.not_before = date_time_ymd(2001, 9, 9);
+        params.not_after = date_time_ymd(2055, 1, 2);
+        let made = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        made.der().to_vec()
+    }
+
+    #[test]
+    fn a_certificate_tells_what_it_is() {
+        assert_eq!(
+            facts(&certificate()),
+            Some(Facts {
+                serial: "1234567".into(),
+                not_before: 999_993_600,
+                not_after: 2_682_979_200,
+                names: vec!["llm.example.com".into(), "*.example.com".into()],
+                addresses: vec!["192.168.1.5".parse().unwrap(), "::1".parse().unwrap()],
+            })
+        );
+    }
+
+    #[test]
+    fn a_cut_certificate_is_none() {
+        let whole = certificate();
+        for len in 0..whole.len() {
+            assert_eq!(facts(&whole[..len]), None, "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), at in 0usize..700, with: u8) {
+            let _ = facts(&bytes);
+            let mut whole = certificate();
+            let at = at % whole.len();
+            whole[at] = with;
+            let _ = facts(&whole);
+        }
+    }
+}
