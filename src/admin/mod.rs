@@ -16,6 +16,7 @@ mod bounds;
 mod budgets;
 mod config;
 mod customers;
+mod daily;
 mod days;
 pub(crate) mod duration;
 mod error;

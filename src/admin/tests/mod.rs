@@ -9,6 +9,8 @@ mod reading;
 mod refusals;
 mod rights;
 mod spending;
+mod spending_rights;
+mod spending_rows;
 mod teams;
 
 use super::{Admin, Policy, router};

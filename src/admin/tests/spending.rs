@@ -1,4 +1,4 @@
-//! What reports say, field by field, against the sum of generated calls; and who may read them.
+//! What reports say, field by field, against the sum of generated calls.
 
 use super::*;
 use filters::model::call::Endpoint;
@@ -6,13 +6,13 @@ use filters::model::money::Nanos;
 use filters::model::record::{Record, Status};
 use std::collections::{BTreeMap, BTreeSet};
 
-const DAY: i64 = 86_400_000_000;
-const USERS: [&str; 4] = ["alice", "bob", "o'hara; DROP TABLE tk_daily", ""];
+pub(super) const DAY: i64 = 86_400_000_000;
+pub(super) const USERS: [&str; 4] = ["alice", "bob", "o'hara; DROP TABLE tk_daily", ""];
 const TEAMS: [&str; 3] = ["red", "blue", ""];
 const ORGANIZATIONS: [&str; 2] = ["org", ""];
 const MODELS: [&str; 3] = ["small", "large", "embed"];
 const PROVIDERS: [&str; 2] = ["openai", "azure"];
-const TAGS: [&str; 3] = ["a", "b", "c'; --"];
+pub(super) const TAGS: [&str; 3] = ["a", "b", "c'; --"];
 
 /// Numbers that are the same in each run.
 struct Dice(u64);
@@ -36,7 +36,7 @@ impl Dice {
 }
 
 /// Calls of three days around noon, of a few of everybody.
-fn calls(secrets: &[String], n: u64) -> Vec<Record> {
+pub(super) fn calls(secrets: &[String], n: u64) -> Vec<Record> {
     let mut dice = Dice(7);
     (0..n)
         .map(|i| {
@@ -97,14 +97,14 @@ fn calls(secrets: &[String], n: u64) -> Vec<Record> {
         .collect()
 }
 
-struct Books {
-    bench: Bench,
-    secrets: Vec<String>,
-    calls: Vec<Record>,
+pub(super) struct Books {
+    pub bench: Bench,
+    pub secrets: Vec<String>,
+    pub calls: Vec<Record>,
 }
 
 impl Books {
-    async fn new() -> Books {
+    pub async fn new() -> Books {
         let bench = Bench::new().await;
         let mut secrets = Vec::new();
         for (n, user) in ["alice", "alice", "bob"].into_iter().enumerate() {
@@ -121,7 +121,7 @@ impl Books {
     }
 
     /// LiteLLM's metrics of those calls that fit.
-    fn metrics(&self, fits: impl Fn(&Record) -> bool) -> Value {
+    pub fn metrics(&self, fits: impl Fn(&Record) -> bool) -> Value {
         metrics(self.calls.iter().filter(|r| fits(r)))
     }
 
@@ -136,12 +136,12 @@ impl Books {
         spent
     }
 
-    async fn get(&self, uri: &str) -> Value {
+    pub async fn get(&self, uri: &str) -> Value {
         self.bench.get(&master(), uri).await
     }
 }
 
-fn metrics<'a>(calls: impl Iterator<Item = &'a Record>) -> Value {
+pub(super) fn metrics<'a>(calls: impl Iterator<Item = &'a Record>) -> Value {
     let calls: Vec<&Record> = calls.collect();
     let sum = |of: fn(&Record) -> u64| calls.iter().map(|r| of(r)).sum::<u64>();
     let count = |of: &[Status]| calls.iter().filter(|r| of.contains(&r.status)).count();
@@ -158,19 +158,19 @@ fn metrics<'a>(calls: impl Iterator<Item = &'a Record>) -> Value {
     })
 }
 
-fn day(call: &Record) -> String {
+pub(super) fn day(call: &Record) -> String {
     super::super::days::day_of(call.started_micros).to_string()
 }
 
-fn key(call: &Record) -> String {
+pub(super) fn key(call: &Record) -> String {
     call.key_hash.map(|h| h.hex()).unwrap_or_default()
 }
 
-fn text(of: &Option<String>) -> String {
+pub(super) fn text(of: &Option<String>) -> String {
     of.clone().unwrap_or_default()
 }
 
-const SPAN: &str = "start_date=2026-11-18&end_date=2026-11-20";
+pub(super) const SPAN: &str = "start_date=2026-11-18&end_date=2026-11-20";
 
 #[tokio::test]
 async fn days_are_made_of_their_calls() {
@@ -556,569 +556,4 @@ async fn the_report_is_by_day_and_group() {
     assert!(keys[0]["spend"].as_f64() >= keys[1]["spend"].as_f64());
     let token = keys[0]["token"].as_str().unwrap();
     assert_eq!(keys[0]["spend"], books.metrics(|r| key(r) == token)["spend"]);
-}
-
-fn ids(rows: &Value) -> Vec<String> {
-    let rows = rows.as_array().unwrap_or_else(|| panic!("{rows}"));
-    rows.iter()
-        .map(|r| r["request_id"].as_str().unwrap().into())
-        .collect()
-}
-
-#[tokio::test]
-async fn rows_are_filtered_by_everything() {
-    let books = Books::new().await;
-    let mut newest: Vec<&Record> = books.calls.iter().collect();
-    newest.sort_by_key(|r| std::cmp::Reverse((r.started_micros, r.request_id.clone())));
-    let dear = 5_000_000_000;
-    type Fits = Box<dyn Fn(&Record) -> bool>;
-    let ended = NOON + 1_800_000_000;
-    let filters: Vec<(String, Fits)> = vec![
-        ("".into(), Box::new(|_| true)),
-        ("end_user=eve".into(), Box::new(|r| text(&r.end_user) == "eve")),
-        ("model=small".into(), Box::new(|r| r.model_group == "small")),
-        ("model=upstream".into(), Box::new(|_| true)),
-        ("model_group=large".into(), Box::new(|r| r.model_group == "large")),
-        (
-            "tag=c%27%3B%20--".into(),
-            Box::new(|r| r.tags.iter().any(|t| t == TAGS[2])),
-        ),
-        (
-            "key_alias=key%201".into(),
-            Box::new(|r| text(&r.key_alias) == "key 1"),
-        ),
-        (
-            "organization_id=org".into(),
-            Box::new(|r| text(&r.organization_id) == "org"),
-        ),
-        ("status=success".into(), Box::new(|r| r.status == Status::Success)),
-        ("status=failure".into(), Box::new(|r| r.status != Status::Success)),
-        ("status_filter=cut".into(), Box::new(|r| r.status == Status::Cut)),
-        ("http_status=4xx".into(), Box::new(|r| r.http_status == 429)),
-        ("error_code=429".into(), Box::new(|r| r.http_status == 429)),
-        ("http_status=404".into(), Box::new(|_| false)),
-        ("search=-000".into(), Box::new(|r| r.request_id.contains("-000"))),
-        ("search=%25".into(), Box::new(|_| false)),
-        ("min_spend=5".into(), Box::new(move |r| r.spend_nanos >= dear)),
-        ("max_spend=5".into(), Box::new(move |r| r.spend_nanos <= dear)),
-        (
-            "min_spend=1e-9&max_spend=0.5&team_id=red".into(),
-            Box::new(|r| (1..=500_000_000).contains(&r.spend_nanos) && text(&r.team_id) == "red"),
-        ),
-        (
-            format!("ended_after={ended}"),
-            Box::new(move |r| r.ended_micros > ended && r.started_micros >= ended - 3 * 3_600_000_000),
-        ),
-        (
-            "ended_after=2026-11-20T12:30:00Z&status=success".into(),
-            Box::new(move |r| r.ended_micros > ended && r.status == Status::Success),
-        ),
-        (
-            "start_date=2026-11-19&end_date=2026-11-19".into(),
-            Box::new(|r| day(r) == "2026-11-19"),
-        ),
-        // Midnight lies an hour later there.
-        (
-            "start_date=2026-11-19&end_date=2026-11-19&timezone=720".into(),
-            Box::new(|r| (NOON - DAY..NOON).contains(&r.started_micros)),
-        ),
-    ];
-    for (query, fits) in &filters {
-        let want: Vec<String> = newest
-            .iter()
-            .filter(|r| fits(r))
-            .map(|r| r.request_id.clone())
-            .collect();
-        let rows = books.get(&format!("/spend/logs?{query}")).await;
-        assert_eq!(ids(&rows), want, "{query}");
-        if query.contains("timezone") {
-            continue;
-        }
-        let page = books.get(&format!("/spend/logs/ui?{query}&page_size=7")).await;
-        let n = want.len();
-        assert_eq!(ids(&page["data"]), want[..n.min(7)], "{query}");
-        for (name, is) in [
-            ("total", json!(n)),
-            ("page", json!(1)),
-            ("page_size", json!(7)),
-            ("total_pages", json!(n.div_ceil(7))),
-            ("has_more", json!(n > 7)),
-        ] {
-            assert_eq!(page[name], is, "{query} {name}");
-        }
-    }
-    let times = "start_date=2026-11-20%2012:00:00&end_date=2026-11-20%2012:30:00";
-    let page = books.get(&format!("/spend/logs/v2?{times}&page_size=1000")).await;
-    let within = |r: &&&Record| (NOON..NOON + 1_800_000_000).contains(&r.started_micros);
-    assert_eq!(page["total"], newest.iter().filter(within).count());
-}
-
-#[tokio::test]
-async fn rows_go_on_after_a_row() {
-    let books = Books::new().await;
-    for (sort, sorted) in [
-        ("", None),
-        ("&sort_order=asc", None),
-        ("&sort_by=spend", Some(true)),
-        ("&sort_by=spend&sort_order=asc", Some(false)),
-    ] {
-        let whole = ids(&books.get(&format!("/spend/logs?limit=5000{sort}")).await);
-        assert_eq!(whole.len(), 400);
-        if let Some(falling) = sorted {
-            let spend = |id: &String| {
-                books
-                    .calls
-                    .iter()
-                    .find(|r| r.request_id == *id)
-                    .unwrap()
-                    .spend_nanos
-            };
-            let spends: Vec<i64> = whole.iter().map(spend).collect();
-            assert!(spends.is_sorted_by(|a, b| if falling { a >= b } else { a <= b }));
-        }
-        let (mut after, mut found) = (String::new(), Vec::new());
-        loop {
-            let route = format!("GET /spend/logs?limit=70{sort}{after}");
-            let answer = books.bench.call(&master(), &route, "").await;
-            found.extend(ids(&answer.body));
-            let Some(next) = answer.headers.get("x-next-after") else {
-                break;
-            };
-            after = format!("&after={}", next.to_str().unwrap());
-        }
-        assert_eq!(found, whole, "{sort}");
-        let page = books.get(&format!("/spend/logs/ui?page_size=70{sort}")).await;
-        let next = page["next_after"].as_str().unwrap();
-        let page = books
-            .get(&format!("/spend/logs/ui?page_size=70{sort}&after={next}"))
-            .await;
-        assert_eq!(ids(&page["data"]), whole[70..140], "{sort}");
-        assert_eq!(page["total"], 400);
-    }
-    let one = books.get("/spend/logs/ui/call-0007").await;
-    assert_eq!(one["request_id"], "call-0007");
-    for empty in ["messages", "response", "proxy_server_request"] {
-        assert_eq!(one[empty], json!({}), "{empty}");
-    }
-}
-
-#[tokio::test]
-async fn everybody_reads_what_is_theirs() {
-    let books = Books::new().await;
-    let bench = &books.bench;
-    for (user, role) in [
-        ("root", "proxy_admin"),
-        ("viewer", "proxy_admin_viewer"),
-        ("alice", "internal_user"),
-        ("lia", ""),
-        ("mo", "internal_user"),
-    ] {
-        bench.put(Table::User, user, json!({"user_role": role})).await;
-    }
-    let members = json!([{"user_id": "lia", "role": "admin"}, {"user_id": "mo", "role": "user"}]);
-    bench
-        .put(Table::Team, "red", json!({"members_with_roles": members}))
-        .await;
-    let mut cast = vec![("master", master())];
-    for user in ["root", "viewer", "lia", "mo"] {
-        let secret = bench.holder(json!({"user_id": user})).await.0;
-        cast.push((user, bench.caller(&secret).await));
-    }
-    let secret = bench
-        .holder(json!({"permissions": {"get_spend_routes": true}}))
-        .await
-        .0;
-    cast.push(("accountant", bench.caller(&secret).await));
-    cast.push(("alice", bench.caller(&books.secrets[0]).await));
-    // Bob has no row, so his key is just a key.
-    cast.push(("bob", bench.caller(&books.secrets[2]).await));
-    let secret = bench.holder(json!({})).await.0;
-    cast.push(("plain", bench.caller(&secret).await));
-    let bobs = KeyHash::of(&books.secrets[2]).hex();
-    let mine = KeyHash::of(&books.secrets[1]).hex();
-
-    // What each of them may: all, its user's calls, its key's, the team's, or nothing.
-    let spend = |fits: &dyn Fn(&Record) -> bool| books.metrics(fits)["spend"].clone();
-    let everything = spend(&|_| true);
-    let of_alice = spend(&|r| text(&r.user_id) == "alice");
-    let of_bobs_key = spend(&|r| key(r) == bobs);
-    let of_red = spend(&|r| text(&r.team_id) == "red");
-    let nothing = json!(Nanos(0));
-    for (who, caller) in &cast {
-        let all = matches!(*who, "master" | "root" | "viewer" | "accountant");
-        let own = match *who {
-            _ if all => &everything,
-            "alice" => &of_alice,
-            "bob" => &of_bobs_key,
-            _ => &nothing,
-        };
-        let answer = bench.get(caller, &format!("/user/daily/activity?{SPAN}")).await;
-        assert_eq!(&answer["metadata"]["total_spend"], own, "{who}");
-        let teams = bench.get(caller, &format!("/team/daily/activity?{SPAN}")).await;
-        let of_teams = if *who == "lia" { &of_red } else { own };
-        assert_eq!(&teams["metadata"]["total_spend"], of_teams, "{who}");
-        let sum = |list: &Value, name: &str| -> Nanos {
-            let list = list.as_array().unwrap();
-            list.iter()
-                .map(|e| Nanos::from_dollars_f64(e[name].as_f64().unwrap()).unwrap())
-                .sum()
-        };
-        for (path, name) in [
-            ("/global/spend/logs", "spend"),
-            ("/global/spend/keys", "total_spend"),
-            ("/global/spend/models", "total_spend"),
-            ("/global/spend/provider", "spend"),
-        ] {
-            let list = bench.get(caller, &format!("{path}?{SPAN}")).await;
-            assert_eq!(&json!(sum(&list, name)), own, "{who} {path}");
-        }
-        let logs = bench.get(caller, "/spend/logs?limit=5000").await;
-        assert_eq!(&json!(sum(&logs, "spend")), own, "{who}");
-        let activity = bench.get(caller, &format!("/global/activity?{SPAN}")).await;
-        assert_eq!(
-            activity["sum_api_requests"],
-            logs.as_array().unwrap().len(),
-            "{who}"
-        );
-
-        // What is everybody's, or another's.
-        let status = async |route: &str| bench.call(caller, route, "").await.status;
-        for route in [
-            "GET /global/spend".to_string(),
-            format!("GET /global/spend/teams?{SPAN}"),
-            format!("GET /global/spend/tags?{SPAN}"),
-            format!("GET /global/spend/report?{SPAN}"),
-            format!("GET /tag/daily/activity?{SPAN}"),
-            format!("GET /customer/daily/activity?{SPAN}"),
-            "GET /spend/tags".into(),
-            "POST /global/spend/end_users".into(),
-        ] {
-            assert_eq!(status(&route).await, if all { 200 } else { 401 }, "{who} {route}");
-        }
-        for (more, may) in [
-            ("user_id=alice", *who == "alice"),
-            ("user_id=bob", *who == "bob"),
-            ("team_id=red", *who == "lia"),
-            ("team_id=blue", false),
-            ("organization_id=org", false),
-            (&format!("api_key={bobs}"), matches!(*who, "bob" | "lia")),
-            (&format!("api_key={mine}"), matches!(*who, "alice" | "lia")),
-            ("api_key=sk-unknown", false),
-        ] {
-            for path in [
-                "/spend/logs",
-                "/spend/logs/ui",
-                "/user/daily/activity",
-                "/global/spend/models",
-                "/global/activity",
-            ] {
-                let got = status(&format!("GET {path}?{SPAN}&{more}")).await;
-                assert_eq!(got, if all || may { 200 } else { 403 }, "{who} {path} {more}");
-            }
-        }
-        for (path, team) in [
-            ("team", "team_ids=red"),
-            ("team", "team_ids=red,blue"),
-            ("organization", "organization_ids=org"),
-        ] {
-            let got = status(&format!("GET /{path}/daily/activity?{SPAN}&{team}")).await;
-            let may = all || (*who == "lia" && team == "team_ids=red");
-            assert_eq!(got, if may { 200 } else { 403 }, "{who} {team}");
-        }
-        let reset = if *who == "master" { 400 } else { 401 };
-        assert_eq!(status("POST /global/spend/reset").await, reset, "{who}");
-        let users = status("GET /spend/users?user_id=bob").await;
-        assert_eq!(users, if all || *who == "bob" { 200 } else { 403 }, "{who}");
-    }
-    // A team's admin sees of a key what it spent for the team.
-    let (_, lia) = &cast[3];
-    let rows = bench
-        .get(lia, &format!("/spend/logs?limit=5000&api_key={bobs}"))
-        .await;
-    let want = books
-        .calls
-        .iter()
-        .filter(|r| key(r) == bobs && text(&r.team_id) == "red");
-    assert_eq!(rows.as_array().unwrap().len(), want.count());
-    let (_, alice) = &cast[6];
-    let others = books.calls.iter().find(|r| text(&r.user_id) == "bob").unwrap();
-    for id in [others.request_id.as_str(), "no-such-call", "%00"] {
-        let route = format!("GET /spend/logs/ui/{id}");
-        refused(
-            bench,
-            alice,
-            &route,
-            "",
-            403,
-            "Non-admin users can only view their own spend data",
-        )
-        .await;
-    }
-    refused(
-        bench,
-        &master(),
-        "GET /spend/logs/ui/no-such-call",
-        "",
-        404,
-        "no call",
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn what_cannot_be_asked_is_refused_by_name() {
-    let bench = Bench::new().await;
-    let long = "x".repeat(513);
-    for (route, status, name) in [
-        ("user/daily/activity", 400, "start_date"),
-        ("user/daily/activity?start_date=2026-11-20", 400, "end_date"),
-        ("team/daily/activity?end_date=2026-11-20", 400, "start_date"),
-        (
-            "tag/daily/activity?start_date=2026-11-20&end_date=soon",
-            400,
-            "end_date",
-        ),
-        (
-            "customer/daily/activity?start_date=0001-01-01&end_date=9999-12-31",
-            400,
-            "start_date",
-        ),
-        (
-            "organization/daily/activity?start_date=2025-01-01&end_date=2026-11-20",
-            400,
-            "start_date",
-        ),
-        (
-            "user/daily/activity?start_date=1970-01-01&end_date=9999-12-31",
-            400,
-            "start_date",
-        ),
-        (
-            "user/daily/activity?start_date=2026-11-21&end_date=2026-11-20",
-            400,
-            "start_date",
-        ),
-        (
-            "user/daily/activity?start_date=-9999-01-01&end_date=2026-11-20",
-            400,
-            "start_date",
-        ),
-        ("global/activity", 400, "start_date"),
-        (
-            "global/activity/model?start_date=2026-02-29&end_date=2026-03-01",
-            400,
-            "start_date",
-        ),
-        ("global/spend/report?start_date=2026-11-01", 400, "end_date"),
-        ("global/spend/logs?start_date=9999-12-32", 400, "start_date"),
-        ("global/spend/keys?limit=1001", 422, "limit"),
-        ("global/spend/keys?limit=-1", 422, "limit"),
-        ("spend/keys?limit=many", 422, "limit"),
-        ("spend/logs?sort_by=model", 422, "sort_by"),
-        ("spend/logs?sort_order=up", 422, "sort_order"),
-        ("spend/logs?status=odd", 422, "status"),
-        ("spend/logs?http_status=6xx", 422, "http_status"),
-        ("spend/logs?http_status=99999", 422, "http_status"),
-        ("spend/logs?min_spend=-1", 400, "min_spend"),
-        ("spend/logs?min_spend=NaN", 422, "min_spend"),
-        ("spend/logs?max_spend=1e300", 400, "max_spend"),
-        ("spend/logs?after=nonsense!", 400, "after"),
-        ("spend/logs?after=MTIzOmE&page=2", 400, "after"),
-        ("spend/logs?ended_after=-5", 400, "ended_after"),
-        ("spend/logs?ended_after=later", 400, "ended_after"),
-        ("spend/logs?timezone=9999999999999999999", 422, "timezone"),
-        ("spend/logs?timezone=900", 422, "timezone"),
-        ("spend/logs?summarize=true&tag=a", 400, "summarize"),
-        ("spend/logs/ui?start_date=soon", 400, "start_date"),
-        ("spend/logs/ui?page_size=0", 422, "page_size"),
-    ] {
-        let answer = bench.call(&master(), &format!("GET /{route}"), "").await;
-        let stop = answer
-            .stop
-            .unwrap_or_else(|| panic!("{route}: {}", answer.status));
-        assert_eq!(
-            (answer.status, param(&stop)),
-            (status, Some(name)),
-            "{route}: {stop:?}"
-        );
-    }
-    let span = "start_date=2026-11-01&end_date=2026-11-20";
-    for (route, status, name) in [
-        (format!("user/daily/activity?{span}&page=0"), 422, "page"),
-        (
-            format!("user/daily/activity?{span}&page_size=1001"),
-            422,
-            "page_size",
-        ),
-        (
-            format!("user/daily/activity?{span}&breakdown=colours"),
-            422,
-            "breakdown",
-        ),
-        (format!("tag/daily/activity?{span}&api_key=sk-x"), 400, "api_key"),
-        (
-            format!("global/spend/report?{span}&group_by=colour"),
-            422,
-            "group_by",
-        ),
-        (
-            format!("global/spend/report?{span}&group_by=team&customer_id=eve"),
-            400,
-            "customer_id",
-        ),
-        (
-            format!("global/spend/report?{span}&group_by=customer&team_id=red"),
-            400,
-            "customer_id",
-        ),
-        (format!("spend/logs?search={long}"), 400, "search"),
-        (
-            format!("global/spend/tags?tags={}", "a,".repeat(1_001)),
-            400,
-            "tags",
-        ),
-    ] {
-        let answer = bench.call(&master(), &format!("GET /{route}"), "").await;
-        let stop = answer
-            .stop
-            .unwrap_or_else(|| panic!("{route}: {}", answer.status));
-        assert_eq!(
-            (answer.status, param(&stop)),
-            (status, Some(name)),
-            "{route}: {stop:?}"
-        );
-    }
-    for (route, body, status, name) in [
-        ("spend/calculate", json!({}), 400, "model"),
-        (
-            "spend/calculate",
-            json!({"model": "unknown", "messages": []}),
-            400,
-            "model",
-        ),
-        // Known, and without a price.
-        (
-            "spend/calculate",
-            json!({"model": "small", "messages": []}),
-            400,
-            "model",
-        ),
-        ("spend/calculate", json!({"model": "small"}), 400, "messages"),
-        (
-            "spend/calculate",
-            json!({"model": "small", "messages": "hello"}),
-            422,
-            "messages",
-        ),
-        ("spend/calculate", json!({"model": 7}), 422, "model"),
-        (
-            "spend/calculate",
-            json!({"completion_response": "x"}),
-            422,
-            "completion_response",
-        ),
-        (
-            "spend/calculate",
-            json!({"completion_response": {"usage": {"total_tokens": 1}}}),
-            400,
-            "model",
-        ),
-        (
-            "spend/calculate",
-            json!({"completion_response": {"model": "small", "usage": {"total_tokens": "many"}}}),
-            400,
-            "completion_response",
-        ),
-        (
-            "spend/calculate",
-            json!({"model": "small", "messages": [], "call_type": "dance"}),
-            400,
-            "call_type",
-        ),
-        (
-            "global/spend/end_users",
-            json!({"startTime": "soon"}),
-            400,
-            "startTime",
-        ),
-        ("global/spend/end_users", json!({"endTime": 7}), 422, "endTime"),
-        (
-            "global/spend/end_users",
-            json!({"api_key": "sk-x"}),
-            400,
-            "api_key",
-        ),
-        (
-            "global/spend/end_users",
-            json!({"startTime": "1970-01-01", "endTime": "9999-12-31"}),
-            400,
-            "start_date",
-        ),
-    ] {
-        let answer = bench
-            .call(&master(), &format!("POST /{route}"), body.to_string())
-            .await;
-        let stop = answer
-            .stop
-            .unwrap_or_else(|| panic!("{route} {body}: {}", answer.status));
-        assert_eq!(
-            (answer.status, param(&stop)),
-            (status, Some(name)),
-            "{route} {body}: {stop:?}"
-        );
-    }
-    refused(
-        &bench,
-        &master(),
-        "POST /global/spend/reset",
-        "",
-        400,
-        "'budget_duration'",
-    )
-    .await;
-    // Days without calls are an answer.
-    let empty = bench
-        .get(&master(), &format!("/user/daily/activity?{span}"))
-        .await;
-    assert_eq!(
-        (&empty["results"], &empty["metadata"]["total_pages"]),
-        (&json!([]), &json!(1))
-    );
-    let far = "/user/daily/activity?start_date=9999-01-01&end_date=9999-12-31&timezone=840";
-    assert_eq!(bench.get(&master(), far).await["results"], json!([]));
-}
-
-#[tokio::test]
-async fn what_is_too_much_says_what_to_ask() {
-    let bench = Bench::new().await;
-    let mut calls = calls(&[], 1);
-    let one = calls.remove(0);
-    for n in 0..25 {
-        let batch: Vec<Record> = (0..1_000)
-            .map(|i| Record {
-                request_id: format!("{n} {i}"),
-                started_micros: NOON - (n % 2) * DAY,
-                key_hash: Some(KeyHash::of(&format!("{n} {i}"))),
-                user_id: Some("alice".into()),
-                spend_nanos: 1,
-                ..one.clone()
-            })
-            .collect();
-        bench.store.append(&batch).await.unwrap();
-    }
-    let uri = |more: &str| format!("GET /user/daily/activity?{SPAN}{more}");
-    refused(&bench, &master(), &uri(""), "", 400, "smaller 'page_size'").await;
-    for more in [
-        "&page_size=1",
-        "&breakdown=models,entities",
-        "&breakdown=api_keys",
-    ] {
-        let answer = bench.call(&master(), &uri(more), "").await;
-        assert_eq!(answer.status, 200, "{more}: {:?}", answer.stop);
-        assert_eq!(
-            answer.body["metadata"]["total_spend"].to_string(),
-            "0.000025",
-            "{more}"
-        );
-    }
 }
