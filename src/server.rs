@@ -25,7 +25,7 @@ use anstream::eprintln;
 use arc_swap::ArcSwap;
 use filters::contract::Registry;
 use filters::contract::ports::{Clock, Ledger as LedgerPort, Ports, Why};
-use filters::model::account::Kind;
+use filters::model::account::{Account, Kind};
 use filters::model::key::MasterKey;
 use filters::model::limits::Limits;
 use filters::model::record::Record;
@@ -267,14 +267,21 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         Arc::clone(&snapshot),
         Arc::clone(&snapshot),
     );
-    let unlanded = Arc::clone(&ledger);
+    let (unlanded, held) = (Arc::clone(&ledger), Arc::clone(&meters));
+    // First what is set aside: a call that ends in between counts twice, never not at all.
+    let unlanded = move |accounts: &[&Account]| {
+        let set_aside = held.set_aside(accounts);
+        let unlanded = unlanded.unlanded(accounts).into_iter();
+        let both = unlanded.zip(set_aside);
+        both.map(|(spent, held)| spent.saturating_add(held)).collect()
+    };
     let admin = admin::router(admin::Admin {
         store: Arc::clone(&store),
         keys,
         catalog: Arc::new(move || Arc::clone(&catalog.load().models) as _),
         policy: Arc::new(move || Arc::clone(&policy.load().policy)),
         is_master: Arc::new(move |hash| master.load().master.as_ref() == Some(hash)),
-        unlanded: Arc::new(move |accounts| unlanded.unlanded(accounts)),
+        unlanded: Arc::new(unlanded),
         calendar,
         clock,
         reload,

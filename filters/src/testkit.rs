@@ -139,6 +139,51 @@ async fn drive(
     Ok(())
 }
 
+/// A row that says nothing but its id.
+pub fn record(request_id: &str) -> Record {
+    Record {
+        request_id: request_id.into(),
+        endpoint: Endpoint::Chat,
+        key_hash: None,
+        key_alias: None,
+        user_id: None,
+        team_id: None,
+        organization_id: None,
+        end_user: None,
+        requested_model: String::new(),
+        model_group: String::new(),
+        model: String::new(),
+        deployment_id: String::new(),
+        provider: String::new(),
+        stream: false,
+        status: Status::Success,
+        http_status: 200,
+        error: None,
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        cached_tokens: 0,
+        cache_creation_tokens: 0,
+        reasoning_tokens: 0,
+        characters: 0,
+        audio_millis: 0,
+        images: 0,
+        spend_nanos: 0,
+        priced: true,
+        estimated: false,
+        clamped: false,
+        started_micros: 0,
+        first_byte_micros: None,
+        ended_micros: 0,
+        attempts: Vec::new(),
+        tags: Vec::new(),
+        metadata: None,
+        client_ip: String::new(),
+        user_agent: None,
+        bytes_in: 0,
+        bytes_out: 0,
+    }
+}
+
 /// A key without limits.
 pub fn key(secret: &str) -> Key {
     Key {

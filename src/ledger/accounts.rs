@@ -1,42 +1,52 @@
 //! What each account has spent that the store does not know of yet.
 //!
 //! A record is charged to a dozen accounts, and written down on every call's way. So it is added up under
-//! all that says who is charged, at once; the accounts come out of that when somebody asks.
+//! all that says who is charged, at once, and nothing more is kept: names of end users and tags come from
+//! callers, and while the store is away there may be many. The accounts come out of that when somebody asks.
 
 use super::codec;
 use dashmap::DashMap;
-use filters::model::account::{Account, Charge};
+use filters::model::account::{Account, Charge, Kind};
+use filters::model::key::KeyHash;
 use filters::model::record::Record;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// Records that are appended and have not landed.
+/// Records that are appended and have not landed: nano-dollars. Wide, so that taking away what was added
+/// always gives the sum from before, whatever was added.
 #[derive(Default)]
-pub struct Accounts(DashMap<Box<[u8]>, Sum>);
-
-struct Sum {
-    /// Who is charged, each once.
-    accounts: Vec<Account>,
-    /// Nano-dollars. Wide, so that taking away what was added always gives the sum from before, whatever
-    /// was added.
-    nanos: i128,
-}
+pub struct Accounts(DashMap<Box<[u8]>, i128>);
 
 impl Accounts {
     /// Nano-dollars of each, in the order asked for.
     pub fn of(&self, accounts: &[&Account]) -> Vec<i64> {
-        let mut sums: HashMap<&Account, i128> = accounts.iter().map(|a| (*a, 0)).collect();
+        let places: HashMap<(Kind, &str, &str), usize> = accounts
+            .iter()
+            .enumerate()
+            .map(|(i, a)| ((a.kind, a.id.as_str(), a.model.as_str()), i))
+            .collect();
+        let kinds: HashSet<Kind> = accounts.iter().map(|a| a.kind).collect();
+        let mut sums = vec![0i128; accounts.len()];
         for entry in &self.0 {
-            for account in &entry.accounts {
-                if let Some(sum) = sums.get_mut(account) {
-                    *sum += entry.nanos;
+            let Some(named) = Named::read(entry.key(), kinds.contains(&Kind::Tag)) else {
+                continue;
+            };
+            for (kind, id) in named.charge().subjects(|kind| kinds.contains(&kind)) {
+                let each = [Some(named.model_group).filter(|m| !m.is_empty()), Some("")];
+                for model in each.into_iter().flatten() {
+                    let place = places.get(&(kind, &*id, model));
+                    if let Some(sum) = place.and_then(|i| sums.get_mut(*i)) {
+                        *sum += *entry.value();
+                    }
                 }
             }
         }
-        accounts
-            .iter()
-            .map(|a| i64::try_from(sums.get(a).copied().unwrap_or(0)).unwrap_or(i64::MAX))
-            .collect()
+        let sum = |a: &&Account| {
+            let place = places.get(&(a.kind, a.id.as_str(), a.model.as_str()));
+            let sum = place.and_then(|i| sums.get(*i)).copied().unwrap_or(0);
+            i64::try_from(sum).unwrap_or(i64::MAX)
+        };
+        accounts.iter().map(sum).collect()
     }
 
     pub fn add(&self, record: &Record) {
@@ -64,22 +74,20 @@ impl Accounts {
         }
         NAME.with_borrow_mut(|name| {
             write_name(charge, name);
+            let change = i128::from(nanos) * sign;
             let settled = match self.0.get_mut(name.as_slice()) {
                 Some(mut sum) => {
-                    sum.nanos += i128::from(nanos) * sign;
-                    sum.nanos == 0
+                    *sum += change;
+                    *sum == 0
                 }
                 None => {
-                    let mut sum = self.0.entry(name.as_slice().into()).or_insert_with(|| Sum {
-                        accounts: accounts(charge),
-                        nanos: 0,
-                    });
-                    sum.nanos += i128::from(nanos) * sign;
-                    sum.nanos == 0
+                    let mut sum = self.0.entry(name.as_slice().into()).or_default();
+                    *sum += change;
+                    *sum == 0
                 }
             };
             if settled {
-                self.0.remove_if(name.as_slice(), |_, sum| sum.nanos == 0);
+                self.0.remove_if(name.as_slice(), |_, sum| *sum == 0);
             }
             name.clear();
             name.shrink_to(4 << 10);
@@ -109,13 +117,100 @@ fn write_name(charge: &Charge<'_>, name: &mut Vec<u8>) {
     }
 }
 
-fn accounts(charge: &Charge<'_>) -> Vec<Account> {
-    let mut accounts = Vec::new();
-    for (kind, id) in charge.subjects(|_| true) {
-        if !charge.model_group.is_empty() {
-            accounts.push(Account::of_model(kind, id.as_ref(), charge.model_group));
-        }
-        accounts.push(Account::new(kind, id));
+/// A name read back.
+struct Named<'a> {
+    key_hash: Option<KeyHash>,
+    /// User, team, organization, end user; empty = none.
+    ids: [&'a str; 4],
+    model_group: &'a str,
+    tags: Vec<String>,
+}
+
+impl<'a> Named<'a> {
+    fn read(name: &'a [u8], with_tags: bool) -> Option<Self> {
+        let mut rest = name;
+        let mut part = || {
+            let (len, behind) = rest.split_first_chunk()?;
+            let (part, behind) = behind.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+            rest = behind;
+            Some(part)
+        };
+        let key_hash = part()?.try_into().ok().map(KeyHash);
+        let mut text = || std::str::from_utf8(part()?).ok();
+        let ids = [text()?, text()?, text()?, text()?];
+        let model_group = text()?;
+        let tags = if with_tags {
+            std::iter::from_fn(text).map(str::to_string).collect()
+        } else {
+            Vec::new()
+        };
+        Some(Self {
+            key_hash,
+            ids,
+            model_group,
+            tags,
+        })
     }
-    accounts
+
+    fn charge(&self) -> Charge<'_> {
+        let [user, team, organization, end_user] = self.ids.map(|id| Some(id).filter(|id| !id.is_empty()));
+        Charge {
+            key_hash: self.key_hash.as_ref(),
+            user_id: user,
+            team_id: team,
+            organization_id: organization,
+            end_user,
+            model_group: self.model_group,
+            tags: &self.tags,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use filters::model::account::charged;
+    use filters::testkit;
+
+    #[test]
+    fn every_account_of_a_record_knows_of_it() {
+        let accounts = Accounts::default();
+        let full = Record {
+            key_hash: Some(KeyHash([7; 32])),
+            user_id: Some("u".into()),
+            team_id: Some("t".into()),
+            organization_id: Some("o".into()),
+            end_user: Some("e".into()),
+            model_group: "m".into(),
+            tags: vec!["a".into(), "".into(), "b".into(), "a".into()],
+            spend_nanos: 5,
+            ..testkit::record("r1")
+        };
+        let bare = Record {
+            spend_nanos: 3,
+            ..testkit::record("r2")
+        };
+        for record in [&full, &bare] {
+            accounts.add(record);
+        }
+        let of = |record: &Record| -> Vec<Account> {
+            let both = |(kind, id): (Kind, std::borrow::Cow<'_, str>)| {
+                [
+                    Account::of_model(kind, id.as_ref(), record.model_group.as_str()),
+                    Account::new(kind, id),
+                ]
+            };
+            charged(record).into_iter().flat_map(both).collect()
+        };
+        for account in of(&full) {
+            let gateway = account.kind == Kind::Gateway && account.model.is_empty();
+            let known = if gateway { 8 } else { 5 };
+            assert_eq!(accounts.of(&[&account, &account]), [known; 2], "{account:?}");
+        }
+        assert_eq!(accounts.of(&[&Account::new(Kind::Tag, "c")]), [0]);
+        accounts.remove(&full);
+        assert_eq!(accounts.of(&[&Account::new(Kind::Gateway, "")]), [3]);
+        accounts.remove(&bare);
+        assert!(accounts.0.is_empty());
+    }
 }

@@ -533,6 +533,36 @@ async fn two_replicas_keep_one_budget_and_one_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_made_again_owes_nothing_on_any_replica() {
+    let (postgres, redis) = (postgres::Server::start(), redis::Server::start());
+    let upstream = upstream().await;
+    let gateways = replicas(&postgres, &redis, &upstream).await;
+    let key = limited(KEY, json!({"max_budget": BUDGET as f64 / 1e9}));
+    insert(&gateways[0], &key).await;
+    let mut served = 0;
+    for gateway in &gateways {
+        until("the budget is used up", async || {
+            let status = chat(gateway, KEY, "small").await.status();
+            served += usize::from(status == 200);
+            status == 429
+        })
+        .await;
+    }
+    let store = gateways[0].store().await;
+    // What lands after the key was made again is the new one's: it has the same name.
+    spent(&*store, served).await;
+    let deleted = [key.hash];
+    store.change(&[Change::DeleteKeys(&deleted)], &[]).await.unwrap();
+    insert(&gateways[0], &key).await;
+    for gateway in &gateways {
+        until("the key that was made again is served", async || {
+            chat(gateway, KEY, "small").await.status() == 200
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_redis_each_replica_goes_on_by_itself() {
     let (postgres, mut redis) = (postgres::Server::start(), redis::Server::start());
     let upstream = upstream().await;

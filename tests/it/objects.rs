@@ -414,6 +414,18 @@ async fn keys_show_what_they_spent_in_their_period() {
         s.insert_key(&k).await.unwrap();
         assert_eq!(shown().await, 1_000);
         assert_eq!(differences(&*s).await, []);
+        // Also in a period in which the one before it spent, and on each model.
+        let hex = k.hash.hex();
+        let accounts = [
+            Account::new(Kind::Key, hex.as_str()),
+            Account::of_model(Kind::Key, hex, record("r1").model_group),
+        ];
+        for account in &accounts {
+            s.begin_period(account, NOON, None).await.unwrap();
+            let balances = s.balances(std::slice::from_ref(account)).await.unwrap();
+            assert_eq!(balances[0].period_nanos, 0, "{account:?}");
+        }
+        assert_eq!(differences(&*s).await, []);
     })
     .await;
 }

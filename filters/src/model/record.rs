@@ -205,4 +205,24 @@ mod tests {
         clean(&mut t, 10);
         assert_eq!(t, "a\u{fffd}b");
     }
+
+    #[test]
+    fn no_text_of_a_caller_keeps_a_nul() {
+        let bad = || Some("a\0b".to_string());
+        let mut r = Record {
+            key_alias: bad(),
+            user_id: bad(),
+            team_id: bad(),
+            organization_id: bad(),
+            end_user: bad(),
+            error: bad(),
+            user_agent: bad(),
+            metadata: bad(),
+            requested_model: "a\0b".into(),
+            tags: vec!["a\0b".into()],
+            ..crate::testkit::record("r")
+        };
+        r.clean();
+        assert!(!serde_json::to_string(&r).unwrap().contains("\\u0000"));
+    }
 }

@@ -374,6 +374,15 @@ impl Meters {
         period::of(allowance, self.world.clock.now_micros(), &self.settings.calendar)
     }
 
+    /// Nano-dollars that calls in flight have set aside of each.
+    pub fn set_aside(&self, accounts: &[&Account]) -> Vec<i64> {
+        let of = |account: &&Account| {
+            let meter = self.table.get(*account)?;
+            meter.state.lock().money.as_ref().map(|m| m.reserved())
+        };
+        accounts.iter().map(|a| of(a).unwrap_or(0)).collect()
+    }
+
     /// Calls in the queue.
     pub fn waiting(&self) -> usize {
         self.queue.as_ref().map_or(0, Queue::len)

@@ -79,11 +79,13 @@ impl Meters {
             Ok(Err(e)) => Some(e.to_string()),
             Err(_) => Some("it took too long".into()),
         };
+        let accounts: Vec<&Account> = readings.iter().map(|r| &r.meter.account).collect();
+        let still = (self.world.unlanded)(&accounts);
         let now = self.now();
         if let Some(why) = &failed {
             log::warn!("event=balances_unread accounts={} cause={why:?}", readings.len());
         }
-        for r in readings {
+        for (r, still) in readings.into_iter().zip(still) {
             // As the key said when it was read.
             let at_least = match failed {
                 Some(_) => self.at_least(&r.meter.account, r.period),
@@ -95,6 +97,10 @@ impl Meters {
                 money.unknowable(at_least.saturating_add(r.said.on_its_way), now.mono);
             } else {
                 money.known(r.then, r.said, now.mono);
+                if still < r.said.on_its_way {
+                    // Landed meanwhile, and maybe counted twice.
+                    money.doubt();
+                }
             }
         }
         failed.is_none()

@@ -346,3 +346,61 @@ async fn meters_that_nobody_uses_are_let_go_of() {
         .retain(|_, m| Arc::strong_count(m) > 1 || !m.is_idle(later, 120_000));
     assert_eq!(meters.table.len(), 0);
 }
+
+#[tokio::test]
+async fn a_name_that_means_two_models_has_the_limits_of_each() {
+    let Value::Object(fields) = json!({"model_rpm_limit": {"small": 2}}) else {
+        panic!()
+    };
+    let settings = Settings {
+        gateway: Limits::of(&fields),
+        ..Settings::default()
+    };
+    let bench = Bench::new(settings).await;
+    let caller = caller(&key(json!({})));
+    let is_let_in = |group| {
+        let asked = Asked {
+            caller: &caller,
+            end_user: None,
+            tags: &[],
+            requested: "mine",
+            group,
+            estimate: &Estimate::default,
+        };
+        bench.gate.try_admit(&asked).unwrap().is_ok()
+    };
+    // One key's alias means another model than the other's.
+    assert!(is_let_in("other"));
+    assert_eq!(["small"; 3].map(is_let_in), [true, true, false]);
+    assert!(is_let_in("other"));
+}
+
+#[tokio::test]
+async fn what_a_call_did_not_use_is_told_to_redis_after_it() {
+    let bench = Bench::new(Settings::default()).await;
+    let key = key(json!({"tpm_limit": 1000}));
+    let held = bench.ask(&caller(&key), CALL).await.ok().unwrap();
+    let meters = &bench.gate.0;
+    let meter = Arc::clone(&meters.table.iter().next().unwrap());
+    // Granted elsewhere: half of it is not used.
+    meter.state.lock().tokens.as_mut().unwrap().share.back(7, 1);
+    assert!(meters.listed.lock().is_empty());
+    drop(held);
+    assert_eq!(meters.listed.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_set_aside_is_told() {
+    let bench = Bench::new(Settings::default()).await;
+    let key = key(json!({"max_budget": 1}));
+    let (mine, other) = (
+        Account::new(Kind::Key, key.hash.hex()),
+        Account::new(Kind::Key, "somebody else"),
+    );
+    let told = || bench.gate.0.set_aside(&[&other, &mine]);
+    assert_eq!(told(), [0, 0]);
+    let held = bench.ask(&caller(&key), CALL).await.ok().unwrap();
+    assert_eq!(told(), [0, CALL.nanos]);
+    drop(held);
+    assert_eq!(told(), [0, 0]);
+}

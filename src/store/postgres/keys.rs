@@ -15,19 +15,25 @@ static SELECT: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The account may be there already: a key that was deleted is made again, or its rows came first. The new
-/// key has spent what it says, and its first period is yet to begin. JSON is bound as text.
+/// key has spent what it says, nothing on single models, and its first period is yet to begin: what ended before
+/// is not asked for then. JSON is bound as text.
 const INSERT: &str = "WITH made AS (
     INSERT INTO tk_keys (hash, key_name, key_alias, user_id, team_id, organization_id, models, aliases,
         max_budget_nanos, expires, blocked, metadata, extra, created_at, created_by, updated_at)
     SELECT $1::bytea, $2::text, $3::text, $4::text, $5::text, $6::text, $7::text::jsonb, $8::text::jsonb,
         $9::bigint, $10::timestamptz, $11::boolean, $12::text::jsonb, $13::text::jsonb, $14::timestamptz,
         $15::text, $16::timestamptz
+), models AS (
+    UPDATE tk_accounts SET opening_nanos = opening_nanos - spend_nanos, spend_nanos = 0, baseline_nanos = 0,
+        period_started = NULL, period_ends = NULL, last_ended = NULL
+    WHERE kind = 'key' AND id = encode($1::bytea, 'hex') AND model <> ''
 )
 INSERT INTO tk_accounts AS a (kind, id, spend_nanos, opening_nanos)
 VALUES ('key', encode($1::bytea, 'hex'), $17::bigint, $17::bigint)
 ON CONFLICT (kind, id, model) DO UPDATE SET
     opening_nanos = EXCLUDED.spend_nanos - (a.spend_nanos - a.opening_nanos),
-    spend_nanos = EXCLUDED.spend_nanos, baseline_nanos = 0, period_started = NULL, period_ends = NULL";
+    spend_nanos = EXCLUDED.spend_nanos, baseline_nanos = 0, period_started = NULL, period_ends = NULL,
+    last_ended = NULL";
 
 const UPDATE: &str = "UPDATE tk_keys SET key_name = $2, key_alias = $3, user_id = $4, team_id = $5,
     organization_id = $6, models = $7::text::jsonb, aliases = $8::text::jsonb, max_budget_nanos = $9,

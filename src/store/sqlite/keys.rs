@@ -19,12 +19,19 @@ const INSERT: &str =
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
 
 /// The account may be there already: a key that was deleted is made again, or its rows came first. The new
-/// key has spent what it says, and its first period is yet to begin.
+/// key has spent what it says, nothing on single models, and its first period is yet to begin: what ended before
+/// is not asked for then.
 const OPEN: &str = "INSERT INTO tk_accounts (kind, id, spend_nanos, opening_nanos)
 VALUES ('key', ?1, ?2, ?2)
 ON CONFLICT (kind, id, model) DO UPDATE SET
     opening_nanos = excluded.spend_nanos - (spend_nanos - opening_nanos),
-    spend_nanos = excluded.spend_nanos, baseline_nanos = 0, period_started = NULL, period_ends = NULL";
+    spend_nanos = excluded.spend_nanos, baseline_nanos = 0, period_started = NULL, period_ends = NULL,
+    last_ended = NULL";
+
+const OPEN_MODELS: &str =
+    "UPDATE tk_accounts SET opening_nanos = opening_nanos - spend_nanos, spend_nanos = 0,
+    baseline_nanos = 0, period_started = NULL, period_ends = NULL, last_ended = NULL
+WHERE kind = 'key' AND id = ?1 AND model <> ''";
 
 const UPDATE: &str = "UPDATE tk_keys SET key_name = ?2, key_alias = ?3, user_id = ?4, team_id = ?5,
     organization_id = ?6, models = ?7, aliases = ?8, max_budget_nanos = ?9, expires = ?10, blocked = ?11,
@@ -65,6 +72,9 @@ pub fn insert(t: &Transaction<'_>, k: &Key) -> Result<()> {
         .map_err(from_sqlite)?;
     t.prepare_cached(OPEN)
         .and_then(|mut statement| statement.execute(params![k.hash.hex(), k.spend_nanos]))
+        .map_err(from_sqlite)?;
+    t.prepare_cached(OPEN_MODELS)
+        .and_then(|mut statement| statement.execute(params![k.hash.hex()]))
         .map_err(from_sqlite)
         .map(drop)
 }
