@@ -395,6 +395,26 @@ async fn may_make(task: &Task, joins: &Joins) -> Result<()> {
     {
         return Err(above("team_id", "Only an admin of a team may make keys for it."));
     }
+    // An id that keys or teams know already is somebody's, even where nobody has made the user: whoever gets a key
+    // of it would own theirs.
+    if let Some(id) = fields.id("user_id")? {
+        let one = Page { limit: 1, offset: 0 };
+        let keys = KeyFilter {
+            user_id: Some(id.clone()),
+            ..KeyFilter::default()
+        };
+        let teams = DocFilter {
+            member: Some(id.clone()),
+            page: one,
+            ..DocFilter::default()
+        };
+        if id == DEFAULT_USER
+            || desk.store.list_keys(&keys, one).await?.total > 0
+            || desk.store.documents(Table::Team, &teams).await?.total > 0
+        {
+            return Err(USER.exists(&id));
+        }
+    }
     if let Some(role) = fields.text("user_role")?
         && !LOWER_ROLES.contains(&role)
     {

@@ -211,6 +211,18 @@ async fn what_an_organizations_admin_makes_stays_within_it() {
             .denies(&eve, "POST /key/generate", body, 403, Some("organization_id"))
             .await;
     }
+    // Nor does she become somebody whom only keys or teams know.
+    bench.holder(json!({"user_id": "carol"})).await;
+    let members = json!([{"user_id": "carl", "role": "user"}]);
+    bench
+        .put(Table::Team, "blue", json!({"members_with_roles": members}))
+        .await;
+    for id in ["carol", "carl", "default_user_id"] {
+        let body = json!({"user_id": id, "organizations": ["acme"]});
+        bench
+            .denies(&ora, "POST /user/new", body, 409, Some("user_id"))
+            .await;
+    }
     // A team's key is charged to the team's organization and to no other.
     let body = json!({"team_id": "red", "organization_id": "umbrella"});
     bench
