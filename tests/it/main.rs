@@ -30,4 +30,5 @@ mod secrets;
 mod spend_api;
 mod store;
 mod tidy;
+mod tls;
 mod upstream_tls;
