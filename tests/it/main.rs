@@ -31,4 +31,5 @@ mod secrets;
 mod spend_api;
 mod store;
 mod tidy;
+mod tls;
 mod upstream_tls;
