@@ -369,7 +369,7 @@ mod tests {
             assert_eq!(model.params.upstream_model, "qwen");
             assert_eq!(model.params.defaults["max_tokens"], 99);
         }
-        assert_eq!(conf.litellm.drop_params, Some(true).into());
+        assert!(conf.litellm.drop_params);
         // The same words are the same file.
         assert_eq!(write(&flags.config().unwrap(), &env).unwrap(), path);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
