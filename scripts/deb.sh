@@ -2,18 +2,14 @@
 # Makes the Debian package: target/package/tollkeeper_*.deb
 #
 #   scripts/deb.sh            built as releases are
-#   scripts/deb.sh dev        quickly, to look at the package itself
+#   scripts/deb.sh release    quickly, to look at the package itself
 #
 # Man pages and completions are made by the binary that goes into the package.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 profile=${1:-dist}
-case $profile in
-  dev) directory=debug ;;
-  *) directory=$profile ;;
-esac
-binary=${CARGO_TARGET_DIR:-target}/$directory/tollkeeper
+binary=${CARGO_TARGET_DIR:-target}/$profile/tollkeeper
 
 command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
 cargo build --profile "$profile" --locked --bin tollkeeper

@@ -235,18 +235,32 @@ fn yaml(dir: &str) -> Vec<PathBuf> {
     found
 }
 
-/// What a compose file's `${NAME:?…}` and the configs' `os.environ/NAME` find in the .env file.
-const ENVIRONMENT: [(&str, &str); 6] = [
-    ("LITELLM_MASTER_KEY", "sk-some-long-master-key-1234"),
-    (
-        "DATABASE_URL",
-        "postgresql://litellm:x@litellm-postgres:5432/litellm",
-    ),
-    ("DB_PASSWORD", "x"),
-    ("STT_KEY", "x"),
-    ("OPENAI_API_KEY", "sk-x"),
-    ("ANTHROPIC_API_KEY", "sk-x"),
-];
+/// Each variable that a config names, with something in it.
+fn environment(config: &Path) -> Vec<(String, String)> {
+    let value = |name: &str| match name {
+        "LITELLM_MASTER_KEY" => "sk-some-long-master-key-1234",
+        "DATABASE_URL" => "postgresql://litellm:x@litellm-postgres:5432/litellm",
+        name if name.ends_with("_BASE") => "http://127.0.0.1:1",
+        _ => "x",
+    };
+    let mut text = fs::read_to_string(config).unwrap();
+    if text.contains("include: [stack.yaml]") {
+        text.push_str(&fs::read_to_string(config.with_file_name("stack.yaml")).unwrap());
+    }
+    let mut found = Vec::new();
+    for start in ["os.environ/", "${"] {
+        for rest in text.split(start).skip(1) {
+            let end = rest
+                .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .unwrap_or(rest.len());
+            // What has a default is left to it.
+            if !rest[end..].starts_with(":-") {
+                found.push((rest[..end].to_string(), value(&rest[..end]).to_string()));
+            }
+        }
+    }
+    found
+}
 
 #[test]
 fn the_configs_that_are_shipped_can_be_used() {
@@ -256,7 +270,9 @@ fn the_configs_that_are_shipped_can_be_used() {
     configs.push(root().join("contrib/debian/config.yaml"));
     assert!(configs.len() >= 9, "{configs:?}");
     for config in configs {
-        let out = run(&["check", "-c", config.to_str().unwrap()], &ENVIRONMENT);
+        let env = environment(&config);
+        let env: Vec<(&str, &str)> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let out = run(&["check", "-c", config.to_str().unwrap()], &env);
         assert_eq!(out.status.code(), Some(0), "{}: {}", config.display(), said(&out));
     }
 }
