@@ -371,11 +371,7 @@ mod tests {
 
     #[test]
     fn what_must_not_be_overlooked_is_refused() {
-        for line in [
-            "--ciphers ALL",
-            "--max_budget 5",
-            "--skip_server_startup",
-        ] {
+        for line in ["--ciphers ALL", "--max_budget 5", "--skip_server_startup"] {
             assert!(flags(line).unwrap().refused().is_some(), "{line}");
         }
         for line in [

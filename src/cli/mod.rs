@@ -46,7 +46,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway (what happens without a command).
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Check a config and report every problem in one run. Exit code 78 when it cannot be used.
     #[command(alias = "validate")]
     Check {
@@ -130,7 +130,7 @@ pub fn run(registry: Registry) -> i32 {
     let env = Env::of_process();
     match cli.command {
         None => serve(cli.serve, registry, &env),
-        Some(Command::Serve(args)) => serve(args, registry, &env),
+        Some(Command::Serve(args)) => serve(*args, registry, &env),
         Some(Command::Check {
             config,
             format,

@@ -75,7 +75,6 @@ fn reload(dir: &std::path::Path, store: &Arc<dyn Store>) -> Arc<Reload> {
         store: Arc::clone(store),
         seal: Seal::new(&"salt".into()),
         conf,
-        tls: None,
         data_dir: dir.join("data"),
         tls: None,
     }))

@@ -16,6 +16,8 @@ use std::time::Duration;
 const FRESH: Duration = Duration::from_secs(60);
 /// How long somebody is let pass whom the store could not be asked about.
 const UNASKED: Duration = Duration::from_secs(2);
+/// How long the last word on somebody is kept for a time when the store cannot be asked.
+const KEPT: Duration = Duration::from_secs(600);
 /// How long somebody is believed when changes may have been missed.
 const DOUBTED: Duration = Duration::from_millis(500);
 /// Most that are remembered. Callers make names up.
@@ -65,6 +67,11 @@ impl Guests {
         (now.mono < entry.until).then(|| entry.guest.clone())
     }
 
+    /// The last word of the store, however old: for when it cannot be asked.
+    fn last(&self, kind: Kind, id: &str) -> Option<Guest> {
+        Some(self.of(kind).get(id)?.guest.clone())
+    }
+
     fn learn(&self, kind: Kind, id: String, guest: Guest, now: Now, fresh: Duration) {
         let known = self.of(kind);
         if known.len() >= MOST {
@@ -110,7 +117,7 @@ impl Guests {
 
     pub fn sweep(&self, now: Now) {
         for known in [&self.end_users, &self.tags] {
-            known.retain(|_, e| now.mono < e.until);
+            known.retain(|_, e| now.mono < e.until.saturating_add(KEPT.as_millis() as u64));
         }
     }
 }
@@ -140,8 +147,8 @@ impl Meters {
                     (limited(subject), FRESH)
                 }
                 Ok(Ok(None)) => (limited(self.stranger(kind, &id)), FRESH),
-                // Nobody is thrown out because the store is away.
-                Ok(Err(_)) | Err(_) => (Guest::Free, UNASKED),
+                // Nobody is thrown out because the store is away, and nobody let in who was not before.
+                Ok(Err(_)) | Err(_) => (self.guests.last(kind, &id).unwrap_or(Guest::Free), UNASKED),
             };
             self.guests.learn(kind, id.clone(), guest, now, fresh);
             // Somebody was changed meanwhile, maybe this one.
