@@ -83,14 +83,13 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
     let _ = builder.try_init();
 }
 
-/// Pingora's word on a TLS handshake that came to nothing, which is the client's doing.
+/// Pingora's word on a handshake that came to nothing, which is the client's doing.
 fn is_knock(record: &log::Record<'_>) -> bool {
-    record.target().ends_with("services::listening")
-        && record
-            .args()
-            .as_str()
-            .map_or_else(|| record.args().to_string(), str::to_string)
-            .starts_with("Downstream handshake")
+    let words = ["Downstream handshake", "H2 handshake error"];
+    record.target().starts_with("pingora_core") && {
+        let text = record.args().to_string();
+        words.iter().any(|w| text.starts_with(w))
+    }
 }
 
 /// The pairs of a line, as text. JSON escapes some control characters and not those that a terminal takes

@@ -179,7 +179,7 @@ mod tests {
             Some(Facts {
                 serial: "1234567".into(),
                 not_before: 999_993_600,
-                not_after: 2_682_979_200,
+                not_after: 2_682_460_800,
                 names: vec!["llm.example.com".into(), "*.example.com".into()],
                 addresses: vec!["192.168.1.5".parse().unwrap(), "::1".parse().unwrap()],
             })

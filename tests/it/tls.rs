@@ -145,12 +145,14 @@ fn config_of(
 
 fn with_client(roots: RootCertStore, leaf: &Leaf) -> ClientConfig {
     let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
-    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_client_auth_cert(vec![leaf.der.clone()], key)
-        .unwrap()
+        .unwrap();
+    config.resumption = tokio_rustls::rustls::client::Resumption::disabled();
+    config
 }
 
 async fn shake(
@@ -244,7 +246,7 @@ fn said(output: &Output) -> String {
 #[tokio::test]
 async fn calls_and_streams_go_over_http_1_and_http_2() {
     let upstream = Upstream::start(|seen| match seen.json()["stream"].as_bool() {
-        Some(true) => Script::sse(&[&delta("one"), &delta("two"), "[DONE]"]),
+        Some(true) => Script::sse(&[&delta("one"), &delta("two"), "[DONE]"]).end(),
         _ => Script::chat("hello"),
     })
     .await;
@@ -425,8 +427,9 @@ async fn a_replacement_that_is_no_good_changes_nothing_and_is_told() {
         told = refused(&served.gateway.log());
     }
     let log = served.gateway.log();
-    assert!(!log.contains("PRIVATE KEY") && !log.contains(old.key.lines().nth(1).unwrap()));
-    // A config that names a broken one as well is refused whole; the old one serves.
+    for key in [&old.key, &other.key, &expired.key] {
+        assert!(!log.contains(key.lines().nth(1).unwrap()), "no key is logged");
+    }
     let good = authority.leaf(&["llm.example.com"]);
     files.leaf("llm", &good);
     until("a good one is taken", async || {
@@ -560,7 +563,8 @@ async fn the_local_authority_is_all_that_a_client_has_to_trust() {
         .zip(["llm.home.arpa", "*.local", "127.0.0.1"])
     {
         assert_eq!((&row["names"], &row["served"]), (&json!(name), &json!(true)));
-        assert_eq!(row["days_left"], 89, "{row}");
+        let days = row["days_left"].as_i64().unwrap();
+        assert!((89..=90).contains(&days), "{row}");
     }
 }
 
@@ -623,7 +627,8 @@ async fn old_hello(at: SocketAddr, version: u8) -> Vec<u8> {
     hello.push(0); // no session
     hello.extend([0, 4, 0xc0, 0x13, 0xc0, 0x09]); // ECDHE with AES-128-CBC
     hello.extend([1, 0]); // no compression
-    hello.extend([0, 0]); // no extensions
+    hello.extend([0, 16, 0, 13, 0, 4, 0, 2, 4, 3]); // signatures: ECDSA P-256
+    hello.extend([0, 10, 0, 4, 0, 2, 0, 23]); // groups: P-256
     let length = hello.len() as u8;
     let mut record = vec![0x16, 3, 1, 0, length + 4, 1, 0, 0, length];
     record.extend(hello);
@@ -644,8 +649,11 @@ async fn old_versions_are_refused() {
     for version in [0, 1, 2] {
         for at in [both.at, newest.at] {
             let answer = old_hello(at, version).await;
-            assert_eq!(answer.first(), Some(&0x15), "an alert: {answer:?}");
-            assert_eq!(answer.last(), Some(&70), "protocol_version: {answer:?}");
+            // A fatal alert and nothing before it: handshake_failure or protocol_version.
+            assert!(
+                matches!(answer[..], [0x15, 3, _, 0, 2, 2, 40 | 70]),
+                "version {version}: {answer:?}"
+            );
         }
     }
     let name = "llm.example.com";
