@@ -532,6 +532,18 @@ async fn two_replicas_keep_one_budget_and_one_limit() {
     assert!((5..=10).contains(&served), "{served} of 10 requests a minute");
 }
 
+/// What Redis takes the store to have summed up, nano-dollars: of the account of which that is most.
+fn landed_in(redis: &redis::Server) -> i64 {
+    let client = ::redis::Client::open(redis.url()).unwrap();
+    let mut line = client.get_connection().unwrap();
+    let accounts: Vec<String> = ::redis::cmd("KEYS").arg("*:money:*").query(&mut line).unwrap();
+    let landed = accounts.iter().map(|name| {
+        let landed = ::redis::cmd("HGET").arg(name).arg("base").query(&mut line);
+        landed.unwrap_or(Some(0)).unwrap_or(0)
+    });
+    landed.max().unwrap_or(0)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_is_made_again_owes_nothing_on_any_replica() {
     let (postgres, redis) = (postgres::Server::start(), redis::Server::start());
@@ -550,7 +562,9 @@ async fn a_key_that_is_made_again_owes_nothing_on_any_replica() {
     }
     let store = gateways[0].store().await;
     // What lands after the key was made again is the new one's: it has the same name.
-    spent(&*store, served).await;
+    let spent = spent(&*store, served).await;
+    // Said as landed, and not only as on its way.
+    until("Redis knows what was spent", async || landed_in(&redis) >= spent).await;
     let deleted = [key.hash];
     store.change(&[Change::DeleteKeys(&deleted)], &[]).await.unwrap();
     insert(&gateways[0], &key).await;
