@@ -4,7 +4,8 @@ use crate::admin::{self, Policy};
 use crate::conf::{Conf, Limits, Timeouts};
 use crate::proxy::client::Networks;
 use crate::proxy::lanes::{Lanes, Management};
-use crate::proxy::models::Models;
+/// What `/model/info` tells of.
+pub use crate::proxy::models::{Entry, Models};
 use crate::proxy::throttle::Throttle;
 use filters::contract::Registry;
 use filters::contract::ports::Ports;

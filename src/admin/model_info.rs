@@ -9,7 +9,7 @@ use super::fields::{Field, Kind};
 use super::rights::Actor;
 use super::routes::{Route, Who};
 use crate::conf::ModelEntry;
-use crate::proxy::models::{Entry, Models};
+use crate::snapshot::{Entry, Models};
 use axum::Json;
 use axum::extract::State;
 use axum::routing::on;

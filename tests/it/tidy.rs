@@ -11,6 +11,26 @@ const LONG_FOR_A_REASON: &[(&str, &str)] = &[
     ("src/proxy/call.rs", "one attempt loop, read from top to bottom"),
     ("filters/src/wire/multipart.rs", "a third of it is its tests"),
     ("src/server.rs", "start and end of the process, in order"),
+    (
+        "src/reload.rs",
+        "one generation after the other, from the files to the swap",
+    ),
+    (
+        "src/admin/teams.rs",
+        "one object: its fields, its calls, its rights",
+    ),
+    (
+        "src/admin/members.rs",
+        "one object: its fields, its calls, its rights",
+    ),
+    (
+        "src/admin/organizations.rs",
+        "one object: its fields, its calls, its rights",
+    ),
+    (
+        "src/admin/users.rs",
+        "one object: its fields, its calls, its rights",
+    ),
 ];
 
 /// A source file: its path below the root, and its text.
@@ -90,7 +110,9 @@ fn long_files_have_a_reason() {
     let sources = sources();
     let long = sources
         .iter()
-        .filter(|s| !s.path.starts_with("tests/") && s.text.lines().count() > LONG_FILE)
+        .filter(|s| {
+            !s.path.starts_with("tests/") && !s.path.contains("/tests/") && s.text.lines().count() > LONG_FILE
+        })
         .filter(|s| !LONG_FOR_A_REASON.iter().any(|(path, _)| *path == s.path))
         .map(|s| format!("{}: {} lines", s.path, s.text.lines().count()))
         .collect();
@@ -135,8 +157,13 @@ fn only_the_road_names_pingora() {
         "pingora_load_balancing::",
     ];
     none(
-        strays(&sources(), "src/", &words, &["src/proxy/", "src/server.rs"]),
-        "only the road and the server name a Pingora type",
+        strays(
+            &sources(),
+            "src/",
+            &words,
+            &["src/proxy/", "src/server.rs", "src/tls/"],
+        ),
+        "only the road, its certificates and the server name a Pingora type",
     );
 }
 
