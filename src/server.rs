@@ -17,7 +17,7 @@ use crate::shared::parties::Parties;
 use crate::shared::period::{self, Calendar, Reset};
 use crate::snapshot::Snapshot;
 use crate::store::{self, Address, Store};
-use crate::telemetry::{self, Gauges, Telemetry};
+use crate::telemetry::metrics::{Gauges, Telemetry};
 use crate::tls::Tls;
 use crate::tls::redirect::Redirect;
 use crate::{admin, discover, master_key};
@@ -116,7 +116,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     let loaded = conf::load(options.config.as_deref(), env).map_err(Failed::Config)?;
     let mut conf = loaded.conf;
     let rust_log = env.get("RUST_LOG");
-    telemetry::init(&conf.tollkeeper.log, rust_log.as_ref().map(|s| s.expose()));
+    crate::telemetry::log::init(&conf.tollkeeper.log, rust_log.as_ref().map(|s| s.expose()));
     if !loaded.report.problems.is_empty() {
         eprintln!("{}", loaded.report.render(true));
     }

@@ -154,7 +154,7 @@ impl State {
             let used = self.cx.metered.used.unwrap_or_default();
             stay.settle(used.prompt_tokens.saturating_add(used.completion_tokens));
         }
-        crate::telemetry::request_line(&self.cx, &outcome);
+        crate::telemetry::log::request_line(&self.cx, &outcome);
     }
 }
 
