@@ -10,7 +10,6 @@ const LONG_FILE: usize = 600;
 const LONG_FOR_A_REASON: &[(&str, &str)] = &[
     ("src/proxy/call.rs", "one attempt loop, read from top to bottom"),
     ("filters/src/wire/multipart.rs", "a third of it is its tests"),
-    ("src/server.rs", "start and end of the process, in order"),
     (
         "src/reload.rs",
         "one generation after the other, from the files to the swap",
@@ -161,7 +160,7 @@ fn only_the_road_names_pingora() {
             &sources(),
             "src/",
             &words,
-            &["src/proxy/", "src/server.rs", "src/tls/"],
+            &["src/proxy/", "src/server/", "src/tls/"],
         ),
         "only the road, its certificates and the server name a Pingora type",
     );

@@ -1,0 +1,342 @@
+//! Puts the process together and runs it: config, store, ledger, snapshot, listeners. Where it listens is
+//! in `listen`, the world outside in `world`, signals and the way out in `leave`.
+
+mod leave;
+mod listen;
+mod world;
+
+use self::leave::{Running, on_hangup, watch_signals};
+use self::listen::{cannot_listen, listeners, redirect, services};
+use self::world::{Books, Voices, WallClock, agreement, meter_settings, open_store};
+use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
+use crate::greeting::Greeting;
+use crate::health::Health;
+use crate::ledger::{self, Ledger};
+use crate::notify::Notify;
+use crate::proxy::drain::InFlight;
+use crate::proxy::{self, Gateway, peer::Peers};
+use crate::reload::{self, Origin, Reload};
+use crate::shared::alerts::Alerts;
+use crate::shared::keys::KeyCache;
+use crate::shared::meters::{self, Gate, Meters};
+use crate::shared::parties::Parties;
+use crate::snapshot::Snapshot;
+use crate::telemetry::metrics::{Gauges, Telemetry};
+use crate::tls::Tls;
+use crate::{admin, discover, master_key};
+use anstream::eprintln;
+use arc_swap::ArcSwap;
+use filters::contract::Registry;
+use filters::contract::ports::{Clock, Ports};
+use filters::model::account::Account;
+use filters::model::key::MasterKey;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
+use pingora::server::Server;
+use pingora::server::configuration::ServerConf;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Exit codes, as sysexits has them.
+const EXIT_FAILED: i32 = 1;
+const EXIT_UNAVAILABLE: i32 = 69;
+
+/// Upstream connections kept open for reuse. Pingora's own 128 is for the whole process.
+const KEEPALIVE_POOL: usize = 1024;
+/// An idle HTTP/2 connection is closed after this; Pingora would keep it for ever.
+const H2_IDLE: Duration = Duration::from_secs(120);
+/// For the last bytes of HTTP/2 streams to reach their sockets.
+const LAST_BYTES: Duration = Duration::from_millis(100);
+/// For the ledger to reach the store once the last request is over; the rest stays in the spool.
+const LAST_FLUSH: Duration = Duration::from_secs(5);
+/// For the models in the store to be read before the first call.
+const FIRST_READING: Duration = Duration::from_secs(3);
+
+/// What the command line says.
+#[derive(Debug, Default, Clone)]
+pub struct Serve {
+    pub config: Option<PathBuf>,
+    pub host: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// Flags that were given and do nothing, each with the reason.
+    pub ignored: Vec<String>,
+    /// Makes the first listener one with TLS, whatever the config says of it.
+    pub certificate: Option<CertificateFiles>,
+}
+
+/// Runs the gateway until it is told to stop. Returns the exit code.
+pub fn serve(options: &Serve, registry: Registry, env: &Env) -> i32 {
+    let begun = Instant::now();
+    // Before the first outgoing TLS: with two providers linked, rustls would not know which to take.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match start(options, registry, env, begun) {
+        Ok(running) => running.run(),
+        Err(Failed::Config(report)) => {
+            eprintln!("{}", report.render(true));
+            EXIT_CONFIG
+        }
+        Err(Failed::Unusable(what)) => {
+            eprintln!("error: {what}");
+            EXIT_CONFIG
+        }
+        Err(Failed::Other(code, what)) => {
+            eprintln!("error: {what}");
+            code
+        }
+    }
+}
+
+/// Why the process does not start.
+enum Failed {
+    Config(Report),
+    /// The config is well-formed and cannot be built.
+    Unusable(String),
+    Other(i32, String),
+}
+
+fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Result<Running, Failed> {
+    let loaded = conf::load(options.config.as_deref(), env).map_err(Failed::Config)?;
+    let mut conf = loaded.conf;
+    let rust_log = env.get("RUST_LOG");
+    crate::telemetry::log::init(&conf.tollkeeper.log, rust_log.as_ref().map(|s| s.expose()));
+    if !loaded.report.problems.is_empty() {
+        eprintln!("{}", loaded.report.render(true));
+    }
+    for flag in &options.ignored {
+        log::info!("ignored: {flag}");
+    }
+
+    let background = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("background")
+        .enable_all()
+        .build()
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the background threads cannot start: {e}")))?;
+
+    let hangups = watch_signals(&background)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("signals cannot be watched: {e}")))?;
+
+    let found = if conf.source.path.is_none() {
+        let servers = background.block_on(discover::servers());
+        let text = discover::config(&servers, env.get("OPENAI_API_KEY").is_some());
+        let found = conf::load::load_text("discovered servers", &text, env)
+            .map_err(Failed::Config)?
+            .conf;
+        conf.models = found.models;
+        Some(servers)
+    } else {
+        None
+    };
+
+    let data_dir = conf.tollkeeper.data_dir.clone();
+    make_private_dir(&data_dir).map_err(|e| {
+        Failed::Other(
+            EXIT_FAILED,
+            format!(
+                "the data directory {} cannot be used: {e}. Set TOLLKEEPER_DATA_DIR.",
+                data_dir.display()
+            ),
+        )
+    })?;
+    let key = master_key::find(&conf, &data_dir)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the master key file cannot be used: {e}")))?;
+    let listeners = listeners(options, &conf);
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
+    for address in &addresses {
+        std::net::TcpListener::bind(address)
+            .map(drop)
+            .map_err(|e| cannot_listen(*address, &e))?;
+    }
+
+    let tls = Tls::open(&conf, &listeners, options.certificate.clone()).map_err(Failed::Unusable)?;
+
+    let store = open_store(&background, &conf, &data_dir)?;
+    let ledger_settings = ledger::Settings {
+        batch_records: usize::try_from(conf.tollkeeper.ledger.batch).unwrap_or(500),
+        linger: conf.tollkeeper.ledger.flush_every,
+        ..ledger::Settings::default()
+    };
+    let ledger = Ledger::open(&data_dir, Arc::clone(&store), ledger_settings)
+        .map(Arc::new)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the ledger's spool cannot be used: {e}")))?;
+    let kept = conf.tollkeeper.ledger.keep;
+    if let Some(keep) = kept.or(conf.general.maximum_spend_logs_retention_period) {
+        background.spawn(ledger::retention::keep_tidy(Arc::clone(&store), keep));
+    }
+    let telemetry = Arc::new(
+        Telemetry::new()
+            .map_err(|e| Failed::Other(EXIT_FAILED, format!("the metrics cannot be set up: {e}")))?,
+    );
+    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let parties = Arc::new(Parties::new(Arc::clone(&store)));
+    let keys = Arc::new(KeyCache::new(
+        Arc::clone(&store),
+        Arc::clone(&parties),
+        Arc::clone(&clock),
+    ));
+    let (alerts, posting) = Alerts::new(conf.meters.webhook.as_ref().map(|u| u.expose().into()))
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("alerts cannot be sent: {e}")))?;
+    background.spawn(posting);
+    let agreement = agreement(&background, &conf, &data_dir)?;
+    let unlanded = Arc::clone(&ledger);
+    let world = meters::World {
+        store: Arc::clone(&store),
+        clock: Arc::clone(&clock),
+        unlanded: Box::new(move |accounts| unlanded.unlanded(accounts)),
+        parties,
+        agreement,
+        events: Arc::new(Voices {
+            telemetry: Arc::clone(&telemetry),
+            alerts,
+        }),
+    };
+    let settings = meter_settings(&conf).map_err(Failed::Unusable)?;
+    let calendar = settings.calendar.clone();
+    let meters = Meters::new(world, settings);
+    background.spawn(Arc::clone(&keys).listen(Arc::clone(&meters)));
+    background.spawn(Arc::clone(&meters).tend());
+    let ports = Ports {
+        keys: Arc::clone(&keys) as _,
+        limiter: Arc::new(Gate(Arc::clone(&meters))),
+        ledger: Arc::new(Books {
+            ledger: Arc::clone(&ledger),
+            meters: Arc::clone(&meters),
+        }),
+        metrics: Arc::clone(&telemetry) as _,
+        clock: Arc::clone(&clock),
+        master: Some(MasterKey::new(key.secret.expose().into())),
+    };
+    let snapshot = Snapshot::new(&conf, &registry, &ports).map_err(Failed::Unusable)?;
+    let drain = snapshot.timeouts.drain;
+    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    let reload = Arc::new(Reload::new(reload::Parts {
+        path: conf.source.path.clone(),
+        env: env.clone(),
+        registry,
+        ports,
+        snapshot: Arc::clone(&snapshot),
+        store: Arc::clone(&store),
+        seal: master_key::seal(&conf, &key.secret),
+        conf: conf.clone(),
+        data_dir: data_dir.clone(),
+        tls: tls.clone(),
+    }));
+    // The models of the store serve from the first call on. One that is away is asked again later.
+    let _ = background.block_on(async {
+        tokio::time::timeout(FIRST_READING, async {
+            store.ready().await;
+            reload.apply(Origin::Store).await
+        })
+        .await
+    });
+    let models = (snapshot.load().models.deployments().map(|d| d.model_name.clone())).collect();
+    background.spawn(Arc::clone(&reload).watch());
+    let notify = Arc::new(Notify::new(env));
+    background.spawn(on_hangup(
+        hangups,
+        Arc::clone(&reload),
+        tls.clone(),
+        Arc::clone(&notify),
+    ));
+    if let Some(tls) = &tls {
+        background.spawn(Arc::clone(tls).watch());
+    }
+
+    let in_flight = Arc::new(InFlight::default());
+    let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
+    let (catalog, policy, master) = (
+        Arc::clone(&snapshot),
+        Arc::clone(&snapshot),
+        Arc::clone(&snapshot),
+    );
+    let (unlanded, held) = (Arc::clone(&ledger), Arc::clone(&meters));
+    // First what is set aside: a call that ends in between counts twice, never not at all.
+    let unlanded = move |accounts: &[&Account]| {
+        let set_aside = held.set_aside(accounts);
+        let unlanded = unlanded.unlanded(accounts).into_iter();
+        let both = unlanded.zip(set_aside);
+        both.map(|(spent, held)| spent.saturating_add(held)).collect()
+    };
+    let admin = admin::router(admin::Admin {
+        store: Arc::clone(&store),
+        keys,
+        catalog: Arc::new(move || Arc::clone(&catalog.load().models) as _),
+        policy: Arc::new(move || Arc::clone(&policy.load().policy)),
+        is_master: Arc::new(move |hash| master.load().master.as_ref() == Some(hash)),
+        unlanded: Arc::new(unlanded),
+        calendar,
+        clock,
+        reload,
+    });
+    let scrape = {
+        let (telemetry, ledger, in_flight) = (telemetry, Arc::clone(&ledger), Arc::clone(&in_flight));
+        let tls = tls.clone();
+        Arc::new(move || {
+            telemetry.render(&Gauges {
+                in_flight: in_flight.count(),
+                ledger: ledger.stats(),
+                meters: meters.stats(),
+                waiting: meters.waiting(),
+                certificates: tls.as_ref().map(|tls| tls.ends()).unwrap_or_default(),
+            })
+        })
+    };
+
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let server_conf = ServerConf {
+        threads,
+        upstream_keepalive_pool_size: KEEPALIVE_POOL,
+        grace_period_seconds: Some(drain.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upgrade_sock: data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
+        pid_file: data_dir.join("tollkeeper.pid").to_string_lossy().into_owned(),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, server_conf);
+    server.bootstrap();
+    let gateway = Gateway {
+        snapshot,
+        connector: Connector::new(Some(ConnectorOptions::from_server_conf(&server.configuration))),
+        peers: Peers::default(),
+        admin,
+        health: Arc::clone(&health),
+        scrape,
+        in_flight: Arc::clone(&in_flight),
+        room: Arc::new(Semaphore::new(proxy::ROOM)),
+        redirect: redirect(&listeners),
+    };
+    for service in
+        services(gateway, &server.configuration, &listeners, tls.as_deref()).map_err(Failed::Unusable)?
+    {
+        server.add_service(service);
+    }
+
+    Ok(Running {
+        server,
+        background,
+        ledger,
+        health,
+        in_flight,
+        drain,
+        greeting: Greeting {
+            begun,
+            addresses,
+            tls: listeners.first().is_some_and(|l| l.tls.is_some()),
+            config: conf.source.path.clone(),
+            found,
+            key,
+            data_dir,
+            store: store.kind(),
+            models,
+        },
+        notify,
+    })
+}
+
+fn make_private_dir(dir: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}

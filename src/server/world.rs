@@ -1,0 +1,147 @@
+//! What the gateway's parts see of the world outside: the store, the clock, the other replicas, and who is
+//! told of a call. Which part gets what is said in [`super::start`].
+
+use super::{EXIT_FAILED, EXIT_UNAVAILABLE, Failed};
+use crate::conf::Conf;
+use crate::ledger::Ledger;
+use crate::shared::agreement::Agreement;
+use crate::shared::alerts::Alerts;
+use crate::shared::meters::{self, Crossed, Events, Meters};
+use crate::shared::period::{self, Calendar, Reset};
+use crate::store::{self, Address, Store};
+use crate::telemetry::metrics::Telemetry;
+use filters::contract::ports::{Clock, Ledger as LedgerPort, Why};
+use filters::model::account::Kind;
+use filters::model::limits::Limits;
+use filters::model::record::Record;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The ledger, and the meters that have to know of each row.
+pub(super) struct Books {
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) meters: Arc<Meters>,
+}
+
+impl LedgerPort for Books {
+    fn append(&self, record: Record) {
+        let charged = self.meters.charged(&record);
+        let (nanos, ended) = (record.spend_nanos, record.ended_micros);
+        // First here, then there: whoever reads in between counts it twice, never not at all.
+        LedgerPort::append(&*self.ledger, record);
+        self.meters.spent(&charged, nanos, ended);
+    }
+}
+
+/// What is told of limits outside of answers.
+pub(super) struct Voices {
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) alerts: Alerts,
+}
+
+impl Events for Voices {
+    fn soft_budget_crossed(&self, crossed: &Crossed<'_>) {
+        self.telemetry.soft_budget_crossed(crossed.account.kind);
+        self.alerts.soft_budget_crossed(crossed);
+    }
+
+    fn refused(&self, kind: Kind, why: &Why) {
+        self.telemetry.limit_refused(kind, why);
+    }
+}
+
+/// What the config says of budgets and limits. `Err` is a sentence.
+pub(super) fn meter_settings(conf: &Conf) -> Result<meters::Settings, String> {
+    let said = &conf.meters;
+    let gateway = Limits::of(&said.gateway);
+    let allowances = gateway.models.values().map(|m| &m.budget);
+    for allowance in allowances.chain([&gateway.budget]) {
+        if let Some(text) = allowance.period.as_deref().filter(|t| !period::is_period(t)) {
+            return Err(format!(
+                "budget_duration {text:?}: a period is a number and a unit, such as 30d or 1mo"
+            ));
+        }
+    }
+    let reset = if said.rolling {
+        Reset::Rolling
+    } else {
+        Reset::Calendar
+    };
+    Ok(meters::Settings {
+        calendar: Calendar {
+            zone: said.zone.clone().unwrap_or(jiff::tz::TimeZone::UTC),
+            reset,
+        },
+        gateway,
+        end_user_budget_nanos: said.end_user_budget_nanos,
+        queue: said.queue.as_ref().map(|q| meters::QueueSettings {
+            max_wait: q.max_wait,
+            max_waiting: q.max_waiting,
+        }),
+    })
+}
+
+/// The line to Redis, where the config names one.
+pub(super) fn agreement(
+    background: &tokio::runtime::Runtime,
+    conf: &Conf,
+    data_dir: &Path,
+) -> Result<Option<Arc<Agreement>>, Failed> {
+    let Some(url) = &conf.meters.redis else {
+        return Ok(None);
+    };
+    let url = url.expose().into();
+    Agreement::check(&url).map_err(|e| Failed::Unusable(format!("the address of Redis: {e}")))?;
+    let replica = replica_name(data_dir)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the replica's name cannot be kept: {e}")))?;
+    let _context = background.enter();
+    Ok(Some(Agreement::connect(
+        &url,
+        &conf.meters.redis_prefix,
+        &replica,
+    )))
+}
+
+/// This replica's lasting name: what it holds in Redis after a restart is its own again.
+fn replica_name(data_dir: &Path) -> std::io::Result<String> {
+    let path = data_dir.join("replica");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if uuid::Uuid::parse_str(name.trim()).is_ok() => Ok(name.trim().to_string()),
+        _ => {
+            let name = uuid::Uuid::new_v4().to_string();
+            std::fs::write(&path, &name)?;
+            Ok(name)
+        }
+    }
+}
+
+pub(super) struct WallClock;
+
+impl Clock for WallClock {
+    fn now_micros(&self) -> i64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_micros() as i64)
+    }
+}
+
+pub(super) fn open_store(
+    background: &tokio::runtime::Runtime,
+    conf: &Conf,
+    data_dir: &Path,
+) -> Result<Arc<dyn Store>, Failed> {
+    let address = match &conf.general.database_url {
+        Some(url) => {
+            Address::parse(url.expose()).map_err(|e| Failed::Unusable(format!("database_url: {e}")))?
+        }
+        None => Address::Sqlite(data_dir.join("tollkeeper.db")),
+    };
+    let mut settings = store::Settings::default();
+    if let Some(n) = conf.general.database_connection_pool_limit {
+        settings.pool_size = n as usize;
+    }
+    background
+        .block_on(store::open(&address, &settings))
+        .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("the database cannot be opened: {e}")))
+}
