@@ -5,6 +5,7 @@
 //! and checks what only shows in the whole (`check`). Every problem of one run is collected and
 //! shown with the line it is about (`report`). Only `load.rs` reads the environment.
 
+mod acme;
 mod check;
 mod dotenv;
 mod fields;
@@ -32,7 +33,7 @@ pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};
 pub use own::{
-    CertificateFiles, ClientAuth, Cors, Driver, FilterUse, Handshake, Lane, LaneAuth, Ledger, Limits,
+    Acme, AcmeChallenge, CertificateFiles, ClientAuth, Cors, Driver, ExternalAccount, FilterUse, Handshake, Lane, LaneAuth, Ledger, Limits,
     Listener, LocalHost, Log, LogFormat, Metrics, Own, RateLimit, RateSource, Timeouts, Tls, TlsVersion,
     UnknownNames,
 };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::secret::Secret;
 use super::types::Span;
 
 /// The section `tollkeeper:`.
@@ -85,6 +86,9 @@ pub struct Tls {
     /// once and kept in `data_dir`: `llm.home.arpa`, `*.local`, `192.168.1.5`. Clients have to be told to
     /// trust it: `tollkeeper tls ca`.
     pub local: Vec<LocalHost>,
+    /// Certificates that an authority gives us by ACME; each entry is one certificate. They come after
+    /// those in `certificates`.
+    pub acme: Vec<Acme>,
     /// What a client gets that asks for a name we have no certificate for. Default: first.
     pub unknown_names: UnknownNames,
     /// For every listener with `tls: true`.
@@ -98,6 +102,44 @@ pub struct CertificateFiles {
     pub cert: PathBuf,
     /// Its private key, not encrypted.
     pub key: PathBuf,
+}
+
+/// A certificate that an authority such as Let's Encrypt gives us, and gives anew when two thirds of its
+/// life are over. Whoever writes an entry agrees to the authority's terms: `terms: agreed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// The names of the certificate, such as `llm.example.com`, in lower case. 100 at the most; wildcards
+    /// are not possible.
+    pub hosts: Vec<String>,
+    /// Where the authority may write when something is wrong. Default: nowhere.
+    pub email: Option<String>,
+    /// The authority's directory. Default: Let's Encrypt; with `staging: true` its staging, whose
+    /// certificates nobody trusts and which is patient with attempts.
+    pub directory: String,
+    /// Certificates (PEM) by which the directory's own is judged: for an authority in the local network.
+    /// Default: the system's.
+    pub ca: Option<PathBuf>,
+    /// How the authority sees that a name is ours. Default: `http-01` with a listener on port 80 or one
+    /// with `redirect_https`, else `tls-alpn-01`.
+    pub challenge: Option<AcmeChallenge>,
+    /// `{id: …, key: …}`, for authorities that want to know whose account it is.
+    pub external_account: Option<ExternalAccount>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcmeChallenge {
+    /// The authority asks for a file on port 80 of the name.
+    Http01,
+    /// The authority makes a handshake on port 443 of the name.
+    TlsAlpn01,
+}
+
+/// An account at the authority that was opened beforehand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalAccount {
+    pub id: String,
+    /// As the authority shows it: base64 in its form for URLs.
+    pub key: Secret,
 }
 
 /// A name or address of this machine in the local network.

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use super::acme;
 use super::fields::Fields;
 use super::node::Node;
 use super::own::{
@@ -52,6 +53,7 @@ pub(super) fn section(fields: &Fields<'_>, dir: &Path) -> Tls {
             .filter_map(|(i, item)| certificate(item, i, fields, dir))
             .collect(),
         local,
+        acme: acme::section(fields, dir),
         unknown_names: fields.choice("unknown_names", &unknown).unwrap_or_default(),
         handshake: handshake(fields, dir, &Handshake::default()),
     }

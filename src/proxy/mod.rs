@@ -27,6 +27,7 @@ mod watch;
 
 use crate::health::Health;
 use crate::snapshot::Snapshot;
+use crate::tls::acme::Challenges;
 use crate::tls::redirect::{Asked, Redirect};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -73,6 +74,8 @@ pub struct Gateway {
     pub room: Arc<Semaphore>,
     /// The plain listeners that send browsers on to https.
     pub redirect: Redirect,
+    /// What authorities that look at our names find here.
+    pub challenges: Arc<Challenges>,
 }
 
 #[async_trait]
@@ -104,6 +107,18 @@ impl ProxyHttp for Gateway {
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request has no state"))?;
         if let Some(refusal) = state.judged.take() {
             self.refuse(session, state, &refusal.into()).await?;
+            return Ok(true);
+        }
+        // Before anybody is judged: an authority has no key, and asks plainly.
+        if is_read(session)
+            && let Some(says) = self.challenges.answer(session.req_header().uri.path())
+        {
+            let answer = Answer {
+                status: 200,
+                headers: vec![("content-type", "application/octet-stream".into())],
+                body: Bytes::copy_from_slice(says.as_bytes()),
+            };
+            self.send(session, state, answer).await?;
             return Ok(true);
         }
         let lane = Arc::clone(&state.lane);

@@ -32,6 +32,10 @@ pub(super) fn services(
         options.h2_idle_timeout = Some(H2_IDLE);
         let proxy = Arc::clone(&proxy);
         let mut service = Service::new(name.to_string(), Lingering { proxy, options });
+        if let Some(tls) = tls {
+            // What an authority asks for by TLS-ALPN-01 is no HTTP, and is answered before that.
+            service.endpoints().set_pre_tls_callback(tls.challenges());
+        }
         let mut any = false;
         for listener in listeners.iter().filter(|l| l.h2 == h2) {
             let address = listener.address.to_string();

@@ -244,6 +244,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     ));
     if let Some(tls) = &tls {
         background.spawn(Arc::clone(tls).watch());
+        background.spawn(Arc::clone(tls).order());
     }
 
     let in_flight = Arc::new(InFlight::default());
@@ -308,6 +309,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         in_flight: Arc::clone(&in_flight),
         room: Arc::new(Semaphore::new(proxy::ROOM)),
         redirect: redirect(&listeners),
+        challenges: tls.as_ref().map(|tls| tls.challenges()).unwrap_or_default(),
     };
     for service in
         services(gateway, &server.configuration, &listeners, tls.as_deref()).map_err(Failed::Unusable)?

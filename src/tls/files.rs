@@ -120,6 +120,21 @@ pub fn judged(key: CertifiedKey, now: i64) -> Result<Certificate, String> {
     })
 }
 
+/// A certificate that has not been written to a file yet: its chain and its key, PEM.
+pub fn in_memory(chain: &[u8], key: &[u8], now: i64) -> Result<Certificate, String> {
+    let chain = certificates(chain, MAX_CHAIN)?;
+    let certified =
+        CertifiedKey::from_der(chain, private_key(key)?, &provider()).map_err(|e| e.to_string())?;
+    judged(certified, now)
+}
+
+/// The certificates of authorities in a file. `Err` names the file.
+pub fn roots(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    read_bounded(file, MAX_FILE)
+        .and_then(|bytes| certificates(&bytes, MAX_AUTHORITIES))
+        .map_err(|why| format!("{}: {why}", file.display()))
+}
+
 /// The authorities for clients' certificates, and what the file holds. `Err` names the file.
 pub fn authorities(file: &Path) -> (Digested, Result<RootCertStore, String>) {
     let read = read_bounded(file, MAX_FILE);
