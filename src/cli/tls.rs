@@ -1,10 +1,11 @@
 //! `tollkeeper tls ca`: the local authority's certificate, and how clients are told to trust it.
 //! `tollkeeper tls status`: the configured certificates, how long they are good, and whether the running
-//! gateway shows them.
+//! gateway shows them; of those that an authority gives, how their orders go.
 
 use super::client::Failure;
 use super::show::{self, BOLD, clean, put, say};
-use crate::conf::{self, CertificateFiles, Conf, Env, Listener, LocalHost};
+use crate::conf::{self, Acme, CertificateFiles, Conf, Env, Listener, LocalHost};
+use crate::tls::acme::{Vault, due, moment};
 use crate::tls::files::{Read, day, provider};
 use crate::tls::local::Authority;
 use crate::tls::{Facts, facts, local_dir, now};
@@ -144,6 +145,15 @@ struct Row {
     /// What is wrong, in a sentence.
     wrong: Option<String>,
     shown: Shown,
+    ordered: Option<Ordered>,
+}
+
+/// What is known of a certificate that an authority gives.
+struct Ordered {
+    /// When the next order is due, seconds since 1970.
+    next: i64,
+    /// When the last one failed, seconds since 1970, if it has.
+    failed: Option<i64>,
 }
 
 /// What the running gateway shows for a name.
@@ -158,9 +168,10 @@ fn status(conf: &Conf, env: &Env, json: bool) -> Result<(), Failure> {
     let own = &conf.tollkeeper;
     let flag = certificate_of(None, None, env).map_err(Failure::usage)?;
     let files: Vec<&CertificateFiles> = flag.iter().chain(&own.tls.certificates).collect();
-    if files.is_empty() && own.tls.local.is_empty() {
+    if files.is_empty() && own.tls.acme.is_empty() && own.tls.local.is_empty() {
         return Err(Failure::config(
-            "the config names no certificates: tollkeeper.tls.certificates or tollkeeper.tls.local.hosts",
+            "the config names no certificates: tollkeeper.tls.certificates, tollkeeper.tls.acme or \
+             tollkeeper.tls.local.hosts",
         ));
     }
     let at = own
@@ -185,23 +196,26 @@ fn status(conf: &Conf, env: &Env, json: bool) -> Result<(), Failure> {
                 facts: None,
                 wrong: Some(why),
                 shown: Shown::Nothing("not usable".into()),
+                ordered: None,
             },
             Ok(certificate) => {
                 let asked = certificate.facts.names.first().map(|n| n.replace('*', "any"));
-                let shown = match probe(asked.as_deref(), probed) {
-                    Ok(facts) if facts.serial == certificate.facts.serial => Shown::This,
-                    Ok(facts) => Shown::Another(Box::new(facts)),
-                    Err(why) => Shown::Nothing(why),
-                };
+                let shown = compare(probe(asked.as_deref(), probed), Some(&certificate.facts));
                 Row {
                     names: certificate.told_names(),
                     from,
                     facts: Some(certificate.facts),
                     wrong: None,
                     shown,
+                    ordered: None,
                 }
             }
         });
+    }
+    let vault = Vault::new(&own.data_dir);
+    for entry in &own.tls.acme {
+        let probed = probe(entry.hosts.first().map(String::as_str), rows.len());
+        rows.push(ordered(entry, &vault, probed));
     }
     let before = rows.len();
     for (i, host) in own.tls.local.iter().enumerate() {
@@ -220,6 +234,7 @@ fn status(conf: &Conf, env: &Env, json: bool) -> Result<(), Failure> {
             facts,
             wrong: None,
             shown,
+            ordered: None,
         });
     }
     tell(&rows, json)?;
@@ -228,6 +243,48 @@ fn status(conf: &Conf, env: &Env, json: bool) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::failed(clean(&wrong.join("; "))))
+    }
+}
+
+/// What is `probed` against what is kept.
+fn compare(probed: Result<Facts, String>, kept: Option<&Facts>) -> Shown {
+    match (probed, kept) {
+        (Ok(facts), Some(kept)) if facts.serial == kept.serial => Shown::This,
+        (Ok(facts), _) => Shown::Another(Box::new(facts)),
+        (Err(why), _) => Shown::Nothing(why),
+    }
+}
+
+/// A certificate that an authority gives, and how its orders go.
+fn ordered(entry: &Acme, vault: &Vault, probed: Result<Facts, String>) -> Row {
+    let record = vault.record(entry);
+    let kept = vault.certificate(entry, now());
+    let next = due(entry, &record, kept.as_ref().ok().and_then(Option::as_ref));
+    let mut wrong = Vec::new();
+    let facts = match kept {
+        Ok(kept) => kept.map(|c| c.facts),
+        Err(why) => {
+            wrong.push(why);
+            None
+        }
+    };
+    let failed = (record.failures > 0).then_some(record.failed);
+    if let Some(failed) = failed {
+        wrong.push(format!(
+            "{}: the last order failed on {}: {}; the next is due on {}",
+            entry.hosts.join(","),
+            moment(failed),
+            record.why,
+            moment(next)
+        ));
+    }
+    Row {
+        names: entry.hosts.join(","),
+        from: format!("acme {}", entry.directory.split('/').nth(2).unwrap_or_default()),
+        shown: compare(probed, facts.as_ref()),
+        facts,
+        wrong: (!wrong.is_empty()).then(|| wrong.join("; ")),
+        ordered: Some(Ordered { next, failed }),
     }
 }
 
@@ -250,6 +307,8 @@ fn tell(rows: &[Row], json: bool) -> Result<(), Failure> {
                     "days_left": left(row),
                     "served": matches!(row.shown, Shown::This),
                     "error": row.wrong,
+                    "next_order": row.ordered.as_ref().map(|o| moment(o.next.max(now()))),
+                    "last_failure": row.ordered.as_ref().and_then(|o| o.failed).map(moment),
                 })
             })
             .collect();

@@ -55,7 +55,10 @@ pub(super) fn section(tls: &Fields<'_>, dir: &Path) -> Vec<Acme> {
         let Some(read) = certificate(&fields, item, dir) else {
             continue;
         };
-        let twice = read.hosts.iter().find(|h| all.iter().any(|a| a.hosts.contains(h)));
+        let twice = read
+            .hosts
+            .iter()
+            .find(|h| all.iter().any(|a| a.hosts.contains(h)));
         if let Some(host) = twice {
             let message = format!("`hosts`: {} is in another entry of `acme` already", shown(host));
             drop(fields.error("duplicate", message, item.at));
@@ -82,7 +85,8 @@ fn certificate(fields: &Fields<'_>, item: &Node, dir: &Path) -> Option<Acme> {
     let directory = fields.parsed("directory", "url", directory);
     let is_public = fields.entry("directory").is_none();
     if let (true, false, Some(entry)) = (staging, is_public, fields.entry("staging")) {
-        let message = "`staging` is Let's Encrypt's; the `directory` that is named here has its own address for that";
+        let message =
+            "`staging` is Let's Encrypt's; the `directory` that is named here has its own address for that";
         drop(fields.error("conflict", message, entry.key_at));
     }
     let hosts = fields.parsed_list("hosts", "host", |text| host(text, is_public));
@@ -93,7 +97,11 @@ fn certificate(fields: &Fields<'_>, item: &Node, dir: &Path) -> Option<Acme> {
     if let Some(entry) = fields.entry("hosts") {
         if hosts.len() > MOST_HOSTS {
             let message = format!("`hosts` holds more than {MOST_HOSTS} names");
-            drop(fields.error("too-large", message, entry.key_at).help("make several entries of `acme`"));
+            drop(
+                fields
+                    .error("too-large", message, entry.key_at)
+                    .help("make several entries of `acme`"),
+            );
         } else if said_twice || hosts.len() < before {
             drop(fields.error("duplicate", "`hosts` holds a name twice", entry.key_at));
         } else if matches!(&entry.value.value, Value::Seq(items) if items.is_empty()) {
@@ -107,12 +115,18 @@ fn certificate(fields: &Fields<'_>, item: &Node, dir: &Path) -> Option<Acme> {
     let read = Acme {
         email: fields.parsed("email", "email", email),
         directory: directory.unwrap_or_else(|| {
-            let usual = if staging { LETS_ENCRYPT_STAGING } else { LETS_ENCRYPT };
+            let usual = if staging {
+                LETS_ENCRYPT_STAGING
+            } else {
+                LETS_ENCRYPT
+            };
             usual.into()
         }),
         ca: fields.text("ca").map(|file| dir.join(file)),
         challenge: fields.choice("challenge", &challenges),
-        external_account: fields.child("external_account").and_then(|e| external_account(&e)),
+        external_account: fields
+            .child("external_account")
+            .and_then(|e| external_account(&e)),
         hosts,
     };
     fields.refuse_rest();
@@ -150,7 +164,9 @@ fn host(text: &str, is_public: bool) -> Result<String, String> {
     }
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     if bare.parse::<IpAddr>().is_ok() {
-        return Err("an address gets no certificate here; for the local network there is tls.local.hosts".into());
+        return Err(
+            "an address gets no certificate here; for the local network there is tls.local.hosts".into(),
+        );
     }
     let label = |part: &str| {
         (1..=63).contains(&part.len())
@@ -192,7 +208,9 @@ fn directory(text: &str) -> Result<String, String> {
 fn email(text: &str) -> Result<String, String> {
     let good = text.len() <= 254
         && text.is_ascii()
-        && !text.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b",?&<>".contains(&b))
+        && !text
+            .bytes()
+            .any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b",?&<>".contains(&b))
         && text
             .split_once('@')
             .is_some_and(|(who, at)| !who.is_empty() && at.contains('.') && !at.contains('@'));
@@ -209,7 +227,9 @@ mod tests {
     use crate::conf::{Env, load_text};
 
     fn read(acme: &str) -> Result<Vec<Acme>, String> {
-        let text = format!("tollkeeper: {{tls: {{acme: {acme}}}, listeners: [{{address: 0.0.0.0:443, tls: true}}]}}");
+        let text = format!(
+            "tollkeeper: {{tls: {{acme: {acme}}}, listeners: [{{address: 0.0.0.0:443, tls: true}}]}}"
+        );
         load_text("config.yaml", &text, &Env::default())
             .map(|loaded| loaded.conf.tollkeeper.tls.acme)
             .map_err(|report| report.render(false))
@@ -221,7 +241,10 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].hosts, ["llm.example.com", "ui.example.com"]);
         assert_eq!(all[0].directory, LETS_ENCRYPT);
-        assert_eq!((&all[0].email, all[0].challenge, &all[0].ca), (&None, None, &None));
+        assert_eq!(
+            (&all[0].email, all[0].challenge, &all[0].ca),
+            (&None, None, &None)
+        );
         let staging = read("{hosts: a.example.com, terms: agreed, staging: true}").unwrap();
         assert_eq!(staging[0].directory, LETS_ENCRYPT_STAGING);
         let own = read(
@@ -243,23 +266,62 @@ mod tests {
             ("{hosts: [a.example.com], terms: 'yes'}", "one of `agreed`"),
             ("{terms: agreed}", "`hosts` is missing"),
             ("{hosts: [], terms: agreed}", "`hosts` is empty"),
-            ("{hosts: ['*.example.com'], terms: agreed}", "a wildcard cannot be had"),
-            ("{hosts: [192.0.2.7], terms: agreed}", "an address gets no certificate"),
-            ("{hosts: ['[2001:db8::1]'], terms: agreed}", "an address gets no certificate"),
+            (
+                "{hosts: ['*.example.com'], terms: agreed}",
+                "a wildcard cannot be had",
+            ),
+            (
+                "{hosts: [192.0.2.7], terms: agreed}",
+                "an address gets no certificate",
+            ),
+            (
+                "{hosts: ['[2001:db8::1]'], terms: agreed}",
+                "an address gets no certificate",
+            ),
             ("{hosts: ['a.example.com:443'], terms: agreed}", "without a port"),
-            ("{hosts: [a_b.example.com], terms: agreed}", "a host is a DNS name"),
+            (
+                "{hosts: [a_b.example.com], terms: agreed}",
+                "a host is a DNS name",
+            ),
             ("{hosts: [-a.example.com], terms: agreed}", "a host is a DNS name"),
             ("{hosts: [llm.local], terms: agreed}", "tls.local.hosts"),
             ("{hosts: [llm], terms: agreed}", "tls.local.hosts"),
-            ("{hosts: [a.example.com, A.example.com], terms: agreed}", "a name twice"),
-            ("{hosts: [a.example.com, b.example.com, a.example.com], terms: agreed}", "a name twice"),
-            ("{hosts: [a.example.com], terms: agreed, directory: 'http://x/dir'}", "an https address"),
-            ("{hosts: [a.example.com], terms: agreed, directory: 'https://x/dir', staging: true}", "`staging` is"),
-            ("{hosts: [a.example.com], terms: agreed, challenge: dns-01}", "`http-01`, `tls-alpn-01`"),
-            ("{hosts: [a.example.com], terms: agreed, email: nobody}", "ops@example.com"),
-            ("{hosts: [a.example.com], terms: agreed, external_account: {id: a}}", "`key` is missing"),
-            ("{hosts: [a.example.com], terms: agreed, external_account: {id: a, key: 'a b'}}", "no base64"),
-            ("{hosts: [a.example.com], terms: agreed, domains: [a]}", "unknown field `domains`"),
+            (
+                "{hosts: [a.example.com, A.example.com], terms: agreed}",
+                "a name twice",
+            ),
+            (
+                "{hosts: [a.example.com, b.example.com, a.example.com], terms: agreed}",
+                "a name twice",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, directory: 'http://x/dir'}",
+                "an https address",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, directory: 'https://x/dir', staging: true}",
+                "`staging` is",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, challenge: dns-01}",
+                "`http-01`, `tls-alpn-01`",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, email: nobody}",
+                "ops@example.com",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, external_account: {id: a}}",
+                "`key` is missing",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, external_account: {id: a, key: 'a b'}}",
+                "no base64",
+            ),
+            (
+                "{hosts: [a.example.com], terms: agreed, domains: [a]}",
+                "unknown field `domains`",
+            ),
             (
                 "[{hosts: [a.example.com], terms: agreed}, {hosts: [a.example.com], terms: agreed}]",
                 "in another entry",

@@ -33,9 +33,9 @@ pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};
 pub use own::{
-    Acme, AcmeChallenge, CertificateFiles, ClientAuth, Cors, Driver, ExternalAccount, FilterUse, Handshake, Lane, LaneAuth, Ledger, Limits,
-    Listener, LocalHost, Log, LogFormat, Metrics, Own, RateLimit, RateSource, Timeouts, Tls, TlsVersion,
-    UnknownNames,
+    Acme, AcmeChallenge, CertificateFiles, ClientAuth, Cors, Driver, ExternalAccount, FilterUse, Handshake,
+    Lane, LaneAuth, Ledger, Limits, Listener, LocalHost, Log, LogFormat, Metrics, Own, RateLimit, RateSource,
+    Timeouts, Tls, TlsVersion, UnknownNames,
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;

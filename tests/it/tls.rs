@@ -28,24 +28,24 @@ use tokio_rustls::rustls::{
 };
 
 /// Who vouches for certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM and as the wire shows it.
-struct Leaf {
+pub struct Leaf {
     cert: String,
     key: String,
     der: CertificateDer<'static>,
 }
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub fn new(name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn leaf(&self, names: &[&str]) -> Leaf {
+    pub fn leaf(&self, names: &[&str]) -> Leaf {
         self.leaf_with(names, |_| ())
     }
 
@@ -62,7 +62,11 @@ impl Authority {
         }
     }
 
-    fn roots(&self) -> RootCertStore {
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         roots
@@ -70,26 +74,26 @@ impl Authority {
 }
 
 /// A directory with certificates, for one test.
-struct Files(tempfile::TempDir);
+pub struct Files(tempfile::TempDir);
 
 impl Files {
-    fn new() -> Files {
+    pub fn new() -> Files {
         Files(tempfile::Builder::new().prefix("tk-tls-").tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Puts a file there, whole or not at all.
-    fn put(&self, name: &str, text: &str) -> String {
+    pub fn put(&self, name: &str, text: &str) -> String {
         let path = self.path(name);
         std::fs::write(self.path("new"), text).unwrap();
         std::fs::rename(self.path("new"), &path).unwrap();
         path.to_str().unwrap().to_string()
     }
 
-    fn leaf(&self, name: &str, leaf: &Leaf) -> Value {
+    pub fn leaf(&self, name: &str, leaf: &Leaf) -> Value {
         json!({
             "cert": self.put(&format!("{name}.pem"), &leaf.cert),
             "key": self.put(&format!("{name}.key"), &leaf.key),
@@ -123,7 +127,7 @@ async fn served(tls: Value, listener: Value) -> Served {
 }
 
 /// What a client trusts and speaks.
-fn config(roots: RootCertStore, alpn: &[&str]) -> ClientConfig {
+pub fn config(roots: RootCertStore, alpn: &[&str]) -> ClientConfig {
     config_of(roots, alpn, &[&version::TLS12, &version::TLS13])
 }
 
@@ -155,7 +159,7 @@ fn with_client(roots: RootCertStore, leaf: &Leaf) -> ClientConfig {
     config
 }
 
-async fn shake(
+pub async fn shake(
     at: SocketAddr,
     name: &str,
     config: &Arc<ClientConfig>,
@@ -169,7 +173,7 @@ async fn shake(
     .await
 }
 
-fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+pub fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0]
         .clone()
         .into_owned()
@@ -224,7 +228,7 @@ async fn alive(at: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> Result
 }
 
 /// Runs the binary with this config, to its end.
-async fn run(files: &Files, config: &str, data: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+pub async fn run(files: &Files, config: &str, data: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let file = files.put("config.yaml", config);
     let mut command = Command::new(BINARY);
     command
@@ -238,7 +242,7 @@ async fn run(files: &Files, config: &str, data: &Path, args: &[&str], env: &[(&s
     within("the command ends", running).await.unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     let err = String::from_utf8_lossy(&output.stderr);
     format!("{}{err}", String::from_utf8_lossy(&output.stdout))
 }

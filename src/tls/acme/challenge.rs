@@ -16,6 +16,7 @@ use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair, PKCS
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::Acceptor;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -99,9 +100,9 @@ impl Challenges {
                 Err(_) => return Ok(None),
                 Ok(Some(first)) => {
                     let hello = first.client_hello();
-                    let only_acme = hello
-                        .alpn()
-                        .is_some_and(|mut offered| offered.next() == Some(ACME_TLS) && offered.next().is_none());
+                    let only_acme = hello.alpn().is_some_and(|mut offered| {
+                        offered.next() == Some(ACME_TLS) && offered.next().is_none()
+                    });
                     let name = hello.server_name().map(str::to_ascii_lowercase);
                     return Ok(match (only_acme, name) {
                         (true, Some(name)) => self.waiting.load().names.get(&name).cloned(),
@@ -157,7 +158,10 @@ impl PreTlsProcess for Challenges {
             // The handshake is all that the authority wants.
             let _ = done.shutdown().await;
         }
-        Error::e_explain(ErrorType::TLSHandshakeFailure, "the authority has seen what it wanted")
+        Error::e_explain(
+            ErrorType::TLSHandshakeFailure,
+            "the authority has seen what it wanted",
+        )
     }
 }
 
@@ -173,10 +177,17 @@ fn handshake(name: &str, digest: &[u8]) -> Result<ServerConfig, String> {
     let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(told)?;
     let made = params.self_signed(&pair).map_err(told)?;
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+    let key = provider()
+        .key_provider
+        .load_private_key(key)
+        .map_err(|e| e.to_string())?;
+    // Judged by nobody: the extension is critical, and rustls does not know it.
+    let certified = CertifiedKey::new(vec![made.der().clone()], key);
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|c| c.with_no_client_auth().with_single_cert(vec![made.der().clone()], key))
-        .map_err(|e| e.to_string())?;
+        .map_err(|e| e.to_string())?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![ACME_TLS.to_vec()];
     Ok(config)
 }
@@ -190,7 +201,10 @@ mod tests {
         let challenges = Arc::new(Challenges::default());
         let posted = challenges.post_token("tok-1", "tok-1.thumb");
         let at = |path: &str| challenges.answer(path).map(|a| a.to_string());
-        assert_eq!(at("/.well-known/acme-challenge/tok-1").as_deref(), Some("tok-1.thumb"));
+        assert_eq!(
+            at("/.well-known/acme-challenge/tok-1").as_deref(),
+            Some("tok-1.thumb")
+        );
         for path in [
             "/.well-known/acme-challenge/tok-2",
             "/.well-known/acme-challenge/",
@@ -222,7 +236,12 @@ mod tests {
     fn a_handshake_is_the_authoritys_by_its_protocol_and_name() {
         let challenges = Arc::new(Challenges::default());
         let _posted = challenges.post_name("llm.example.com", &[7; 32]).unwrap();
-        let is_acme = |bytes: &[u8]| challenges.handshake(&mut Acceptor::default(), bytes).unwrap().is_some();
+        let is_acme = |bytes: &[u8]| {
+            challenges
+                .handshake(&mut Acceptor::default(), bytes)
+                .unwrap()
+                .is_some()
+        };
         assert!(is_acme(&hello("LLM.example.com", &[ACME_TLS])));
         assert!(!is_acme(&hello("other.example.com", &[ACME_TLS])));
         assert!(!is_acme(&hello("llm.example.com", &[])));

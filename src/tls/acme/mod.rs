@@ -51,7 +51,8 @@ impl Reach {
         }
         if self.tls.is_empty() {
             return vec![
-                "tollkeeper.tls.acme orders certificates, and no listener has `tls: true` to show them".into(),
+                "tollkeeper.tls.acme orders certificates, and no listener has `tls: true` to show them"
+                    .into(),
             ];
         }
         let lacks = |e: &&Acme| self.challenge(e) == AcmeChallenge::Http01 && self.plain.is_empty();

@@ -6,6 +6,7 @@ use super::post::{Post, chain};
 use super::vault::Vault;
 use crate::conf::{Acme, AcmeChallenge};
 use crate::tls::files::{Certificate, in_memory};
+use crate::tls::now;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use instant_acme::{
@@ -59,7 +60,6 @@ pub async fn order(
     challenge: AcmeChallenge,
     vault: &Vault,
     challenges: &Arc<Challenges>,
-    now: i64,
 ) -> Result<Got, Failure> {
     let post = Post::new(entry.ca.as_deref()).map_err(plain)?;
     let ordering = Ordering {
@@ -69,7 +69,7 @@ pub async fn order(
         challenges,
         post: &post,
     };
-    let ordered = match tokio::time::timeout(WHOLE, ordering.run(now)).await {
+    let ordered = match tokio::time::timeout(WHOLE, ordering.run()).await {
         Ok(ordered) => ordered,
         Err(_) => Err(plain(format!("it was not done in {} s", WHOLE.as_secs()))),
     };
@@ -88,7 +88,7 @@ struct Ordering<'a> {
 }
 
 impl Ordering<'_> {
-    async fn run(&self, now: i64) -> Result<Got, Failure> {
+    async fn run(&self) -> Result<Got, Failure> {
         let names: Vec<Identifier> = self.entry.hosts.iter().cloned().map(Identifier::Dns).collect();
         let account = self.account(true).await?;
         let mut order = match account.new_order(&NewOrder::new(&names)).await {
@@ -117,10 +117,13 @@ impl Ordering<'_> {
         let mut params = CertificateParams::new(self.entry.hosts.clone()).map_err(told)?;
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&pair).map_err(told)?;
-        order.finalize_csr(request.der()).await.map_err(|e| self.told(e))?;
+        order
+            .finalize_csr(request.der())
+            .await
+            .map_err(|e| self.told(e))?;
         let chain = order.poll_certificate(&LOOKS).await.map_err(|e| self.told(e))?;
         let key = pair.serialize_pem();
-        let certificate = in_memory(chain.as_bytes(), key.as_bytes(), now)
+        let certificate = in_memory(chain.as_bytes(), key.as_bytes(), now())
             .map_err(|why| plain(format!("what the authority gave cannot be used: {why}")))?;
         let names = &certificate.facts.names;
         if let Some(host) = self.entry.hosts.iter().find(|h| !names.contains(h)) {
@@ -208,7 +211,9 @@ impl Ordering<'_> {
                 AuthorizationStatus::Valid => continue,
                 status => {
                     let name = authorization.identifier().to_string();
-                    return Err(plain(format!("the authority has no way to see that {name} is ours: {status:?}")));
+                    return Err(plain(format!(
+                        "the authority has no way to see that {name} is ours: {status:?}"
+                    )));
                 }
             }
             let name = authorization.identifier().to_string();
@@ -274,13 +279,20 @@ impl Ordering<'_> {
         let name = name.or_else(|| self.entry.hosts.first().map(String::as_str));
         let name = name.unwrap_or_default();
         let detail = problem.detail.clone().unwrap_or_default();
-        let of_names: Vec<String> = problem.subproblems.iter().take(5).map(ToString::to_string).collect();
+        let of_names: Vec<String> = problem
+            .subproblems
+            .iter()
+            .take(5)
+            .map(ToString::to_string)
+            .collect();
         let advice = match kind(problem) {
             "connection" | "unauthorized" | "incorrectResponse" | "tls" => self.reach(name),
             "dns" => format!("{name} needs an address (A, AAAA) that the authority can look up"),
             "caa" => format!("a CAA record of {name} forbids this authority"),
             "rateLimited" => "wait; use `staging: true` while trying things out".into(),
-            "rejectedIdentifier" => "this authority gives no certificate for such a name; take it out of `hosts`".into(),
+            "rejectedIdentifier" => {
+                "this authority gives no certificate for such a name; take it out of `hosts`".into()
+            }
             "externalAccountRequired" => "set `external_account` in tollkeeper.tls.acme".into(),
             "userActionRequired" => "the authority's terms have changed; it says above what to do".into(),
             "invalidContact" | "unsupportedContact" => "set another `email` in tollkeeper.tls.acme".into(),
@@ -291,7 +303,10 @@ impl Ordering<'_> {
         } else {
             format!(" ({})", of_names.join("; "))
         };
-        let why: String = format!("{}: {detail}{of_names}", kind(problem)).chars().take(1_000).collect();
+        let why: String = format!("{}: {detail}{of_names}", kind(problem))
+            .chars()
+            .take(1_000)
+            .collect();
         Failure {
             why: format!("{name}: {why}"),
             advice,

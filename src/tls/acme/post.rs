@@ -40,7 +40,10 @@ impl Post {
             .timeout(PATIENCE);
         if let Some(file) = ca {
             let roots = files::roots(file)?;
-            let roots: Result<Vec<_>, _> = roots.iter().map(|der| reqwest::Certificate::from_der(der)).collect();
+            let roots: Result<Vec<_>, _> = roots
+                .iter()
+                .map(|der| reqwest::Certificate::from_der(der))
+                .collect();
             let roots = roots.map_err(|e| format!("{}: {e}", file.display()))?;
             builder = builder.tls_certs_only(roots);
         }

@@ -126,7 +126,7 @@ impl Tender {
                 entry.hosts.join(","),
                 entry.directory
             );
-            let ordered = order(entry, challenge, &self.vault, &self.challenges, at).await;
+            let ordered = order(entry, challenge, &self.vault, &self.challenges).await;
             match ordered.and_then(|got| self.keep(entry, &got).map(|()| got)) {
                 Ok(got) => {
                     log::info!(
@@ -180,7 +180,11 @@ impl Tender {
     fn failed(&self, entry: &Acme, failure: &Failure) {
         let before = self.record(entry);
         let same = before.entry == identity(entry);
-        let failures = if same { before.failures.saturating_add(1) } else { 1 };
+        let failures = if same {
+            before.failures.saturating_add(1)
+        } else {
+            1
+        };
         let at = now();
         let record = Record {
             failures,
@@ -227,7 +231,9 @@ fn seconds(n: i64) -> Duration {
 fn pause(failures: u32, asked: Option<Duration>, spread: i64) -> i64 {
     let steps = failures.saturating_sub(1).min(8);
     let own = (FIRST_PAUSE << (2 * steps)).min(LONGEST_PAUSE);
-    let asked = asked.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX).min(MOST_PATIENCE));
+    let asked = asked.map_or(0, |d| {
+        i64::try_from(d.as_secs()).unwrap_or(i64::MAX).min(MOST_PATIENCE)
+    });
     let pause = own.max(asked);
     pause + pause * spread / 100
 }

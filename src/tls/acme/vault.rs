@@ -72,8 +72,10 @@ impl Vault {
     /// The certificate that is kept for an entry. `Err` says what is wrong with it, `None` = there is none.
     pub fn certificate(&self, entry: &Acme, now: i64) -> Result<Option<Certificate>, String> {
         let files = self.files(entry);
-        if !files.cert.exists() {
-            return Ok(None);
+        match files.cert.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(e) => return Err(format!("{}: {e}", files.cert.display())),
         }
         Read::of(&files).certificate(&files, now).map(Some)
     }
@@ -263,7 +265,13 @@ fn short(bytes: &[u8]) -> String {
 /// What tells entries apart whose failures do not count for each other.
 pub fn identity(entry: &Acme) -> String {
     let id = entry.external_account.as_ref().map(|e| (&e.id, e.key.expose()));
-    short(format!("{:?} {:?} {:?} {id:?}", entry.directory, entry.challenge, entry.ca).as_bytes())
+    short(
+        format!(
+            "{:?} {:?} {:?} {id:?}",
+            entry.directory, entry.challenge, entry.ca
+        )
+        .as_bytes(),
+    )
 }
 
 /// When a certificate is due to be replaced: at two thirds of its life. Seconds since 1970.

@@ -1,0 +1,461 @@
+//! Certificates by ACME, from Debian's `pebble`: it looks at the names for real, through a DNS server that
+//! says 127.0.0.1 of each. First certificates, renewal under load, restarts, and authorities that refuse.
+
+use crate::kit::client::{Conn, ask};
+use crate::kit::gateway::{BINARY, Gateway, Setup, free_port};
+use crate::kit::process;
+use crate::kit::{until, within};
+use crate::tls::{Authority, Files, config, shake, shown};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// The key of the external account that some authorities here want to see.
+const MAC: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+
+/// A running authority, and the name server that it believes.
+struct Pebble {
+    processes: Vec<Child>,
+    files: Files,
+    api: SocketAddr,
+    management: SocketAddr,
+    /// Who vouches for its own certificate.
+    authority: Authority,
+    /// Where it looks for names: HTTP-01, TLS-ALPN-01.
+    http: SocketAddr,
+    tls: SocketAddr,
+}
+
+fn local() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+impl Pebble {
+    async fn start(more: Value) -> Pebble {
+        let (files, authority) = (Files::new(), Authority::new("of the authority itself"));
+        let own = files.leaf("pebble", &authority.leaf(&["localhost"]));
+        files.put("ca.pem", &authority.pem());
+        let [api, management, http, tls, dns, names] = [(); 6].map(|()| local());
+        let mut said = json!({
+            "listenAddress": api.to_string(),
+            "managementListenAddress": management.to_string(),
+            "certificate": own["cert"],
+            "privateKey": own["key"],
+            "httpPort": http.port(),
+            "tlsPort": tls.port(),
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            said[name] = value.clone();
+        }
+        let said = files.put("pebble.json", &json!({"pebble": said}).to_string());
+        let log = std::fs::File::create(files.path("pebble.log")).unwrap();
+        let names = process::spawn("pebble-challtestsrv", |c| {
+            c.args([
+                "-http01",
+                "",
+                "-https01",
+                "",
+                "-tlsalpn01",
+                "",
+                "-defaultIPv6",
+                "",
+            ])
+            .args(["-dns01", &dns.to_string(), "-management", &names.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        });
+        let pebble = process::spawn("pebble", |c| {
+            c.args(["-config", &said, "-dnsserver", &dns.to_string()])
+                .env("PEBBLE_VA_NOSLEEP", "1")
+                .stdin(Stdio::null())
+                .stderr(log.try_clone().unwrap())
+                .stdout(log);
+        });
+        let pebble = Pebble {
+            processes: vec![names, pebble],
+            files,
+            api,
+            management,
+            authority,
+            http,
+            tls,
+        };
+        for at in [api, management] {
+            until("pebble listens", async || {
+                tokio::net::TcpStream::connect(at).await.is_ok()
+            })
+            .await;
+        }
+        pebble
+    }
+
+    /// What `tls.acme` has to say of it.
+    fn entry(&self, hosts: &[&str], challenge: &str) -> Value {
+        json!({
+            "hosts": hosts,
+            "terms": "agreed",
+            "email": "ops@example.com",
+            "directory": format!("https://localhost:{}/dir", self.api.port()),
+            "ca": self.files.path("ca.pem"),
+            "challenge": challenge,
+        })
+    }
+
+    fn listeners(&self) -> Value {
+        json!([
+            {"address": "127.0.0.1:4000"},
+            {"address": self.http.to_string(), "redirect_https": true},
+            {"address": self.tls.to_string(), "tls": true},
+        ])
+    }
+
+    fn setup(&self, acme: Value) -> Setup {
+        Setup::new()
+            .setting("listeners", self.listeners())
+            .setting("tls", json!({"acme": acme}))
+    }
+
+    /// A client that trusts its certificates and nothing else.
+    async fn client(&self) -> Arc<ClientConfig> {
+        let trusts = Arc::new(config(self.authority.roots(), &["http/1.1"]));
+        let mut stream = shake(self.management, "localhost", &trusts).await.unwrap();
+        let question = "GET /roots/0 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(question.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = within("the root comes", stream.read_to_end(&mut answer)).await;
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(&answer).unwrap())
+            .unwrap();
+        Arc::new(config(roots, &[]))
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.files.path("pebble.log")).unwrap()
+    }
+
+    /// How many orders it has had.
+    fn orders(&self) -> usize {
+        self.log().matches("Added order").count()
+    }
+
+    /// How many orders it has fulfilled.
+    fn issued(&self) -> usize {
+        self.log().matches("Issued certificate serial").count()
+    }
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- pebble's log ---\n{}", self.log());
+        }
+    }
+}
+
+/// The certificate that a client accepts for a name, once there is one.
+async fn accepted(at: SocketAddr, name: &str, client: &Arc<ClientConfig>) -> CertificateDer<'static> {
+    let mut found = None;
+    until(&format!("{name} has a certificate"), async || {
+        found = shake(at, name, client).await.ok().map(|stream| shown(&stream));
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+async fn status(gateway: &Gateway) -> (Output, Vec<Value>) {
+    let mut command = Command::new(BINARY);
+    let dir = gateway.data().parent().unwrap().to_path_buf();
+    command
+        .args(["tls", "status", "--json", "-c"])
+        .arg(dir.join("config.yaml"))
+        .env_clear()
+        .env("HOME", &dir)
+        .env("TOLLKEEPER_DATA_DIR", gateway.data());
+    let running = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let output = within("the command ends", running).await.unwrap();
+    let rows = serde_json::from_slice::<Value>(&output.stdout).unwrap();
+    (output, rows.as_array().unwrap().clone())
+}
+
+#[tokio::test]
+async fn http_01_brings_a_certificate_for_several_names() {
+    let pebble = Pebble::start(json!({})).await;
+    let entry = pebble.entry(&["llm.example.com", "UI.example.com"], "http-01");
+    let gateway = pebble.setup(entry).start().await;
+    let client = pebble.client().await;
+    let first = accepted(pebble.tls, "llm.example.com", &client).await;
+    assert_eq!(first, accepted(pebble.tls, "ui.example.com", &client).await);
+    assert!(shake(pebble.tls, "other.example.com", &client).await.is_err());
+    assert_eq!(pebble.orders(), 1);
+
+    // Nothing of it can be read by others.
+    let mut folders = vec![gateway.data().join("tls")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o700, "{}", folder.display());
+        for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                assert_eq!(mode(&path), 0o600, "{}", path.display());
+                files += 1;
+            }
+        }
+    }
+    assert_eq!(files, 4, "certificate, record, account and lock");
+
+    let (output, rows) = status(&gateway).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(rows[0]["names"], "llm.example.com,ui.example.com");
+    assert_eq!(
+        (&rows[0]["served"], &rows[0]["error"]),
+        (&json!(true), &Value::Null)
+    );
+    assert!(rows[0]["next_order"].is_string(), "{}", rows[0]);
+    let metrics = ask(&gateway, "GET", "/metrics", &[], "").await.text();
+    assert!(metrics.contains("tollkeeper_tls_certificate_expires_seconds{host=\"ui.example.com\"}"));
+    // What the authority was shown is gone, and other paths there never were.
+    let mut conn = Conn::open(pebble.http).await;
+    let answer = conn.ask("GET", "/.well-known/acme-challenge/x", &[], b"").await;
+    assert_eq!(answer.status(), 404);
+}
+
+#[tokio::test]
+async fn tls_alpn_01_brings_a_certificate_and_disturbs_nobody() {
+    let external = json!({"externalAccountBindingRequired": true, "externalAccountMACKeys": {"kid-1": MAC}});
+    let pebble = Pebble::start(external).await;
+    let mut entry = pebble.entry(&["llm.example.com", "ui.example.com"], "tls-alpn-01");
+    entry["external_account"] = json!({"id": "kid-1", "key": MAC});
+    // While the names are looked at, another name on the same port is served.
+    let (authority, files) = (Authority::new("root"), Files::new());
+    let leaf = files.leaf("own", &authority.leaf(&["own.example.com"]));
+    let tls = json!({"acme": entry, "certificates": [leaf]});
+    let setup = Setup::new().setting("listeners", pebble.listeners());
+    let _gateway = setup.setting("tls", tls).start().await;
+    let own = Arc::new(config(authority.roots(), &["h2", "http/1.1"]));
+    let client = pebble.client().await;
+    let mut shakes = 0;
+    until("the certificate is there", async || {
+        let stream = shake(pebble.tls, "own.example.com", &own).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        shakes += 1;
+        shake(pebble.tls, "llm.example.com", &client).await.is_ok()
+    })
+    .await;
+    assert!(shakes > 1, "the names were looked at for a while");
+    accepted(pebble.tls, "ui.example.com", &client).await;
+    assert_eq!(pebble.orders(), 1);
+    // The authority's protocol is spoken while it looks, and not a moment longer.
+    let asks = Arc::new(config(authority.roots(), &["acme-tls/1"]));
+    let refused = shake(pebble.tls, "llm.example.com", &asks).await.unwrap_err();
+    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_renewal_fails_no_handshake() {
+    // Good for 15 s: renewed after 10.
+    let pebble = Pebble::start(json!({"certificateValidityPeriod": 15})).await;
+    let gateway = pebble
+        .setup(pebble.entry(&["llm.example.com"], "http-01"))
+        .start()
+        .await;
+    let client = pebble.client().await;
+    let first = accepted(pebble.tls, "llm.example.com", &client).await;
+    let (renewed, shakes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, first) = (Arc::clone(&client), first.clone());
+            let (renewed, shakes, at) = (Arc::clone(&renewed), Arc::clone(&shakes), pebble.tls);
+            tokio::spawn(async move {
+                let mut after = 0;
+                // Some more with the new one, so that the swap lies in between for every client.
+                while after < 10 {
+                    let stream = shake(at, "llm.example.com", &client)
+                        .await
+                        .map_err(|e| e.to_string())?;
+                    shakes.fetch_add(1, Ordering::Relaxed);
+                    if shown(&stream) != first {
+                        renewed.store(true, Ordering::Relaxed);
+                        after += 1;
+                    }
+                }
+                Ok::<_, String>(())
+            })
+        })
+        .collect();
+    for client in clients {
+        within("the certificate is renewed", client)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    assert!(renewed.load(Ordering::Relaxed) && shakes.load(Ordering::Relaxed) > 80);
+    assert!(pebble.issued() >= 2, "{}", pebble.log());
+    assert!(gateway.log().contains("event=acme_certificate_got"));
+}
+
+#[tokio::test]
+async fn what_is_kept_is_shown_again_and_not_ordered_again() {
+    let pebble = Pebble::start(json!({})).await;
+    let first_entry = pebble.entry(&["llm.example.com"], "http-01");
+    let mut gateway = pebble.setup(first_entry.clone()).start().await;
+    let client = pebble.client().await;
+    let first = accepted(pebble.tls, "llm.example.com", &client).await;
+    gateway.stop().await;
+    gateway.up().await;
+    let stream = shake(pebble.tls, "llm.example.com", &client).await.unwrap();
+    assert_eq!(shown(&stream), first, "it is there with the first handshake");
+    // Entries are looked at in turn: when the second has its certificate, the first needed none.
+    let both = json!([first_entry, pebble.entry(&["ui.example.com"], "tls-alpn-01")]);
+    gateway.rewrite(&pebble.setup(both).config());
+    accepted(pebble.tls, "ui.example.com", &client).await;
+    assert_eq!(
+        shown(&shake(pebble.tls, "llm.example.com", &client).await.unwrap()),
+        first
+    );
+    assert_eq!(pebble.orders(), 2, "one for each entry: {}", pebble.log());
+    let log = pebble.log();
+    let accounts = log.matches("accounts in memory").count();
+    assert_eq!(accounts, 1, "one account for both: {log}");
+
+    // One more name: the old certificate serves the old one until there is a new one for both.
+    let more = json!([pebble.entry(&["llm.example.com", "more.example.com"], "http-01")]);
+    gateway.rewrite(&pebble.setup(more).config());
+    until("both names have it", async || {
+        let old = shake(pebble.tls, "llm.example.com", &client).await;
+        assert!(old.is_ok(), "llm.example.com is never without");
+        shake(pebble.tls, "more.example.com", &client).await.is_ok()
+    })
+    .await;
+    assert_eq!(pebble.orders(), 3);
+}
+
+#[tokio::test]
+async fn an_authority_that_is_away_takes_nothing_away() {
+    let pebble = Pebble::start(json!({})).await;
+    let good = pebble.entry(&["llm.example.com"], "http-01");
+    let mut away = good.clone();
+    away["directory"] = json!(format!("https://localhost:{}/dir", free_port()));
+    let gateway = pebble.setup(away.clone()).start().await;
+    let client = pebble.client().await;
+    let failed = async |times: usize| {
+        until("the order has failed", async || {
+            gateway.log().matches("event=acme_failed").count() == times
+        })
+        .await;
+    };
+    failed(1).await;
+    // No certificate: a clear end, and everything else is served.
+    let refused = shake(pebble.tls, "llm.example.com", &client).await.unwrap_err();
+    assert!(refused.to_string().contains("fatal alert"), "{refused}");
+    assert_eq!(
+        ask(&gateway, "GET", "/health/liveliness", &[], "").await.status(),
+        200
+    );
+    let (output, rows) = status(&gateway).await;
+    assert_eq!(output.status.code(), Some(1));
+    let error = rows[0]["error"].as_str().unwrap();
+    assert!(
+        error.contains("the last order failed") && error.contains("by https"),
+        "{error}"
+    );
+    assert!(
+        rows[0]["last_failure"].is_string() && rows[0]["served"] == false,
+        "{}",
+        rows[0]
+    );
+
+    gateway.rewrite(&pebble.setup(good).config());
+    let first = accepted(pebble.tls, "llm.example.com", &client).await;
+    // Away again: an order is due, since the certificate is another authority's, and fails.
+    gateway.rewrite(&pebble.setup(away).config());
+    failed(2).await;
+    let stream = shake(pebble.tls, "llm.example.com", &client).await.unwrap();
+    assert_eq!(shown(&stream), first);
+    assert_eq!(pebble.orders(), 1);
+    // One line for each failure, with what to do.
+    let log = gateway.log();
+    let lines: Vec<&str> = log.lines().filter(|l| l.contains("event=acme_failed")).collect();
+    assert!(
+        lines
+            .iter()
+            .all(|l| l.contains("next=") && l.contains("has to be reached")),
+        "{lines:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_lead_here_is_told_with_what_to_do() {
+    // It looks at a port where nobody is.
+    let pebble =
+        Pebble::start(json!({"httpPort": free_port(), "domainBlocklist": ["blocked.example.com"]})).await;
+    let entries = json!([
+        pebble.entry(&["llm.example.com"], "http-01"),
+        pebble.entry(&["blocked.example.com"], "http-01"),
+    ]);
+    let gateway = pebble.setup(entries).start().await;
+    until("both orders have failed", async || {
+        gateway.log().matches("event=acme_failed").count() == 2
+    })
+    .await;
+    let log = gateway.log();
+    let line = |name: &str| {
+        let of = |l: &&str| l.contains("event=acme_failed") && l.contains(&format!("names={name}"));
+        log.lines().find(of).unwrap().to_string()
+    };
+    let unreachable = line("llm.example.com");
+    assert!(
+        unreachable.contains("http://llm.example.com/.well-known/acme-challenge/"),
+        "{unreachable}"
+    );
+    let blocked = line("blocked.example.com");
+    assert!(blocked.contains("take it out of `hosts`"), "{blocked}");
+}
+
+#[tokio::test]
+async fn what_the_listeners_cannot_do_is_refused_at_the_start() {
+    for (listeners, challenge, want) in [
+        (
+            json!([{"address": "127.0.0.1:4443", "tls": true}]),
+            "http-01",
+            "needs a listener without TLS",
+        ),
+        (
+            json!([{"address": "127.0.0.1:4080"}]),
+            "http-01",
+            "no listener has `tls: true`",
+        ),
+    ] {
+        let files = Files::new();
+        let entry = json!({"hosts": ["llm.example.com"], "terms": "agreed", "challenge": challenge});
+        let own = json!({"listeners": listeners, "tls": {"acme": entry}});
+        let text = json!({"model_list": [], "tollkeeper": own}).to_string();
+        let data = files.path("data");
+        for args in [&["check"][..], &["serve"]] {
+            let output = crate::tls::run(&files, &text, &data, args, &[]).await;
+            assert_eq!(output.status.code(), Some(78), "{}", crate::tls::said(&output));
+            assert!(
+                crate::tls::said(&output).contains(want),
+                "{}",
+                crate::tls::said(&output)
+            );
+        }
+    }
+}
