@@ -93,6 +93,7 @@ want_test() {
   want jq jq
   want nghttp2-client h2load
   want openssl openssl
+  want pebble pebble pebble-challtestsrv
   want procps ps
   want python3-venv '/usr/lib/python3*/ensurepip/__init__.py'
 }
