@@ -302,3 +302,111 @@ pub fn moment(seconds: i64) -> String {
         Err(_) => files::day(seconds),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair};
+    use std::os::unix::fs::PermissionsExt;
+
+    const DIRECTORY: &str = "https://ca.example/dir";
+
+    fn entry(hosts: &[&str]) -> Acme {
+        Acme {
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+            email: None,
+            directory: DIRECTORY.into(),
+            ca: None,
+            challenge: None,
+            external_account: None,
+        }
+    }
+
+    fn keep(vault: &Vault, entry: &Acme) {
+        let pair = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(entry.hosts.clone()).unwrap();
+        let made = params.self_signed(&pair).unwrap();
+        vault.keep(entry, &made.pem(), &pair.serialize_pem()).unwrap();
+    }
+
+    fn vault() -> (tempfile::TempDir, Vault, i64) {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::new(dir.path());
+        (dir, vault, super::super::super::now())
+    }
+
+    #[test]
+    fn what_is_kept_is_for_its_owner_alone_and_found_again() {
+        let (dir, vault, now) = vault();
+        let (both, turned) = (
+            entry(&["a.example", "b.example"]),
+            entry(&["b.example", "a.example"]),
+        );
+        assert!(vault.certificate(&both, now).unwrap().is_none());
+        let before = vault.digest();
+        keep(&vault, &both);
+        assert_ne!(vault.digest(), before);
+        vault.keep_account(&both, b"{}").unwrap();
+        let found = vault.certificate(&turned, now).unwrap().unwrap();
+        assert_eq!(found.facts.names, ["a.example", "b.example"]);
+        assert!(vault.certificate(&entry(&["a.example"]), now).unwrap().is_none());
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        for folder in ["tls", "tls/acme", "tls/acme/accounts"] {
+            assert_eq!(mode(&dir.path().join(folder)), 0o700, "{folder}");
+        }
+        assert_eq!(mode(&vault.files(&both).key), 0o600);
+        // One that is no use is said to be none.
+        fs::write(vault.files(&both).cert, "broken").unwrap();
+        let why = vault.certificate(&both, now).err().unwrap();
+        assert!(why.contains("no certificate"), "{why}");
+    }
+
+    #[test]
+    fn names_are_never_without_what_was_good_for_them() {
+        let (_dir, vault, now) = vault();
+        let (one, more) = (entry(&["a.example"]), entry(&["a.example", "b.example"]));
+        keep(&vault, &one);
+        let names = |found: &[Found]| -> Vec<Vec<String>> {
+            found.iter().map(|f| f.certificate.facts.names.clone()).collect()
+        };
+        // A name was added: the old certificate is shown until the new one is there.
+        let found = vault.find(std::slice::from_ref(&more), &[], now);
+        assert_eq!(names(&found), [["a.example"]]);
+        keep(&vault, &more);
+        let found = vault.find(std::slice::from_ref(&more), &found, now);
+        assert_eq!(names(&found), [["a.example", "b.example"]]);
+        // A file that breaks while it is in use changes nothing; one of nobody is not shown.
+        fs::write(vault.files(&more).cert, "broken").unwrap();
+        let again = vault.find(std::slice::from_ref(&more), &found, now);
+        assert_eq!(names(&again), [["a.example", "b.example"]]);
+        assert!(vault.find(&[entry(&["c.example"])], &found, now).is_empty());
+        assert!(vault.find(&[], &found, now).is_empty());
+    }
+
+    #[test]
+    fn an_order_is_due_at_two_thirds_or_when_something_else_is_wanted() {
+        let (_dir, vault, now) = vault();
+        let mut wanted = entry(&["a.example"]);
+        assert_eq!(due(&wanted, &Record::default(), None), 0);
+        keep(&vault, &wanted);
+        let mut kept = vault.certificate(&wanted, now).unwrap().unwrap();
+        (kept.facts.not_before, kept.facts.not_after) = (1_000, 1_900);
+        let mut record = Record {
+            directory: DIRECTORY.into(),
+            ..Record::default()
+        };
+        assert_eq!(due(&wanted, &record, Some(&kept)), 1_600);
+        // An attempt that failed puts it off, for the entry as it was.
+        record.not_before = 2_000;
+        record.entry = identity(&wanted);
+        assert_eq!(due(&wanted, &record, Some(&kept)), 2_000);
+        wanted.directory = "https://other.example/dir".into();
+        assert_eq!(due(&wanted, &record, Some(&kept)), 0, "it is another authority's");
+        let other = entry(&["a.example", "b.example"]);
+        assert_eq!(
+            due(&other, &Record::default(), Some(&kept)),
+            0,
+            "a name is missing"
+        );
+    }
+}
