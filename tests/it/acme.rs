@@ -22,7 +22,9 @@ const MAC: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ
 
 /// A running authority, and the name server that it believes.
 struct Pebble {
-    processes: Vec<Child>,
+    names: Child,
+    process: Option<Child>,
+    dns: SocketAddr,
     files: Files,
     api: SocketAddr,
     management: SocketAddr,
@@ -56,8 +58,7 @@ impl Pebble {
         for (name, value) in more.as_object().unwrap() {
             said[name] = value.clone();
         }
-        let said = files.put("pebble.json", &json!({"pebble": said}).to_string());
-        let log = std::fs::File::create(files.path("pebble.log")).unwrap();
+        files.put("pebble.json", &json!({"pebble": said}).to_string());
         let names = process::spawn("pebble-challtestsrv", |c| {
             c.args([
                 "-http01",
@@ -74,15 +75,11 @@ impl Pebble {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         });
-        let pebble = process::spawn("pebble", |c| {
-            c.args(["-config", &said, "-dnsserver", &dns.to_string()])
-                .env("PEBBLE_VA_NOSLEEP", "1")
-                .stdin(Stdio::null())
-                .stderr(log.try_clone().unwrap())
-                .stdout(log);
-        });
-        let pebble = Pebble {
-            processes: vec![names, pebble],
+        files.put("pebble.log", "");
+        let mut pebble = Pebble {
+            names,
+            process: None,
+            dns,
             files,
             api,
             management,
@@ -90,13 +87,35 @@ impl Pebble {
             http,
             tls,
         };
-        for at in [api, management] {
+        pebble.up().await;
+        pebble
+    }
+
+    /// Starts it (again): it remembers nothing of what was before.
+    async fn up(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        let log = std::fs::File::options()
+            .append(true)
+            .open(self.files.path("pebble.log"));
+        let log = log.unwrap();
+        self.process = Some(process::spawn("pebble", |c| {
+            c.arg("-config")
+                .arg(self.files.path("pebble.json"))
+                .args(["-dnsserver", &self.dns.to_string()])
+                .env("PEBBLE_VA_NOSLEEP", "1")
+                .stdin(Stdio::null())
+                .stderr(log.try_clone().unwrap())
+                .stdout(log);
+        }));
+        for at in [self.api, self.management] {
             until("pebble listens", async || {
                 tokio::net::TcpStream::connect(at).await.is_ok()
             })
             .await;
         }
-        pebble
     }
 
     /// What `tls.acme` has to say of it.
@@ -157,7 +176,7 @@ impl Pebble {
 
 impl Drop for Pebble {
     fn drop(&mut self) {
-        for process in &mut self.processes {
+        for process in self.process.iter_mut().chain([&mut self.names]) {
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -270,8 +289,8 @@ async fn tls_alpn_01_brings_a_certificate_and_disturbs_nobody() {
 
 #[tokio::test]
 async fn a_renewal_fails_no_handshake() {
-    // Good for 15 s: renewed after 10.
-    let pebble = Pebble::start(json!({"certificateValidityPeriod": 15})).await;
+    // Good for 24 s: renewed after 16.
+    let pebble = Pebble::start(json!({"certificateValidityPeriod": 24})).await;
     let gateway = pebble
         .setup(pebble.entry(&["llm.example.com"], "http-01"))
         .start()
@@ -323,8 +342,9 @@ async fn what_is_kept_is_shown_again_and_not_ordered_again() {
     let stream = shake(pebble.tls, "llm.example.com", &client).await.unwrap();
     assert_eq!(shown(&stream), first, "it is there with the first handshake");
     // Entries are looked at in turn: when the second has its certificate, the first needed none.
-    let both = json!([first_entry, pebble.entry(&["ui.example.com"], "tls-alpn-01")]);
-    gateway.rewrite(&pebble.setup(both).config());
+    let mut second_entry = pebble.entry(&["ui.example.com"], "tls-alpn-01");
+    second_entry["email"] = json!("new@example.com");
+    gateway.rewrite(&pebble.setup(json!([first_entry, second_entry])).config());
     accepted(pebble.tls, "ui.example.com", &client).await;
     assert_eq!(
         shown(&shake(pebble.tls, "llm.example.com", &client).await.unwrap()),
@@ -334,6 +354,10 @@ async fn what_is_kept_is_shown_again_and_not_ordered_again() {
     let log = pebble.log();
     let accounts = log.matches("accounts in memory").count();
     assert_eq!(accounts, 1, "one account for both: {log}");
+    assert!(
+        log.contains("POST /my-account/"),
+        "it is told of the new address: {log}"
+    );
 
     // One more name: the old certificate serves the old one until there is a new one for both.
     let more = json!([pebble.entry(&["llm.example.com", "more.example.com"], "http-01")]);
@@ -345,6 +369,21 @@ async fn what_is_kept_is_shown_again_and_not_ordered_again() {
     })
     .await;
     assert_eq!(pebble.orders(), 3);
+}
+
+#[tokio::test]
+async fn an_authority_that_has_forgotten_the_account_gets_a_new_one() {
+    let mut pebble = Pebble::start(json!({})).await;
+    let gateway = pebble
+        .setup(pebble.entry(&["llm.example.com"], "http-01"))
+        .start()
+        .await;
+    accepted(pebble.tls, "llm.example.com", &pebble.client().await).await;
+    pebble.up().await;
+    let entry = pebble.entry(&["ui.example.com"], "http-01");
+    gateway.rewrite(&pebble.setup(entry).config());
+    accepted(pebble.tls, "ui.example.com", &pebble.client().await).await;
+    assert_eq!(gateway.log().matches("event=acme_account_made").count(), 2);
 }
 
 #[tokio::test]

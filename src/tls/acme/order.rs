@@ -25,6 +25,8 @@ const LOOKS: RetryPolicy = RetryPolicy::new()
     .initial_delay(Duration::from_millis(250))
     .backoff(1.5)
     .timeout(Duration::from_secs(120));
+/// An authority's clock may be this far ahead of ours, seconds: its certificate is then waited for.
+const AHEAD: i64 = 60;
 const ERRORS: &str = "urn:ietf:params:acme:error:";
 
 /// What an order has brought.
@@ -123,8 +125,15 @@ impl Ordering<'_> {
             .map_err(|e| self.told(e))?;
         let chain = order.poll_certificate(&LOOKS).await.map_err(|e| self.told(e))?;
         let key = pair.serialize_pem();
-        let certificate = in_memory(chain.as_bytes(), key.as_bytes(), now())
-            .map_err(|why| plain(format!("what the authority gave cannot be used: {why}")))?;
+        let read = |now: i64| in_memory(chain.as_bytes(), key.as_bytes(), now);
+        let mut certificate = read(now());
+        if let (Err(_), Ok(early)) = (&certificate, read(now() + AHEAD)) {
+            let wait = early.facts.not_before.saturating_sub(now()).clamp(0, AHEAD);
+            tokio::time::sleep(Duration::from_secs(wait.unsigned_abs())).await;
+            certificate = read(now());
+        }
+        let certificate =
+            certificate.map_err(|why| plain(format!("what the authority gave cannot be used: {why}")))?;
         let names = &certificate.facts.names;
         if let Some(host) = self.entry.hosts.iter().find(|h| !names.contains(h)) {
             let why = format!("what the authority gave cannot be used: it is not for {host}");
