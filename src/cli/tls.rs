@@ -314,6 +314,7 @@ fn tell(rows: &[Row], json: bool) -> Result<(), Failure> {
             .collect();
         return put(show::json(&rows.into()));
     }
+    let any_ordered = rows.iter().any(|row| row.ordered.is_some());
     let cells = rows.iter().map(|row| {
         let days = match left(row) {
             Some(days) if days < 0 => show::coloured(days, Color::Red),
@@ -322,16 +323,24 @@ fn tell(rows: &[Row], json: bool) -> Result<(), Failure> {
             None => Cell::new("-"),
         };
         let of = |f: &dyn Fn(&Facts) -> String| row.facts.as_ref().map_or("-".into(), f);
-        vec![
+        let mut cells = vec![
             Cell::new(clean(&row.names)),
             Cell::new(clean(&row.from)),
             Cell::new(of(&|f| f.serial.chars().take(16).collect())),
             Cell::new(of(&|f| day(f.not_after))),
             days,
             Cell::new(word(&row.shown)),
-        ]
+        ];
+        if any_ordered {
+            let next = |o: &Ordered| moment(o.next.max(now()));
+            cells.push(Cell::new(row.ordered.as_ref().map_or("-".into(), next)));
+        }
+        cells
     });
-    let header = ["NAMES", "FROM", "SERIAL", "EXPIRES", "DAYS", "SERVED"];
+    let mut header = vec!["NAMES", "FROM", "SERIAL", "EXPIRES", "DAYS", "SERVED"];
+    if any_ordered {
+        header.push("NEXT ORDER");
+    }
     show::put_table(&show::table(&header, cells.collect(), &[4]))
 }
 

@@ -197,17 +197,23 @@ async fn accepted(at: SocketAddr, name: &str, client: &Arc<ClientConfig>) -> Cer
     found.unwrap()
 }
 
-async fn status(gateway: &Gateway) -> (Output, Vec<Value>) {
+async fn status(gateway: &Gateway, more: &'static [&'static str]) -> Output {
     let mut command = Command::new(BINARY);
     let dir = gateway.data().parent().unwrap().to_path_buf();
     command
-        .args(["tls", "status", "--json", "-c"])
+        .args(["tls", "status", "-c"])
         .arg(dir.join("config.yaml"))
+        .args(more)
         .env_clear()
         .env("HOME", &dir)
         .env("TOLLKEEPER_DATA_DIR", gateway.data());
     let running = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let output = within("the command ends", running).await.unwrap();
+    within("the command ends", running).await.unwrap()
+}
+
+/// The same for programs.
+async fn rows(gateway: &Gateway) -> (Output, Vec<Value>) {
+    let output = status(gateway, &["--json"]).await;
     let rows = serde_json::from_slice::<Value>(&output.stdout).unwrap();
     (output, rows.as_array().unwrap().clone())
 }
@@ -240,7 +246,7 @@ async fn http_01_brings_a_certificate_for_several_names() {
     }
     assert_eq!(files, 4, "certificate, record, account and lock");
 
-    let (output, rows) = status(&gateway).await;
+    let (output, rows) = rows(&gateway).await;
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(rows[0]["names"], "llm.example.com,ui.example.com");
     assert_eq!(
@@ -248,6 +254,8 @@ async fn http_01_brings_a_certificate_for_several_names() {
         (&json!(true), &Value::Null)
     );
     assert!(rows[0]["next_order"].is_string(), "{}", rows[0]);
+    let table = String::from_utf8(status(&gateway, &[]).await.stdout).unwrap();
+    assert!(table.contains("NEXT ORDER") && table.contains(" UTC"), "{table}");
     let metrics = ask(&gateway, "GET", "/metrics", &[], "").await.text();
     assert!(metrics.contains("tollkeeper_tls_certificate_expires_seconds{host=\"ui.example.com\"}"));
     // What the authority was shown is gone, and other paths there never were.
@@ -408,7 +416,7 @@ async fn an_authority_that_is_away_takes_nothing_away() {
         ask(&gateway, "GET", "/health/liveliness", &[], "").await.status(),
         200
     );
-    let (output, rows) = status(&gateway).await;
+    let (output, rows) = rows(&gateway).await;
     assert_eq!(output.status.code(), Some(1));
     let error = rows[0]["error"].as_str().unwrap();
     assert!(
