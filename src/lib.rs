@@ -7,6 +7,7 @@ pub mod admin;
 pub mod cli;
 pub mod conf;
 pub mod discover;
+pub mod gauges;
 pub mod greeting;
 pub mod health;
 pub mod history;

@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub networks: Networks,
+    /// The same for `/metrics`, where others may count as internal.
+    pub scrapers: Networks,
     pub throttle: Option<Arc<Throttle>>,
     /// What new keys may have.
     pub policy: Arc<Policy>,
@@ -41,6 +43,13 @@ impl Snapshot {
             timeouts: conf.tollkeeper.timeouts.clone(),
             networks: Networks {
                 internal: conf.tollkeeper.internal_networks.clone(),
+                proxies: conf.tollkeeper.trusted_proxies.clone(),
+            },
+            scrapers: Networks {
+                internal: match conf.tollkeeper.metrics.allow.as_slice() {
+                    [] => conf.tollkeeper.internal_networks.clone(),
+                    allow => allow.to_vec(),
+                },
                 proxies: conf.tollkeeper.trusted_proxies.clone(),
             },
             throttle: conf

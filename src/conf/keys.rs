@@ -44,15 +44,15 @@ pub(super) const TOP: &[(&str, Fate)] = &[
 pub(super) const LITELLM: &[(&str, Fate)] = &[
     (
         "callbacks",
-        Missing("not supported yet; Prometheus metrics are always on"),
+        Missing("of these only `prometheus` is known so far; Prometheus metrics are always on"),
     ),
     (
         "success_callback",
-        Missing("not supported yet; Prometheus metrics are always on"),
+        Missing("of these only `prometheus` is known so far; Prometheus metrics are always on"),
     ),
     (
         "failure_callback",
-        Missing("not supported yet; Prometheus metrics are always on"),
+        Missing("of these only `prometheus` is known so far; Prometheus metrics are always on"),
     ),
     ("set_verbose", Needless("use `tollkeeper.log.level: debug`")),
     ("json_logs", Needless("use `tollkeeper.log.format: json`")),

@@ -277,6 +277,12 @@ pub struct Metrics {
     pub path: String,
     /// Who may read it. Default: internal.
     pub auth: LaneAuth,
+    /// Networks and addresses that need no key with `auth: internal`, in the place of
+    /// `internal_networks`: `[10.0.3.7]`. Default: those.
+    pub allow: Vec<IpNet>,
+    /// Count under LiteLLM's own names as well, with the key's and the team's labels. Default: true where
+    /// `litellm_settings.callbacks` names `prometheus`.
+    pub litellm_names: Option<bool>,
 }
 
 /// A lane binds hosts and paths to a driver and a chain of filters. The most specific path wins,
@@ -365,6 +371,8 @@ impl Default for Own {
                 enabled: true,
                 path: "/metrics".into(),
                 auth: LaneAuth::Internal,
+                allow: Vec::new(),
+                litellm_names: None,
             },
             lanes: Vec::new(),
             ledger: Ledger {

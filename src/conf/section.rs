@@ -114,6 +114,24 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
         set(&mut own.metrics.enabled, metrics.flag("enabled"));
         set(&mut own.metrics.path, metrics.parsed("path", "path", route_path));
         set(&mut own.metrics.auth, metrics.choice("auth", &AUTH));
+        set(
+            &mut own.metrics.allow,
+            metrics.parsed_list("allow", "network", network),
+        );
+        if own.metrics.auth != LaneAuth::Internal
+            && let Some(entry) = metrics.entry("allow")
+        {
+            drop(
+                metrics
+                    .warning(
+                        "without-effect",
+                        "`allow` says who needs no key with `auth: internal`",
+                        entry.key_at,
+                    )
+                    .label("without effect"),
+            );
+        }
+        own.metrics.litellm_names = metrics.flag("litellm_names");
         metrics.refuse_rest();
     }
     if let Some(items) = fields.list("lanes") {
@@ -350,6 +368,50 @@ fn filter(item: &Node, above: &Fields<'_>) -> Option<FilterUse> {
 mod tests {
     use super::*;
     use crate::conf::{Env, load_text};
+
+    #[test]
+    fn litellms_switch_is_ours_unless_we_say_otherwise() {
+        #[track_caller]
+        fn check(text: &str, wanted: bool, complaints: usize) {
+            let loaded = match load_text("config.yaml", text, &Env::default()) {
+                Ok(loaded) => loaded,
+                Err(report) => panic!("{}", report.render(false)),
+            };
+            assert_eq!(loaded.conf.metrics_speak_litellm(), wanted, "{text}");
+            let found = loaded
+                .report
+                .problems
+                .iter()
+                .filter(|p| p.message.contains("callback"));
+            assert_eq!(found.count(), complaints, "{text}");
+        }
+        check("model_list: []", false, 0);
+        check("litellm_settings: {callbacks: [prometheus]}", true, 0);
+        check("litellm_settings: {success_callback: [langfuse]}", false, 1);
+        check(
+            "litellm_settings: {failure_callback: [langfuse, prometheus]}",
+            true,
+            1,
+        );
+        check("tollkeeper: {metrics: {litellm_names: true}}", true, 0);
+        check(
+            "{litellm_settings: {callbacks: [prometheus]}, tollkeeper: {metrics: {litellm_names: false}}}",
+            false,
+            0,
+        );
+    }
+
+    #[test]
+    fn networks_that_may_read_metrics() {
+        let load = |text: &str| load_text("config.yaml", text, &Env::default());
+        let loaded = load("tollkeeper: {metrics: {allow: [10.1.2.3, fd00::/8]}}").unwrap();
+        let allow = &loaded.conf.tollkeeper.metrics.allow;
+        let shown: Vec<String> = allow.iter().map(|n| n.to_string()).collect();
+        assert_eq!(shown, ["10.1.2.3/32", "fd00::/8"]);
+        let loaded = load("tollkeeper: {metrics: {allow: [10.1.2.3], auth: open}}").unwrap();
+        assert!(loaded.report.render(false).contains("`allow` says who"));
+        assert!(load("tollkeeper: {metrics: {allow: [everybody]}}").is_err());
+    }
 
     #[test]
     fn rows_are_kept_as_long_as_is_said() {

@@ -35,6 +35,14 @@ pub struct Conf {
     pub env: Env,
 }
 
+impl Conf {
+    /// Whether metrics are counted under LiteLLM's own names, too.
+    pub fn metrics_speak_litellm(&self) -> bool {
+        let said = self.tollkeeper.metrics.litellm_names;
+        said.unwrap_or_else(|| self.litellm.calls_back("prometheus"))
+    }
+}
+
 /// The files a config came from. Empty without a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
@@ -230,6 +238,21 @@ pub struct LitellmSettings {
     /// Everything as written. Secrets are left out.
     pub all: Map<String, Value>,
 }
+
+impl LitellmSettings {
+    /// Whether one of LiteLLM's lists of callbacks names this one.
+    pub fn calls_back(&self, name: &str) -> bool {
+        CALLBACKS.iter().any(|list| {
+            self.all.get(*list).is_some_and(|named| match named {
+                Value::Array(names) => names.iter().any(|n| n.as_str() == Some(name)),
+                one => one.as_str() == Some(name),
+            })
+        })
+    }
+}
+
+/// Where `litellm_settings` names what is told of calls.
+pub const CALLBACKS: [&str; 3] = ["callbacks", "success_callback", "failure_callback"];
 
 /// `router_settings`, the part that has an effect.
 #[derive(Debug, Clone, Default)]

@@ -14,6 +14,7 @@ use filters::model::record::Status;
 use http::{header, response};
 use pingora::prelude::*;
 use pingora_proxy::Session;
+use std::time::Instant;
 
 impl Gateway {
     /// Passes a good answer on.
@@ -44,6 +45,7 @@ impl Gateway {
         lane: &Lane,
         mut ready: Box<Ready>,
     ) -> Result<(), End> {
+        state.cx.flowing = Some(Instant::now());
         let mut head = std::mem::replace(&mut ready.head, http::Response::new(()).into_parts().0);
         lane.chain.response_filter(&mut state.cx, &mut head)?;
         let status = head.status.as_u16();

@@ -129,6 +129,7 @@ impl Gateway {
                 Watched::Upstream(Err(e)) => return Attempted::Failed(unreachable(&d, e.to_string())),
                 Watched::ClientGone(e) => return Attempted::ClientGone(e),
             };
+            self.telemetry.upstream_connection(reused);
             let stream = state.cx.call.as_ref().is_some_and(|c| c.stream);
             let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left());
             let mut went_out = false;

@@ -162,6 +162,7 @@ impl Lanes {
                 ),
                 ("auth", json!({"header": conf.general.litellm_key_header_name})),
                 ("limits", json!({"budget_status": conf.meters.budget_status})),
+                ("metrics", json!({"litellm_names": conf.metrics_speak_litellm()})),
             ],
             lanes: Vec::new(),
         };
@@ -208,7 +209,8 @@ impl Lanes {
             builder.add(
                 "metrics",
                 &[],
-                &[&metrics.path],
+                // LiteLLM sends scrapers on to the path with a slash, so that is what some are set to.
+                &[&metrics.path, &format!("{}/", metrics.path)],
                 named(&["auth"]),
                 auth(metrics.auth),
                 Kind::Metrics,
@@ -291,7 +293,7 @@ struct Builder<'a> {
     registry: &'a Registry,
     ports: &'a Ports,
     /// Settings of the filters that the config knows more of than a lane says.
-    known: [(&'static str, Value); 3],
+    known: [(&'static str, Value); 4],
     lanes: Vec<(Lane, Vec<Pattern>)>,
 }
 

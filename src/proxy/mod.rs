@@ -20,6 +20,7 @@ pub mod paths;
 pub mod peer;
 pub mod respond;
 pub mod rooms;
+mod scrape;
 pub mod state;
 pub mod stream;
 pub mod throttle;
@@ -27,6 +28,7 @@ mod watch;
 
 use crate::health::Health;
 use crate::snapshot::Snapshot;
+use crate::telemetry::metrics::Telemetry;
 use crate::tls::acme::Challenges;
 use crate::tls::redirect::{Asked, Redirect};
 use arc_swap::ArcSwap;
@@ -58,9 +60,6 @@ pub const ROOM_PIECE: u64 = 64 << 10;
 /// For large bodies of all calls together: 1 GiB.
 pub const ROOM: usize = 16 << 10;
 
-/// Renders `/metrics`.
-pub type Scrape = Arc<dyn Fn() -> String + Send + Sync>;
-
 /// What all requests go through. Knows the world by what it was given and nothing else.
 pub struct Gateway {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -68,7 +67,7 @@ pub struct Gateway {
     pub peers: peer::Peers,
     pub admin: axum::Router,
     pub health: Arc<Health>,
-    pub scrape: Scrape,
+    pub telemetry: Arc<Telemetry>,
     pub in_flight: Arc<InFlight>,
     /// Room for large bodies, in pieces of [`ROOM_PIECE`].
     pub room: Arc<Semaphore>,
@@ -152,16 +151,7 @@ impl ProxyHttp for Gateway {
                 self.guarded(session, state, |_| Ok(answer)).await?;
             }
             Kind::Nowhere => self.refuse(session, state, &not_here().into()).await?,
-            Kind::Metrics => {
-                self.guarded(session, state, |_| {
-                    Ok(Answer {
-                        status: 200,
-                        headers: vec![("content-type", "text/plain; version=0.0.4; charset=utf-8".into())],
-                        body: (self.scrape)().into(),
-                    })
-                })
-                .await?;
-            }
+            Kind::Metrics => self.scrape(session, state).await?,
         }
         Ok(true)
     }

@@ -54,7 +54,11 @@ impl State {
             .client_addr()
             .and_then(|a| a.as_inet())
             .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
-        let client = snapshot.networks.client(peer, &head.headers);
+        let networks = match lane.kind {
+            Kind::Metrics => &snapshot.scrapers,
+            _ => &snapshot.networks,
+        };
+        let client = networks.client(peer, &head.headers);
         let user_agent = head
             .headers
             .get("user-agent")

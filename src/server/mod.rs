@@ -9,6 +9,7 @@ use self::leave::{Running, on_hangup, watch_signals};
 use self::listen::{cannot_listen, listeners, redirect, services};
 use self::world::{Books, Voices, WallClock, agreement, meter_settings, open_store};
 use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
+use crate::gauges::Gauges;
 use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
@@ -21,7 +22,7 @@ use crate::shared::keys::KeyCache;
 use crate::shared::meters::{self, Gate, Meters};
 use crate::shared::parties::Parties;
 use crate::snapshot::Snapshot;
-use crate::telemetry::metrics::{Gauges, Telemetry};
+use crate::telemetry::metrics::Telemetry;
 use crate::tls::Tls;
 use crate::{admin, discover, master_key};
 use anstream::eprintln;
@@ -167,10 +168,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     if let Some(keep) = kept.or(conf.general.maximum_spend_logs_retention_period) {
         background.spawn(ledger::retention::keep_tidy(Arc::clone(&store), keep));
     }
-    let telemetry = Arc::new(
-        Telemetry::new()
-            .map_err(|e| Failed::Other(EXIT_FAILED, format!("the metrics cannot be set up: {e}")))?,
-    );
+    let telemetry = Arc::new(Telemetry::new());
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let parties = Arc::new(Parties::new(Arc::clone(&store)));
     let keys = Arc::new(KeyCache::new(
@@ -271,21 +269,19 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         unlanded: Arc::new(unlanded),
         calendar,
         clock,
-        reload,
+        reload: Arc::clone(&reload),
     });
-    let scrape = {
-        let (telemetry, ledger, in_flight) = (telemetry, Arc::clone(&ledger), Arc::clone(&in_flight));
-        let tls = tls.clone();
-        Arc::new(move || {
-            telemetry.render(&Gauges {
-                in_flight: in_flight.count(),
-                ledger: ledger.stats(),
-                meters: meters.stats(),
-                waiting: meters.waiting(),
-                certificates: tls.as_ref().map(|tls| tls.ends()).unwrap_or_default(),
-            })
-        })
-    };
+    telemetry.add(Gauges {
+        telemetry: Arc::downgrade(&telemetry),
+        snapshot: Arc::clone(&snapshot),
+        reload,
+        in_flight: Arc::clone(&in_flight),
+        ledger: Arc::clone(&ledger),
+        meters,
+        health: Arc::clone(&health),
+        tls: tls.clone(),
+        store: store.kind(),
+    });
 
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let server_conf = ServerConf {
@@ -305,7 +301,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         peers: Peers::default(),
         admin,
         health: Arc::clone(&health),
-        scrape,
+        telemetry,
         in_flight: Arc::clone(&in_flight),
         room: Arc::new(Semaphore::new(proxy::ROOM)),
         redirect: redirect(&listeners),

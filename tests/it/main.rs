@@ -19,6 +19,7 @@ mod kit;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod models_api;
 mod objects;
 mod objects_api;

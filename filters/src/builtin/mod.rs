@@ -24,7 +24,7 @@ pub fn registry() -> Registry {
         .with("cors", |s, _| settings(s).map(|c| share(cors::Cors::new(c))))
         .with("limits", |s, p| limits::Limits::new(settings(s)?, p).map(share))
         .with("metrics", |s, p| {
-            none(s).map(|()| share(metrics::Metrics::new(p)))
+            settings(s).map(|c| share(metrics::Metrics::new(c, p)))
         })
         .with("passthrough", |s, _| {
             settings(s).map(|c| share(passthrough::Passthrough::new(c)))

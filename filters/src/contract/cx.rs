@@ -50,6 +50,12 @@ pub struct Cx {
     pub attempts: Vec<Attempt>,
     /// First byte of the answer from upstream. Written by the driver.
     pub first_byte: Option<Instant>,
+    /// From when on the answer flows through as it comes, without being read whole before. Written by the
+    /// driver.
+    pub flowing: Option<Instant>,
+    /// The first piece of a stream's answer, and its end. Written by `metrics`.
+    pub first_token: Option<Instant>,
+    pub last_token: Option<Instant>,
     /// The answer's status, once there is one. Written by the driver; `usage` clears it before each
     /// attempt, and `translate` corrects it for a translated error.
     pub response_status: u16,
@@ -115,6 +121,9 @@ impl Cx {
             upstream_model: String::new(),
             attempts: Vec::new(),
             first_byte: None,
+            flowing: None,
+            first_token: None,
+            last_token: None,
             response_status: 0,
             event_stream: false,
             bytes_in: 0,

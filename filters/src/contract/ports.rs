@@ -2,13 +2,15 @@
 
 use crate::model::account::Kind;
 use crate::model::call::Endpoint;
+use crate::model::deployment::Deployment;
 use crate::model::key::{Caller, Holder, KeyHash, MasterKey};
 use crate::model::limits::Measure;
 use crate::model::price::ServiceTier;
-use crate::model::record::Record;
+use crate::model::record::{Attempt, Record};
 use crate::model::usage::Usage;
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The store cannot be asked right now; the text is for the log.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -159,16 +161,31 @@ pub trait Metrics: Send + Sync {
 
 /// One finished request, for metrics. Labels are bounded by the implementation.
 pub struct Observation<'a> {
-    pub lane: &'a str,
+    /// None = no model call, or none that could be read.
+    pub endpoint: Option<Endpoint>,
     /// The configured name; None when the client named something that does not exist.
     pub model: Option<&'a str>,
+    pub caller: &'a Caller,
     pub status: u16,
-    pub error: Option<&'a str>,
-    pub seconds: f64,
-    pub first_byte_seconds: Option<f64>,
-    pub prompt_tokens: u64,
-    pub completion_tokens: u64,
+    /// From a short fixed list.
+    pub error: Option<&'static str>,
+    /// From the request's head to its last byte.
+    pub took: Duration,
+    /// From the request's head to the upstream's first byte.
+    pub first_byte: Option<Duration>,
+    /// The same to the first piece of a stream's answer.
+    pub first_token: Option<Duration>,
+    /// Between two tokens of a stream, on average.
+    pub inter_token: Option<Duration>,
+    /// Of `took`, all attempts together; None = there was none.
+    pub upstream: Option<Duration>,
+    pub usage: Option<&'a Usage>,
     pub cost_nanos: Option<i64>,
+    pub attempts: &'a [Attempt],
+    /// Of the last attempt.
+    pub deployment: Option<&'a Deployment>,
+    /// Count it under LiteLLM's own names as well.
+    pub litellm_names: bool,
 }
 
 /// Time of day, so that tests can set it.

@@ -15,6 +15,7 @@ mod read;
 mod subject;
 #[cfg(test)]
 mod tests;
+pub mod view;
 pub mod window;
 
 use super::agreement::Agreement;

@@ -115,6 +115,11 @@ impl Subject {
         )
     }
 
+    /// What limits all models together.
+    pub fn whole(&self) -> Option<&Arc<Bound>> {
+        self.whole.as_ref()
+    }
+
     /// What limits a call of this model.
     pub fn bounds(&self, meters: &Meters, requested: &str, group: &str, into: &mut Vec<Arc<Bound>>) {
         into.extend(self.whole.iter().cloned());
