@@ -95,6 +95,7 @@ want_test() {
   want openssl openssl
   want pebble pebble pebble-challtestsrv
   want procps ps
+  want prometheus prometheus promtool
   want python3-venv '/usr/lib/python3*/ensurepip/__init__.py'
 }
 

@@ -22,5 +22,8 @@ cargo test --workspace --locked
 step "real clients"
 tests/clients/run.sh
 
+step "dashboards and alerts on a real Prometheus"
+tests/observe/run.sh
+
 step "answers against the API's descriptions"
 tests/schema/run.sh
