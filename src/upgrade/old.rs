@@ -36,8 +36,12 @@ pub async fn hand_over(
     let mut line = match send(ours, listeners) {
         Ok(line) => BufReader::new(line),
         Err(e) => {
+            let why = match tokio::time::timeout(TO_FALL, child.wait()).await {
+                Ok(Ok(status)) => without_a_word(status),
+                _ => format!("the sockets cannot be handed over: {e}"),
+            };
             tokio::spawn(end(child));
-            return Err(format!("the sockets cannot be handed over: {e}"));
+            return Err(why);
         }
     };
     let outcome = tokio::select! {
@@ -52,7 +56,7 @@ pub async fn hand_over(
             // Whoever waits for nobody leaves a zombie.
             tokio::spawn(async move {
                 if let Ok(status) = child.wait().await {
-                    log::error!("upgrade: the new process {pid} has ended: {}", ended(status));
+                    log::warn!("upgrade: the new process {pid} has ended: {}", ended(status));
                 }
             });
             Ok(pid)
@@ -95,7 +99,7 @@ async fn hear(line: &mut BufReader<tokio::net::UnixStream>, child: &mut Child) -
         // A program that knows nothing of hand-overs, or one that fell.
         Err(_) => {
             return Err(match tokio::time::timeout(TO_FALL, child.wait()).await {
-                Ok(Ok(status)) => format!("the new process ended without a word: {}", ended(status)),
+                Ok(Ok(status)) => without_a_word(status),
                 _ => "the new process knows nothing of a hand-over".to_string(),
             });
         }
@@ -117,6 +121,10 @@ async fn end(mut child: Child) {
     if tokio::time::timeout(TO_END, child.wait()).await.is_err() {
         let _ = child.kill().await;
     }
+}
+
+fn without_a_word(status: ExitStatus) -> String {
+    format!("the new process ended without a word: {}", ended(status))
 }
 
 fn ended(status: ExitStatus) -> String {
