@@ -15,6 +15,7 @@ mod logs;
 mod paper;
 mod reach;
 mod show;
+#[cfg(target_os = "linux")]
 mod supervise;
 mod tls;
 mod upgrade;
@@ -81,6 +82,7 @@ enum Command {
     /// Have the running gateway say that it is not ready, and keep no connection; it goes on answering.
     Drain(upgrade::DrainArgs),
     /// Run the gateway as the first process of a container, so that it can be upgraded in there.
+    #[cfg(target_os = "linux")]
     Supervise(supervise::SuperviseArgs),
     /// Look after certificates, and after who trusts them.
     Tls(tls::TlsArgs),
@@ -154,6 +156,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
         Some(Command::Upgrade(args)) => ask(upgrade::run(args, &env)),
         Some(Command::Drain(args)) => ask(upgrade::drain(args, &env)),
+        #[cfg(target_os = "linux")]
         Some(Command::Supervise(args)) => supervise::run(&args),
         Some(Command::Tls(args)) => told(tls::run(args, &env)),
         Some(Command::Import { from }) => import::run(from, &env),

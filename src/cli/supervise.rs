@@ -106,8 +106,9 @@ struct Family {
 
 impl Family {
     fn replaced_by(&mut self, next: Pid) {
-        // Only a process that is there, and another one.
-        if next != self.gateway && !self.leaving.contains(&next) && test_kill_process(next).is_ok() {
+        // Anybody may write to the socket; a gateway is started by the one before it, which is left to us.
+        let of_ours = parent(next).is_some_and(|p| p == self.gateway || p == getpid());
+        if next != self.gateway && !self.leaving.contains(&next) && of_ours {
             self.leaving.push(self.gateway);
             self.leaving.truncate(MOST);
             self.gateway = next;
@@ -189,6 +190,14 @@ fn code(status: WaitStatus) -> i32 {
     status.exit_status().or_else(by_signal).unwrap_or(EXIT_FAILED)
 }
 
+/// Whose child a process is, while it lives.
+fn parent(of: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", of.as_raw_nonzero())).ok()?;
+    // State and parent stand behind the name, which may hold anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    Pid::from_raw(rest.split(' ').nth(1)?.parse().ok()?)
+}
+
 fn pid(id: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(id).ok()?)
 }
@@ -211,6 +220,13 @@ fn main_pid(words: &[u8]) -> Option<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parent_is_known_and_nobodys_is_not() {
+        let parent_of_ours = rustix::process::getppid();
+        assert_eq!(parent(getpid()), parent_of_ours);
+        assert_eq!(parent(Pid::from_raw(i32::MAX).unwrap()), None);
+    }
 
     #[test]
     fn only_a_main_pid_is_heard() {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// After SIGTERM. A client that has not come back by then was idle.
 const LINGER: Duration = Duration::from_millis(300);
 /// When another process has taken over: for handshakes under way, whose connections nobody counts yet.
-const HANDSHAKES: Duration = Duration::from_secs(1);
+const HANDSHAKES: Duration = Duration::from_secs(2);
 /// Between two looks at who is still there.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -153,7 +153,7 @@ mod tests {
         assert!(bye.is_over(Duration::from_secs(60)));
         drop(Connection(&bye));
         assert_eq!(bye.connections(), 0);
-        assert!(!bye.is_over(Duration::from_millis(999)));
+        assert!(!bye.is_over(Duration::from_millis(1999)));
         assert!(bye.is_over(HANDSHAKES));
         bye.open.fetch_add(1, SeqCst);
         bye.hurry();

@@ -159,7 +159,9 @@ impl Running {
                 }
             }
             replacing.close();
-            upgrade::remove_pid(&data_dir);
+            if !replacing.has_heir() {
+                upgrade::remove_pid(&data_dir);
+            }
             let begun = Instant::now();
             // Connections that look idle may carry a request that is on its way.
             while begun.elapsed() < drain && !replacing.is_empty(begun.elapsed()) {

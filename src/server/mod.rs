@@ -44,6 +44,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 
@@ -379,6 +380,7 @@ fn start(
             drain,
             stages: Arc::clone(&stages),
             turn: tokio::sync::Mutex::new(()),
+            heir: AtomicBool::new(false),
         }),
         replace_me: signals.replace_me,
         stages,

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub(super) struct Replacing {
@@ -32,6 +33,8 @@ pub(super) struct Replacing {
     pub(super) stages: Arc<Stages>,
     /// One at a time.
     pub(super) turn: tokio::sync::Mutex<()>,
+    /// Another process serves.
+    pub(super) heir: AtomicBool,
 }
 
 impl Replacing {
@@ -69,6 +72,7 @@ impl Replacing {
             self.drain.as_secs(),
             self.in_flight.count()
         );
+        self.heir.store(true, Ordering::SeqCst);
         self.notify.replaced_by(pid);
         self.good_bye.take_time(self.drain);
         self.health.part();
@@ -80,6 +84,11 @@ impl Replacing {
             goes
         });
         Ok(pid)
+    }
+
+    /// Whether what the data directory says of who serves is another process' word.
+    pub(super) fn has_heir(&self) -> bool {
+        self.heir.load(Ordering::SeqCst)
     }
 
     /// Whether nobody is left who has to be waited for, so long after the listeners were closed.

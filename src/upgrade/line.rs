@@ -51,6 +51,12 @@ pub const GO: &[u8] = b"go\n";
 /// What it says to one that is not wanted any more. As long as the other.
 pub const NO: &[u8] = b"no\n";
 
+/// The sockets are not for programs that the new process starts.
+#[cfg(target_os = "linux")]
+const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+#[cfg(not(target_os = "linux"))]
+const RECEIVE: RecvFlags = RecvFlags::empty();
+
 pub fn send_listeners(line: &UnixStream, listeners: &[TcpListener]) -> io::Result<()> {
     let sockets: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_LISTENERS))];
@@ -72,12 +78,7 @@ pub fn receive_listeners(line: &UnixStream) -> io::Result<Vec<TcpListener>> {
     let mut hello = [0; HELLO.len()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_LISTENERS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(
-        line,
-        &mut [IoSliceMut::new(&mut hello)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let got = recvmsg(line, &mut [IoSliceMut::new(&mut hello)], &mut control, RECEIVE)?;
     let mut listeners = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(sockets) = message {

@@ -92,7 +92,7 @@ async fn upgraded(gateway: &Gateway) -> (u32, u32) {
         told["new_pid"].as_u64().unwrap(),
     );
     until("the new process says who it is", async || {
-        u64::from(pid(gateway)) == new
+        pid_in(&gateway.data()).map(u64::from) == Some(new)
     })
     .await;
     (old as u32, new as u32)
@@ -616,7 +616,7 @@ async fn a_drained_gateway_answers_and_is_not_ready() {
 async fn whom_nobody_runs_cannot_be_upgraded() {
     let upstream = Upstream::good().await;
     let mut gateway = Setup::new().model("small", &upstream).start().await;
-    // Nobody reads orders that are none.
+    // What is no order is refused.
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let socket = gateway.data().join("control.sock");
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
