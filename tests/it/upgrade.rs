@@ -2,8 +2,8 @@
 
 use crate::kit::client::{Conn, ask, chat, probe, request};
 use crate::kit::gateway::{self, BINARY, Gateway, MASTER, Setup, free_port};
-use crate::kit::upstream::{Gate, Script, Upstream, delta};
-use crate::kit::{LONG, process, until, within};
+use crate::kit::upstream::{Gate, Script, Upstream, delta, usage};
+use crate::kit::{LONG, process, redis, until, within};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -807,4 +807,77 @@ async fn the_supervisor_goes_with_its_gateway() {
     let mut child = gateway::spawn(dir.path(), &args, &[]);
     let status = within("it ends", tokio::task::spawn_blocking(move || child.wait())).await;
     assert_eq!(status.unwrap().unwrap().code(), Some(78));
+}
+
+/// What a call of the priced model costs, nano-dollars: three tokens of the answer.
+const COST: i64 = 3_000_000;
+
+#[tokio::test]
+async fn both_processes_keep_one_budget_through_redis() {
+    let redis = redis::Server::start();
+    let gate = Gate::new();
+    let held = gate.clone();
+    let upstream = Upstream::start(move |seen| match seen.json()["stream"].as_bool() {
+        Some(true) => Script::sse(&[&delta("one")])
+            .wait(&held)
+            .events(&[&delta("two"), &usage(7, 3), "[DONE]"])
+            .end(),
+        _ => Script::chat("hello"),
+    })
+    .await;
+    let prices = json!({"input_cost_per_token": 0, "output_cost_per_token": 0.001});
+    let gateway = Setup::new()
+        .deployment("small", &upstream.base(), prices)
+        .setting("redis", json!({"url": redis.url()}))
+        .start()
+        .await;
+    let _heirs = Heirs(gateway.data());
+    let key = "sk-limited-key-0001";
+    let budget = COST * 7 / 2;
+    gateway.key(key, |k| k.max_budget_nanos = Some(budget)).await;
+    let bearer = format!("Bearer {key}");
+    let headers = [("authorization", bearer.as_str())];
+    let body = json!({"model": "small", "messages": [], "max_tokens": 3, "stream": true}).to_string();
+    let mut conn = Conn::open(gateway.at).await;
+    conn.send(&request("POST", CALL, &headers, body.as_bytes())).await;
+    assert_eq!(conn.head().await.status, 200);
+    conn.reader.chunk().await.unwrap();
+
+    // What the old process has set aside for its stream counts in the new one.
+    let (old, _) = upgraded(&gateway).await;
+    let mut served = 0;
+    let body = json!({"model": "small", "messages": [], "max_tokens": 3}).to_string();
+    until("the budget is used up", async || {
+        let answer = ask(&gateway, "POST", CALL, &headers, &body).await;
+        served += i64::from(answer.status() == 200);
+        answer.status() == 429
+    })
+    .await;
+    assert!(
+        (1..=3).contains(&served),
+        "one call may go over, with the stream in the old one: {served}"
+    );
+    gate.open();
+    let (_, whole) = conn.reader.rest().await;
+    assert!(whole);
+    drop(conn);
+    gone(old).await;
+    let rows = gateway.rows_once(served as usize + 1).await;
+    let spent: i64 = rows.iter().map(|r| r.spend_nanos).sum();
+    assert_eq!(spent, (served + 1) * COST);
+
+    // It took its leave of Redis, so that nothing of it counts a second time.
+    let names = ["replica", "replica-1"].map(|n| fs::read_to_string(gateway.data().join(n)).unwrap());
+    assert_ne!(names[0], names[1]);
+    let client = ::redis::Client::open(redis.url()).unwrap();
+    let mut line = client.get_connection().unwrap();
+    let accounts: Vec<String> = ::redis::cmd("KEYS").arg("*:money:*").query(&mut line).unwrap();
+    assert!(!accounts.is_empty());
+    for account in accounts {
+        let fields: Vec<String> = ::redis::cmd("HKEYS").arg(&account).query(&mut line).unwrap();
+        assert!(
+            !fields.iter().any(|f| f.ends_with(&names[0])),
+            "{account}: {fields:?}"
+        );
+    }
 }
