@@ -52,4 +52,6 @@ STOPSIGNAL SIGTERM
 # The address is the config's first listener; with another --port set TOLLKEEPER_URL.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
   CMD ["tollkeeper", "healthcheck"]
-ENTRYPOINT ["tollkeeper"]
+# The first process only starts the gateway and stays when `tollkeeper upgrade` replaces it; whatever is
+# given to `docker run` goes to `tollkeeper`, and its exit code is the container's.
+ENTRYPOINT ["tollkeeper", "supervise", "--"]

@@ -11,6 +11,8 @@ pub struct Health {
     store: Arc<dyn Store>,
     ledger: Arc<Ledger>,
     leaving: AtomicBool,
+    parting: AtomicBool,
+    resting: AtomicBool,
 }
 
 impl Health {
@@ -19,6 +21,8 @@ impl Health {
             store,
             ledger,
             leaving: AtomicBool::new(false),
+            parting: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
         }
     }
 
@@ -29,6 +33,29 @@ impl Health {
 
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// From now on no connection is kept for another request: the listeners close, here or for good.
+    pub fn part(&self) {
+        self.parting.store(true, Ordering::SeqCst);
+    }
+
+    /// Somebody wants nobody sent here for a while, or not any more.
+    pub fn rest(&self, on: bool) {
+        self.resting.store(on, Ordering::SeqCst);
+    }
+
+    pub fn rests(&self) -> bool {
+        self.resting.load(Ordering::SeqCst)
+    }
+
+    /// Whether a client may keep its connection for another request.
+    pub fn keeps_connections(&self) -> bool {
+        !self.parting.load(Ordering::SeqCst) && !self.is_leaving() && !self.rests()
+    }
+
+    pub async fn reaches_store(&self) -> bool {
+        self.store.health().await.is_ok()
     }
 
     /// `GET /health`: open, and cheap.
@@ -51,8 +78,8 @@ impl Health {
     /// `GET /health/readiness`: 503 while the store is away or the process is leaving. Known keys go on
     /// working meanwhile; this is for those who can send new callers elsewhere.
     pub async fn readiness(&self) -> Answer {
-        let connected = self.store.health().await.is_ok();
-        let leaving = self.is_leaving();
+        let connected = self.reaches_store().await;
+        let leaving = self.is_leaving() || self.rests();
         let ledger = self.ledger.stats();
         let ready = connected && !leaving;
         answer(

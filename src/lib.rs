@@ -23,6 +23,7 @@ pub mod snapshot;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod upgrade;
 
 /// Runs Tollkeeper with these filters; the whole `main` of a binary of your own:
 /// `tollkeeper::run(filters::builtin::registry().with("pii", Pii::from_settings))`.

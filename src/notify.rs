@@ -26,6 +26,8 @@ pub struct Notify {
     watchdog: Option<Duration>,
     /// The listeners close, which is no reason to cut the calls that are let end.
     leaving: AtomicBool,
+    /// Another process speaks for the service now.
+    replaced: AtomicBool,
 }
 
 impl Notify {
@@ -49,6 +51,7 @@ impl Notify {
             socket,
             watchdog,
             leaving: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
         }
     }
 
@@ -71,9 +74,16 @@ impl Notify {
         ));
     }
 
+    /// Another process serves, and this one leaves without the service being stopped. The last word of this
+    /// one.
+    pub fn replaced_by(&self, pid: u32) {
+        self.send(&format!("MAINPID={pid}\nSTATUS=Process {pid} has taken over"));
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
     /// Says twice per watchdog period that the gateway lives, as long as the listener at `at` answers,
-    /// and while it leaves. Runs where keys and ledger are looked after, and so stays out as well when these hang. Ends at once
-    /// when nobody asked for it, else never.
+    /// and while it leaves. Runs where keys and ledger are looked after, and so stays out as well when these
+    /// hang. Ends at once when nobody asked for it, else when another process has taken over.
     pub async fn watch(self: Arc<Self>, at: SocketAddr) {
         let Some(period) = self.watchdog else {
             return;
@@ -84,6 +94,9 @@ impl Notify {
         loop {
             turn.tick().await;
             let answered = tokio::time::timeout(half, answers(at)).await == Ok(true);
+            if self.replaced.load(Ordering::Relaxed) {
+                return;
+            }
             if answered || self.leaving.load(Ordering::Relaxed) {
                 self.send("WATCHDOG=1");
             } else {
@@ -94,6 +107,7 @@ impl Notify {
 
     fn send(&self, words: &str) {
         if let Some((socket, to)) = &self.socket
+            && !self.replaced.load(Ordering::Relaxed)
             && let Err(e) = socket.send_to_addr(words.as_bytes(), to)
         {
             // A manager that is busy or being restarted: the next word finds it again.
@@ -188,6 +202,13 @@ mod tests {
                 words.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=75000000\n"),
                 "{words}"
             );
+            notify.replaced_by(7);
+            assert_eq!(heard(&socket), "MAINPID=7\nSTATUS=Process 7 has taken over");
+            // What it says of itself is not the service's state any more.
+            notify.ready("late");
+            notify.stopping(Duration::from_secs(1));
+            socket.set_nonblocking(true).unwrap();
+            assert!(socket.recv(&mut [0; 8]).is_err());
         }
     }
 

@@ -15,7 +15,10 @@ mod logs;
 mod paper;
 mod reach;
 mod show;
+#[cfg(target_os = "linux")]
+mod supervise;
 mod tls;
+mod upgrade;
 mod usage;
 
 use crate::conf::Env;
@@ -73,6 +76,14 @@ enum Command {
     Config(config::ConfigArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Replace the running gateway by a new process, without a connection lost. One that does not get ready
+    /// changes nothing.
+    Upgrade(upgrade::UpgradeArgs),
+    /// Have the running gateway say that it is not ready, and keep no connection; it goes on answering.
+    Drain(upgrade::DrainArgs),
+    /// Run the gateway as the first process of a container, so that it can be upgraded in there.
+    #[cfg(target_os = "linux")]
+    Supervise(supervise::SuperviseArgs),
     /// Look after certificates, and after who trusts them.
     Tls(tls::TlsArgs),
     /// Take over what another gateway has in its database.
@@ -143,6 +154,10 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
+        Some(Command::Upgrade(args)) => ask(upgrade::run(args, &env)),
+        Some(Command::Drain(args)) => ask(upgrade::drain(args, &env)),
+        #[cfg(target_os = "linux")]
+        Some(Command::Supervise(args)) => supervise::run(&args),
         Some(Command::Tls(args)) => told(tls::run(args, &env)),
         Some(Command::Import { from }) => import::run(from, &env),
         Some(Command::Man(args)) => told(paper::man::<Cli>(&args)),

@@ -240,8 +240,12 @@ pub struct Timeouts {
     pub stream_idle: Duration,
     /// The whole call, retries included. Default: 100m, as LiteLLM's 6000 seconds.
     pub total: Duration,
-    /// After SIGTERM, how long calls in flight may go on. Default: 60s.
+    /// After SIGTERM, or when another process has taken over, how long calls in flight may go on.
+    /// Default: 60s.
     pub drain: Duration,
+    /// After SIGTERM, how long new connections are still taken while readiness says no, so that a load
+    /// balancer can notice before it meets a closed door. Default: 0.
+    pub shutdown_delay: Duration,
 }
 
 /// Logging goes to stderr.
@@ -403,6 +407,7 @@ impl Default for Timeouts {
             stream_idle: Duration::from_secs(300),
             total: Duration::from_secs(6000),
             drain: Duration::from_secs(60),
+            shutdown_delay: Duration::ZERO,
         }
     }
 }

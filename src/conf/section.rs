@@ -82,6 +82,10 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
         set(&mut own.timeouts.stream_idle, timeouts.some_time("stream_idle"));
         set(&mut own.timeouts.total, timeouts.some_time("total"));
         set(&mut own.timeouts.drain, timeouts.duration("drain"));
+        set(
+            &mut own.timeouts.shutdown_delay,
+            timeouts.duration("shutdown_delay"),
+        );
         timeouts.refuse_rest();
     }
     if let Some(log) = fields.child("log") {

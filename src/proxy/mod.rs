@@ -90,7 +90,7 @@ impl ProxyHttp for Gateway {
         // A request that arrives while another streams waits its turn and never cuts that stream.
         session.set_pipelining_enabled(true);
         // A process that leaves answers and says good-bye.
-        session.set_keepalive((!self.health.is_leaving()).then_some(KEEPALIVE));
+        session.set_keepalive(self.health.keeps_connections().then_some(KEEPALIVE));
         session.set_write_timeout(Some(WRITE_PATIENCE));
         *ctx = Some(Box::new(State::new(
             self.snapshot.load_full(),

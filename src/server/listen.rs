@@ -1,25 +1,121 @@
 //! Where the gateway listens, and what answers there.
 
-use super::{EXIT_UNAVAILABLE, Failed, H2_IDLE, Serve};
+use super::{EXIT_FAILED, EXIT_UNAVAILABLE, Failed, H2_IDLE, Serve};
 use crate::conf::{Conf, Listener};
 use crate::proxy::Gateway;
-use crate::proxy::linger::Lingering;
+use crate::proxy::linger::{GoodBye, Lingering, Proxied};
 use crate::tls::Tls;
 use crate::tls::redirect::Redirect;
+use crate::upgrade::new::Inherited;
+use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service as Serving;
 use pingora::services::listening::Service;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, IntoRawFd};
 use std::sync::Arc;
+use tokio::net::TcpSocket;
+use tokio::sync::watch;
+
+/// The sockets of the listeners, each once: inherited, or bound here. Those that are bound here refuse
+/// connections until Pingora opens them.
+pub(super) fn sockets(
+    listeners: &[Listener],
+    inherited: Option<&mut Inherited>,
+) -> Result<Vec<TcpListener>, Failed> {
+    let mut found = Vec::with_capacity(listeners.len());
+    let mut inherited = inherited;
+    for address in listeners.iter().map(|l| l.address) {
+        let socket = match inherited.as_mut().and_then(|i| i.listener(address)) {
+            Some(socket) => socket,
+            None => bind(address).map_err(|e| cannot_listen(address, &e))?,
+        };
+        found.push(socket);
+    }
+    if let Some(inherited) = inherited {
+        inherited.close_rest();
+    }
+    Ok(found)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(TcpListener::from(socket.as_fd().try_clone_to_owned()?))
+}
+
+/// Gives Pingora its sockets and says when it accepts connections from them.
+pub(super) struct Opening {
+    service: Service<Lingering>,
+    sockets: Vec<TcpListener>,
+    /// How many services have opened.
+    opened: Arc<watch::Sender<usize>>,
+}
+
+#[async_trait]
+impl Serving for Opening {
+    async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, per_fd: usize) {
+        let _fall = Fall;
+        if let Some(table) = &fds {
+            for socket in self.sockets.drain(..) {
+                if let Ok(address) = socket.local_addr() {
+                    table.lock().add(address.to_string(), socket.into_raw_fd());
+                }
+            }
+        }
+        let mut serving = Box::pin(Serving::start_service(&mut self.service, fds, shutdown, per_fd));
+        // With its sockets at hand it opens them in one go, and waits from then on.
+        if futures::poll!(&mut serving).is_pending() {
+            self.opened.send_modify(|n| *n = n.saturating_add(1));
+            serving.await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        Serving::name(&self.service)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        Serving::listen_addresses(&self.service)
+    }
+}
+
+/// Pingora panics when it cannot listen after all. A process without its listeners is none.
+struct Fall;
+
+impl Drop for Fall {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("a listener cannot be opened; leaving");
+            log::logger().flush();
+            std::process::exit(EXIT_FAILED);
+        }
+    }
+}
+
+/// What is needed to open the listeners.
+pub(super) struct Doors<'a> {
+    pub(super) listeners: &'a [Listener],
+    pub(super) sockets: &'a [TcpListener],
+    pub(super) tls: Option<&'a Tls>,
+    pub(super) good_bye: &'a Arc<GoodBye>,
+    pub(super) opened: &'a Arc<watch::Sender<usize>>,
+}
 
 /// One service for the listeners with HTTP/2 and one for those without; what is behind them is the same.
 pub(super) fn services(
     gateway: Gateway,
     server_conf: &Arc<ServerConf>,
-    listeners: &[Listener],
-    tls: Option<&Tls>,
-) -> Result<Vec<Service<Lingering>>, String> {
+    doors: &Doors<'_>,
+) -> Result<Vec<Opening>, String> {
     let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
     proxy.h2_options = Some(default_h2_options());
     let proxy = Arc::new(proxy);
@@ -31,25 +127,37 @@ pub(super) fn services(
         options.h2c = h2;
         options.h2_idle_timeout = Some(H2_IDLE);
         let proxy = Arc::clone(&proxy);
-        let mut service = Service::new(name.to_string(), Lingering { proxy, options });
-        if let Some(tls) = tls {
+        let app = Lingering {
+            inner: Arc::new(Proxied { proxy, options }),
+            good_bye: Arc::clone(doors.good_bye),
+        };
+        let mut service = Service::new(name.to_string(), app);
+        if let Some(tls) = doors.tls {
             // What an authority asks for by TLS-ALPN-01 is no HTTP, and is answered before that.
             service.endpoints().set_pre_tls_callback(tls.challenges());
         }
-        let mut any = false;
-        for listener in listeners.iter().filter(|l| l.h2 == h2) {
+        let mut sockets = Vec::new();
+        for (listener, socket) in doors.listeners.iter().zip(doors.sockets) {
+            if listener.h2 != h2 {
+                continue;
+            }
             let address = listener.address.to_string();
-            match (&listener.tls, tls) {
+            match (&listener.tls, doors.tls) {
                 (Some(handshake), Some(tls)) => {
                     let settings = tls.settings(handshake, h2)?;
                     service.add_tls_with_settings(&address, None, settings);
                 }
                 _ => service.add_tcp(&address),
             }
-            any = true;
+            let socket = socket.try_clone();
+            sockets.push(socket.map_err(|e| format!("the socket of {address}: {e}"))?);
         }
-        if any {
-            services.push(service);
+        if !sockets.is_empty() {
+            services.push(Opening {
+                service,
+                sockets,
+                opened: Arc::clone(doors.opened),
+            });
         }
     }
     Ok(services)

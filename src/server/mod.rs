@@ -1,12 +1,15 @@
 //! Puts the process together and runs it: config, store, ledger, snapshot, listeners. Where it listens is
-//! in `listen`, the world outside in `world`, signals and the way out in `leave`.
+//! in `listen`, the world outside in `world`, signals and the way out in `leave`, how another process takes
+//! its place in `replace`.
 
 mod leave;
 mod listen;
+mod replace;
 mod world;
 
-use self::leave::{Running, on_hangup, watch_signals};
-use self::listen::{cannot_listen, listeners, redirect, services};
+use self::leave::{Running, Stage, on_hangup, watch_signals};
+use self::listen::{Doors, listeners, redirect, services, sockets};
+use self::replace::Replacing;
 use self::world::{Books, Voices, WallClock, agreement, meter_settings, open_store};
 use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
 use crate::gauges::Gauges;
@@ -15,6 +18,7 @@ use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::notify::Notify;
 use crate::proxy::drain::InFlight;
+use crate::proxy::linger::GoodBye;
 use crate::proxy::{self, Gateway, peer::Peers};
 use crate::reload::{self, Origin, Reload};
 use crate::shared::alerts::Alerts;
@@ -24,13 +28,15 @@ use crate::shared::parties::Parties;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Telemetry;
 use crate::tls::Tls;
-use crate::{admin, discover, master_key};
+use crate::upgrade::new::Inherited;
+use crate::{admin, discover, master_key, upgrade};
 use anstream::eprintln;
 use arc_swap::ArcSwap;
 use filters::contract::Registry;
 use filters::contract::ports::{Clock, Ports};
 use filters::model::account::Account;
 use filters::model::key::MasterKey;
+use parking_lot::Mutex;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::server::Server;
@@ -39,8 +45,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// Exit codes, as sysexits has them.
 const EXIT_FAILED: i32 = 1;
@@ -74,21 +81,35 @@ pub fn serve(options: &Serve, registry: Registry, env: &Env) -> i32 {
     let begun = Instant::now();
     // Before the first outgoing TLS: with two providers linked, rustls would not know which to take.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match start(options, registry, env, begun) {
-        Ok(running) => running.run(),
-        Err(Failed::Config(report)) => {
+    let mut inherited = match Inherited::receive(env) {
+        Ok(inherited) => inherited,
+        Err(why) => {
+            eprintln!("error: {why}");
+            return EXIT_FAILED;
+        }
+    };
+    let failed = match start(options, registry, env, begun, inherited.as_mut()) {
+        Ok(running) => return running.run(inherited),
+        Err(failed) => failed,
+    };
+    let (code, plain) = match failed {
+        Failed::Config(report) => {
             eprintln!("{}", report.render(true));
-            EXIT_CONFIG
+            (EXIT_CONFIG, report.render(false))
         }
-        Err(Failed::Unusable(what)) => {
+        Failed::Unusable(what) => {
             eprintln!("error: {what}");
-            EXIT_CONFIG
+            (EXIT_CONFIG, what)
         }
-        Err(Failed::Other(code, what)) => {
+        Failed::Other(code, what) => {
             eprintln!("error: {what}");
-            code
+            (code, what)
         }
+    };
+    if let Some(inherited) = inherited {
+        inherited.failed(&plain);
     }
+    code
 }
 
 /// Why the process does not start.
@@ -99,7 +120,15 @@ enum Failed {
     Other(i32, String),
 }
 
-fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Result<Running, Failed> {
+fn start(
+    options: &Serve,
+    registry: Registry,
+    env: &Env,
+    begun: Instant,
+    inherited: Option<&mut Inherited>,
+) -> Result<Running, Failed> {
+    // Before anybody puts another file in its place.
+    let binary = upgrade::own_binary().map_err(|e| format!("nobody knows where this binary is: {e}"));
     let loaded = conf::load(options.config.as_deref(), env).map_err(Failed::Config)?;
     let mut conf = loaded.conf;
     let rust_log = env.get("RUST_LOG");
@@ -118,7 +147,8 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         .build()
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the background threads cannot start: {e}")))?;
 
-    let hangups = watch_signals(&background)
+    let stages = Arc::new(watch::Sender::new(Stage::Starting));
+    let signals = watch_signals(&background, &stages)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("signals cannot be watched: {e}")))?;
 
     let found = if conf.source.path.is_none() {
@@ -147,11 +177,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the master key file cannot be used: {e}")))?;
     let listeners = listeners(options, &conf);
     let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
-    for address in &addresses {
-        std::net::TcpListener::bind(address)
-            .map(drop)
-            .map_err(|e| cannot_listen(*address, &e))?;
-    }
+    let sockets = sockets(&listeners, inherited)?;
 
     let tls = Tls::open(&conf, &listeners, options.certificate.clone()).map_err(Failed::Unusable)?;
 
@@ -179,7 +205,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     let (alerts, posting) = Alerts::new(conf.meters.webhook.as_ref().map(|u| u.expose().into()))
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("alerts cannot be sent: {e}")))?;
     background.spawn(posting);
-    let agreement = agreement(&background, &conf, &data_dir)?;
+    let (agreement, replica) = agreement(&background, &conf, &data_dir)?.unzip();
     let unlanded = Arc::clone(&ledger);
     let world = meters::World {
         store: Arc::clone(&store),
@@ -235,7 +261,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
     background.spawn(Arc::clone(&reload).watch());
     let notify = Arc::new(Notify::new(env));
     background.spawn(on_hangup(
-        hangups,
+        signals.hangup,
         Arc::clone(&reload),
         tls.clone(),
         Arc::clone(&notify),
@@ -277,7 +303,7 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         reload,
         in_flight: Arc::clone(&in_flight),
         ledger: Arc::clone(&ledger),
-        meters,
+        meters: Arc::clone(&meters),
         health: Arc::clone(&health),
         tls: tls.clone(),
         store: store.kind(),
@@ -289,8 +315,6 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         upstream_keepalive_pool_size: KEEPALIVE_POOL,
         grace_period_seconds: Some(drain.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),
-        upgrade_sock: data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
-        pid_file: data_dir.join("tollkeeper.pid").to_string_lossy().into_owned(),
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, server_conf);
@@ -307,9 +331,18 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         redirect: redirect(&listeners),
         challenges: tls.as_ref().map(|tls| tls.challenges()).unwrap_or_default(),
     };
-    for service in
-        services(gateway, &server.configuration, &listeners, tls.as_deref()).map_err(Failed::Unusable)?
-    {
+    let opened = Arc::new(watch::Sender::new(0));
+    let good_bye = Arc::new(GoodBye::default());
+    let doors = Doors {
+        listeners: &listeners,
+        sockets: &sockets,
+        tls: tls.as_deref(),
+        good_bye: &good_bye,
+        opened: &opened,
+    };
+    let services = services(gateway, &server.configuration, &doors).map_err(Failed::Unusable)?;
+    let count = services.len();
+    for service in services {
         server.add_service(service);
     }
 
@@ -317,9 +350,9 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
         server,
         background,
         ledger,
-        health,
-        in_flight,
-        drain,
+        meters: Arc::clone(&meters),
+        health: Arc::clone(&health),
+        delay: conf.tollkeeper.timeouts.shutdown_delay,
         greeting: Greeting {
             begun,
             addresses,
@@ -327,11 +360,30 @@ fn start(options: &Serve, registry: Registry, env: &Env, begun: Instant) -> Resu
             config: conf.source.path.clone(),
             found,
             key,
-            data_dir,
+            data_dir: data_dir.clone(),
             store: store.kind(),
             models,
         },
-        notify,
+        notify: Arc::clone(&notify),
+        replacing: Arc::new(Replacing {
+            sockets: Mutex::new(sockets),
+            binary,
+            args: std::env::args_os().skip(1).collect(),
+            health,
+            good_bye,
+            in_flight,
+            notify,
+            drain,
+            stages: Arc::clone(&stages),
+            turn: tokio::sync::Mutex::new(()),
+            heir: AtomicBool::new(false),
+        }),
+        replace_me: signals.replace_me,
+        stages,
+        opened,
+        services: count,
+        data_dir,
+        replica,
     })
 }
 

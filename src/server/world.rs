@@ -10,6 +10,7 @@ use crate::shared::meters::{self, Crossed, Events, Meters};
 use crate::shared::period::{self, Calendar, Reset};
 use crate::store::{self, Address, Store};
 use crate::telemetry::metrics::Telemetry;
+use crate::upgrade::replica::Replica;
 use filters::contract::ports::{Clock, Ledger as LedgerPort, Why};
 use filters::model::account::Kind;
 use filters::model::limits::Limits;
@@ -87,33 +88,17 @@ pub(super) fn agreement(
     background: &tokio::runtime::Runtime,
     conf: &Conf,
     data_dir: &Path,
-) -> Result<Option<Arc<Agreement>>, Failed> {
+) -> Result<Option<(Arc<Agreement>, Replica)>, Failed> {
     let Some(url) = &conf.meters.redis else {
         return Ok(None);
     };
     let url = url.expose().into();
     Agreement::check(&url).map_err(|e| Failed::Unusable(format!("the address of Redis: {e}")))?;
-    let replica = replica_name(data_dir)
+    let replica = Replica::claim(data_dir)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the replica's name cannot be kept: {e}")))?;
     let _context = background.enter();
-    Ok(Some(Agreement::connect(
-        &url,
-        &conf.meters.redis_prefix,
-        &replica,
-    )))
-}
-
-/// This replica's lasting name: what it holds in Redis after a restart is its own again.
-fn replica_name(data_dir: &Path) -> std::io::Result<String> {
-    let path = data_dir.join("replica");
-    match std::fs::read_to_string(&path) {
-        Ok(name) if uuid::Uuid::parse_str(name.trim()).is_ok() => Ok(name.trim().to_string()),
-        _ => {
-            let name = uuid::Uuid::new_v4().to_string();
-            std::fs::write(&path, &name)?;
-            Ok(name)
-        }
-    }
+    let agreement = Agreement::connect(&url, &conf.meters.redis_prefix, &replica.name);
+    Ok(Some((agreement, replica)))
 }
 
 pub(super) struct WallClock;

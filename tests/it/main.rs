@@ -34,4 +34,5 @@ mod spend_api;
 mod store;
 mod tidy;
 mod tls;
+mod upgrade;
 mod upstream_tls;

@@ -370,7 +370,7 @@ fn the_unit_is_hardened_and_speaks_the_protocol() {
     let service = |key: &str| unit.get(&("Service".into(), key.into())).map(|v| v.join(" "));
     for (key, value) in [
         ("Type", "notify"),
-        ("NotifyAccess", "main"),
+        ("NotifyAccess", "all"),
         ("User", "tollkeeper"),
         ("StateDirectory", "tollkeeper"),
         ("StateDirectoryMode", "0700"),
@@ -402,7 +402,7 @@ fn the_image_is_what_the_readme_says() {
         "EXPOSE 4000",
         "STOPSIGNAL SIGTERM",
         "VOLUME [\"/var/lib/tollkeeper\"]",
-        "ENTRYPOINT [\"tollkeeper\"]",
+        "ENTRYPOINT [\"tollkeeper\", \"supervise\", \"--\"]",
     ] {
         assert!(last.lines().any(|l| l == line), "{line}");
     }

@@ -304,6 +304,28 @@ impl Meters {
             .await;
     }
 
+    /// The process leaves, and its rows have landed: Redis hears that nothing is held or on its way here, so
+    /// that those who go on need not wait until they may believe it.
+    pub async fn part(self: &Arc<Self>) {
+        let Some(agreement) = self.world.agreement.clone().filter(|a| a.is_up()) else {
+            return;
+        };
+        let listed = std::mem::take(&mut *self.listed.lock());
+        self.read_again(listed.clone()).await;
+        for meter in &listed {
+            if let Some(money) = &mut meter.state.lock().money {
+                money.lease.spare = 0;
+                money.lease.unsaid = true;
+            }
+        }
+        let agreement = &agreement;
+        futures::stream::iter(listed)
+            .for_each_concurrent(AT_ONCE, |meter| async move {
+                self.report(agreement, &meter).await;
+            })
+            .await;
+    }
+
     /// Asks the store what of these has landed, where that is a while ago. Redis does not wait for it: the
     /// store may hang.
     fn look_again(self: &Arc<Self>, listed: &[Arc<Meter>]) {
