@@ -100,11 +100,12 @@ async fn upgraded(gateway: &Gateway) -> (u32, u32) {
 
 /// A gateway with TLS, and what its clients need.
 struct Served {
+    /// Before the gateway, which takes its directory with it.
+    _heirs: Heirs,
     gateway: Gateway,
     at: SocketAddr,
     h1: Arc<ClientConfig>,
     h2: Arc<ClientConfig>,
-    _heirs: Heirs,
     _files: tempfile::TempDir,
     /// Without models.
     base: Box<dyn Fn() -> Setup>,
@@ -687,10 +688,11 @@ async fn the_service_manager_hears_who_serves() {
 
 /// `tollkeeper supervise` on a free port.
 struct Supervised {
+    /// Before the directory.
+    _heirs: Heirs,
     child: std::process::Child,
     at: SocketAddr,
     dir: tempfile::TempDir,
-    _heirs: Heirs,
 }
 
 impl Supervised {
