@@ -26,6 +26,11 @@ pub struct Client {
 }
 
 impl Networks {
+    /// Whether the peer is a proxy whose word is believed.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        within(&self.proxies, peer.to_canonical())
+    }
+
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
         let peer = peer.to_canonical();
         if !FORWARDED.iter().any(|h| headers.contains_key(*h)) {
