@@ -90,7 +90,8 @@ impl ProxyHttp for Gateway {
         let timeouts = &snapshot.timeouts;
         // Zero would be for ever.
         let keepalive = timeouts.keepalive.as_secs().max(1);
-        session.set_keepalive(self.health.keeps_connections().then_some(keepalive));
+        let again = self.health.keeps_connections() && is_reusable(session);
+        session.set_keepalive(again.then_some(keepalive));
         session.set_read_timeout(Some(timeouts.body_idle));
         // On HTTP/1 the door sees whether a client takes anything at all; on HTTP/2 it sees all streams
         // together, and each has a window of its own.
@@ -386,6 +387,16 @@ async fn slowed_down(state: &State, session: &Session, lane: &lanes::Lane) -> Op
             )
         }
     }
+}
+
+/// Whether another request may come on the connection. Not where somebody in front might read the end of
+/// this one differently: after a chunked body, or where the client would rather speak something else.
+fn is_reusable(session: &Session) -> bool {
+    let headers = &session.req_header().headers;
+    session.is_http2()
+        || (session.get_keepalive().is_some()
+            && !headers.contains_key("transfer-encoding")
+            && !headers.contains_key("upgrade"))
 }
 
 fn is_read(session: &Session) -> bool {

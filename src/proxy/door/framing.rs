@@ -20,6 +20,10 @@ pub fn ambiguous(head: &[u8]) -> Option<&'static str> {
     if words.next().is_some() || method.is_none_or(<[u8]>::is_empty) || target.is_none_or(<[u8]>::is_empty) {
         return Some("the request line is not method, target and version with a space between them");
     }
+    // The parser drops it in silence, and others take it for a part of the path.
+    if target.is_some_and(|t| t.contains(&b'#')) {
+        return Some("the target has a # in it, which clients keep to themselves");
+    }
     let old = match version {
         Some(b"HTTP/1.1") => false,
         Some(b"HTTP/1.0") => true,
@@ -45,7 +49,15 @@ pub fn ambiguous(head: &[u8]) -> Option<&'static str> {
         }
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                hosts += 1;
+                if !value
+                    .iter()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-._~:[]%".contains(b))
+                {
+                    return Some("host is no name and no address");
+                }
+            }
             14 if reads_as(name, b"content-length") => {
                 lengths += 1;
                 let digits = !value.is_empty() && value.len() < 20 && value.iter().all(u8::is_ascii_digit);
@@ -108,6 +120,8 @@ fn is_token(b: u8) -> bool {
 pub struct RequestLine {
     method: Method,
     spaces: u8,
+    /// The last byte was a CR.
+    returned: bool,
     odd: bool,
     over: bool,
 }
@@ -128,6 +142,8 @@ impl RequestLine {
             return false;
         }
         for &b in bytes {
+            let returned = std::mem::replace(&mut self.returned, b == b'\r');
+            self.odd |= returned && b != b'\n' && self.method == Method::Begun;
             match b {
                 b'\r' | b'\n' if self.method == Method::Awaited => {}
                 b'\n' => {
@@ -176,6 +192,7 @@ mod tests {
             ("\r\nGET / HTTP/1.1\r\n", false),
             ("GET /a b HTTP/1.1\r\n", true),
             ("GET /a\tb HTTP/1.1\r\n", true),
+            ("GET /a\r HTTP/1.1\r\n", true),
             ("GET /a\u{1}b HTTP/1.1\r\n", true),
             ("GET /\u{e4} HTTP/1.1\r\n", true),
             ("GET  / HTTP/1.1\r\n", true),
