@@ -248,14 +248,12 @@ mod tests {
         #[test]
         fn every_reading_of_a_path_that_is_taken_is_the_same(
             pieces in proptest::collection::vec(
-                prop_oneof![
-                    4 => Just("/"), 2 => Just("key"), 2 => Just("generate"), 2 => Just("tts"), 2 => Just("v1"),
-                    Just("models"), Just("chat"), Just("completions"), Just("."), Just(".."), Just("..."), Just("//"),
-                    Just("%2e"), Just("%2E%2e"), Just("%2f"), Just("%2F"), Just("%5c"), Just("%5C"), Just("\\"),
-                    Just("%25"), Just("%252e"), Just("%252f"), Just(";"), Just(";a=b"), Just("%3b"), Just("%00"),
-                    Just("%0a"), Just("%20"), Just("%41"), Just("%6b"), Just("%"), Just("%2"), Just("#"), Just("%23"),
-                    Just("%3f"), Just("?"), Just("\u{e4}"), Just("%c3%a4"), Just("~"), Just("*"),
-                ],
+                proptest::sample::select(vec![
+                    "/", "/", "/", "/", "key", "key", "generate", "tts", "tts", "v1", "models", "chat", "completions", ".",
+                    "..", "...", "//", "%2e", "%2E%2e", "%2f", "%2F", "%5c", "%5C", "\\", "%25", "%252e", "%252f", ";",
+                    ";a=b", "%3b", "%00", "%0a", "%20", "%41", "%6b", "%", "%2", "#", "%23", "%3f", "?", "\u{e4}", "%c3%a4",
+                    "~", "*",
+                ]),
                 0..9,
             ),
         ) {
@@ -277,7 +275,8 @@ mod tests {
                 }
                 written.push_str(rest);
                 if !is_id && !path.contains("%c3") && !path.contains("%20") {
-                    prop_assert_eq!(normal(path).trim_end_matches('/'), written.trim_end_matches('/'), "{}", path);
+                    let read = normal(path);
+                    prop_assert_eq!(read.trim_end_matches('/'), written.trim_end_matches('/'), "{}", path);
                 }
                 if let Some(Api::Model(id)) = api(path) {
                     prop_assert!(!id.contains(|c: char| c.is_control() || "\\;#%?".contains(c)), "{path}: {id:?}");

@@ -20,6 +20,16 @@ pub fn ambiguous(head: &[u8]) -> Option<&'static str> {
     if words.next().is_some() || method.is_none_or(<[u8]>::is_empty) || target.is_none_or(<[u8]>::is_empty) {
         return Some("the request line is not method, target and version with a space between them");
     }
+    let known = |t: &[u8]| {
+        let (http, https) = (t.get(..7), t.get(..8));
+        t.starts_with(b"/")
+            || t == b"*"
+            || http.is_some_and(|s| s.eq_ignore_ascii_case(b"http://"))
+            || https.is_some_and(|s| s.eq_ignore_ascii_case(b"https://"))
+    };
+    if !target.is_some_and(known) {
+        return Some("the target is neither a path nor an address that begins with http");
+    }
     // The parser drops it in silence, and others take it for a part of the path.
     if target.is_some_and(|t| t.contains(&b'#')) {
         return Some("the target has a # in it, which clients keep to themselves");
