@@ -90,7 +90,7 @@ impl ProxyHttp for Gateway {
         let timeouts = &snapshot.timeouts;
         // Zero would be for ever.
         let keepalive = timeouts.keepalive.as_secs().max(1);
-        let again = self.health.keeps_connections() && is_reusable(session);
+        let again = self.health.keeps_connections() && is_reusable(session, &snapshot);
         session.set_keepalive(again.then_some(keepalive));
         session.set_read_timeout(Some(timeouts.body_idle));
         // On HTTP/1 the door sees whether a client takes anything at all; on HTTP/2 it sees all streams
@@ -391,12 +391,18 @@ async fn slowed_down(state: &State, session: &Session, lane: &lanes::Lane) -> Op
 
 /// Whether another request may come on the connection. Not where somebody in front might read the end of
 /// this one differently: after a chunked body, or where the client would rather speak something else.
-fn is_reusable(session: &Session) -> bool {
+fn is_reusable(session: &Session, snapshot: &Snapshot) -> bool {
+    if session.is_http2() {
+        return true;
+    }
     let headers = &session.req_header().headers;
-    session.is_http2()
-        || (session.get_keepalive().is_some()
-            && !headers.contains_key("transfer-encoding")
-            && !headers.contains_key("upgrade"))
+    let shared = || {
+        let peer = session.client_addr().and_then(|a| a.as_inet());
+        peer.is_none_or(|p| snapshot.networks.came_through_a_proxy(p.ip(), headers))
+    };
+    session.get_keepalive().is_some()
+        && !headers.contains_key("upgrade")
+        && !(headers.contains_key("transfer-encoding") && shared())
 }
 
 fn is_read(session: &Session) -> bool {
