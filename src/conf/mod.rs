@@ -6,6 +6,8 @@
 //! shown with the line it is about (`report`). Only `load.rs` reads the environment.
 
 mod acme;
+mod behind;
+mod bounds;
 mod check;
 mod dotenv;
 mod fields;

@@ -28,7 +28,7 @@ pub struct Own {
     /// in without a key. Judged on the TCP peer, never on a header. Default: loopback, RFC 1918
     /// and unique-local addresses.
     pub internal_networks: Vec<IpNet>,
-    /// Proxies in front of us whose `X-Forwarded-*` headers are believed. Default: none.
+    /// Proxies in front of us whose `X-Forwarded-*` headers, and PROXY headers, are believed. Default: none.
     pub trusted_proxies: Vec<IpNet>,
     /// How much of anything is accepted.
     pub limits: Limits,
@@ -62,6 +62,10 @@ pub struct Listener {
     /// Sends browsers that open a page here on to the first TLS listener. Calls of the API are answered
     /// here: many clients take a redirect for a failure. Only without TLS. Default: false.
     pub redirect_https: bool,
+    /// Each connection begins with a PROXY header, version 1 or 2, and comes from a peer in
+    /// `trusted_proxies`; any other is closed. The address in the header is the client's from then on.
+    /// Default: false.
+    pub proxy_protocol: bool,
 }
 
 impl Listener {
@@ -72,6 +76,7 @@ impl Listener {
             tls: None,
             h2: true,
             redirect_https: false,
+            proxy_protocol: false,
         }
     }
 }
@@ -195,10 +200,14 @@ pub struct Limits {
     pub json_body: u64,
     /// Largest multipart body (audio, images), in bytes. Default: 100MiB.
     pub multipart_body: u64,
-    /// Time a client has for sending its whole body. Default: 60s.
-    pub body_timeout: Duration,
     /// Largest request head, in bytes. Default: 64KiB.
     pub header_bytes: u64,
+    /// Connections of all clients together. Fewer where the process may not have that many files open.
+    /// Default: 20000.
+    pub connections: u64,
+    /// Connections of one client address (IPv6: of one /64). Those of `trusted_proxies` are not counted, but
+    /// whom they announce by the PROXY protocol. Default: 256.
+    pub connections_per_address: u64,
 }
 
 /// Requests per source, with the semantics of Traefik's `rateLimit`: a bucket of `burst` requests that
@@ -231,6 +240,17 @@ pub enum RateSource {
 /// How long things may take. Written `500ms`, `30s`, `10m`, `1h`; a bare number is seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
+    /// A client's TLS handshake; and the whole head of a request, from its first byte, or from the start of
+    /// a new connection. Default: 20s.
+    pub header: Duration,
+    /// A client's whole body. Also read from `limits.body_timeout`. Default: 60s.
+    pub body: Duration,
+    /// Silence allowed between two pieces of a client's body. Default: 30s.
+    pub body_idle: Duration,
+    /// How long a connection may wait for its next request. Default: 75s.
+    pub keepalive: Duration,
+    /// How long a client may take nothing of what is written to it. Default: 2m.
+    pub write: Duration,
     /// Opening a connection to an upstream, TLS included. Default: 5s.
     pub connect: Duration,
     /// From the request sent to the upstream's first byte; a slow model thinks in here.
@@ -393,8 +413,9 @@ impl Default for Limits {
         Self {
             json_body: 32 << 20,
             multipart_body: 100 << 20,
-            body_timeout: Duration::from_secs(60),
             header_bytes: 64 << 10,
+            connections: 20_000,
+            connections_per_address: 256,
         }
     }
 }
@@ -402,6 +423,11 @@ impl Default for Limits {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
+            header: Duration::from_secs(20),
+            body: Duration::from_secs(60),
+            body_idle: Duration::from_secs(30),
+            keepalive: Duration::from_secs(75),
+            write: Duration::from_secs(120),
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(600),
             stream_idle: Duration::from_secs(300),

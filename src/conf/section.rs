@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::bounds;
 use super::fields::Fields;
 use super::meters::{self, Meters};
 use super::node::{Node, Value};
@@ -63,31 +64,12 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
         &mut own.trusted_proxies,
         fields.parsed_list("trusted_proxies", "network", network),
     );
-    if let Some(limits) = fields.child("limits") {
-        set(&mut own.limits.json_body, limits.bytes("json_body"));
-        set(&mut own.limits.multipart_body, limits.bytes("multipart_body"));
-        set(&mut own.limits.body_timeout, limits.some_time("body_timeout"));
-        set(&mut own.limits.header_bytes, limits.bytes("header_bytes"));
-        meters::limits(&limits, meters);
-        limits.refuse_rest();
-    }
+    bounds::read(&fields, own, meters);
     if let Some(rate) = fields.child("rate_limit") {
         own.rate_limit = rate_limit(&rate);
         rate.refuse_rest();
     }
     meters::own(&fields, meters);
-    if let Some(timeouts) = fields.child("timeouts") {
-        set(&mut own.timeouts.connect, timeouts.some_time("connect"));
-        set(&mut own.timeouts.first_byte, timeouts.some_time("first_byte"));
-        set(&mut own.timeouts.stream_idle, timeouts.some_time("stream_idle"));
-        set(&mut own.timeouts.total, timeouts.some_time("total"));
-        set(&mut own.timeouts.drain, timeouts.duration("drain"));
-        set(
-            &mut own.timeouts.shutdown_delay,
-            timeouts.duration("shutdown_delay"),
-        );
-        timeouts.refuse_rest();
-    }
     if let Some(log) = fields.child("log") {
         use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
         let levels = [

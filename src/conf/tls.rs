@@ -164,12 +164,14 @@ pub(super) fn listener(
         );
     }
     let h2 = fields.flag("h2").unwrap_or(true);
+    let proxy_protocol = fields.flag("proxy_protocol").unwrap_or(false);
     fields.refuse_rest();
     Some(Listener {
         address: address?,
         tls,
         h2,
         redirect_https,
+        proxy_protocol,
     })
 }
 

@@ -26,7 +26,7 @@ impl Gateway {
             Ok(Verdict::Answer(answer)) => return self.send(session, state, answer).await,
             Err(stop) => return self.refuse(session, state, &stop).await,
         }
-        let bytes = match body::read(session, MAX_BODY, state.snapshot.limits.body_timeout).await {
+        let bytes = match body::read(session, MAX_BODY, &state.snapshot.timeouts).await {
             body::Read::Whole(bytes) => bytes,
             body::Read::Refused(refusal) => return self.refuse(session, state, &refusal.into()).await,
             body::Read::Gone(e) => return Err(e),

@@ -16,6 +16,9 @@ use pingora::prelude::*;
 use pingora_proxy::Session;
 use std::time::Instant;
 
+/// Whole answers are written in pieces of this size, bytes.
+const PIECE: usize = 256 << 10;
+
 impl Gateway {
     /// Passes a good answer on.
     pub(super) async fn deliver(
@@ -213,10 +216,23 @@ async fn write_whole(
         .write_response_header(header, false)
         .await
         .map_err(End::Gone)?;
-    session
-        .write_response_body(Some(body), true)
-        .await
-        .map_err(End::Gone)
+    // In pieces: a client that is slow and goes on taking them is waited for, up to the call's end.
+    let mut rest = body;
+    loop {
+        let piece = rest.split_to(rest.len().min(PIECE));
+        let last = rest.is_empty();
+        session
+            .write_response_body(Some(piece), last)
+            .await
+            .map_err(End::Gone)?;
+        if last {
+            return Ok(());
+        }
+        if state.time_left().is_zero() {
+            let e = Error::explain(ErrorType::WriteTimedout, "the call took longer than a call may");
+            return Err(End::Gone(e.into_down()));
+        }
+    }
 }
 
 /// The upstream broke off while the client was reading: says so where the format has a place for it,

@@ -1,5 +1,6 @@
 //! Reads the whole body of a model call, once, within its limits.
 
+use crate::conf::Timeouts;
 use bytes::{Bytes, BytesMut};
 use filters::contract::Refusal;
 use pingora_error::{Error, ErrorType};
@@ -14,8 +15,9 @@ pub enum Read {
     Gone(Box<Error>),
 }
 
-/// Reads at most `limit` bytes within `deadline`.
-pub async fn read(session: &mut Session, limit: u64, deadline: Duration) -> Read {
+/// Reads at most `limit` bytes, within `timeouts.body` in all and `timeouts.body_idle` for each piece.
+pub async fn read(session: &mut Session, limit: u64, timeouts: &Timeouts) -> Read {
+    let deadline = timeouts.body;
     let header = |name: &str| {
         session
             .get_header(name)
@@ -44,7 +46,7 @@ pub async fn read(session: &mut Session, limit: u64, deadline: Duration) -> Read
         // From here on the body is on its way, whatever becomes of the request.
         session.req_header_mut().remove_header("expect");
     }
-    match tokio::time::timeout(deadline, collect(session, announced, limit)).await {
+    match tokio::time::timeout(deadline, collect(session, announced, limit, timeouts.body_idle)).await {
         Ok(read) => read,
         Err(_) => Read::Refused(
             Refusal::new(
@@ -60,14 +62,16 @@ pub async fn read(session: &mut Session, limit: u64, deadline: Duration) -> Read
     }
 }
 
-async fn collect(session: &mut Session, announced: Option<u64>, limit: u64) -> Read {
+async fn collect(session: &mut Session, announced: Option<u64>, limit: u64, idle: Duration) -> Read {
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
     loop {
-        let chunk = match session.read_request_body().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(e) => return broken(e),
+        // Pingora has a deadline for a read of HTTP/1 and none for HTTP/2.
+        let chunk = match tokio::time::timeout(idle, session.read_request_body()).await {
+            Ok(Ok(Some(chunk))) => chunk,
+            Ok(Ok(None)) => break,
+            Ok(Err(e)) => return broken(e),
+            Err(_) => return broken(Error::new(ErrorType::ReadTimedout)),
         };
         let so_far = first.as_ref().map_or(0, Bytes::len).max(rest.len());
         if (so_far + chunk.len()) as u64 > limit {

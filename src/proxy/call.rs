@@ -111,7 +111,7 @@ impl Gateway {
             limits.json_body
         };
         state.room = self.make_room(session, limit)?;
-        let body = match body::read(session, limit, limits.body_timeout).await {
+        let body = match body::read(session, limit, &state.snapshot.timeouts).await {
             body::Read::Whole(body) => body,
             body::Read::Refused(r) => return Err(End::Stop(r.into())),
             body::Read::Gone(e) => return Err(End::Gone(e)),

@@ -26,6 +26,18 @@ pub struct Client {
 }
 
 impl Networks {
+    /// Whether the peer is a proxy whose word is believed.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        within(&self.proxies, peer.to_canonical())
+    }
+
+    /// Whether somebody stands in front who may send requests of several clients on one connection.
+    pub fn came_through_a_proxy(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
+        self.is_proxy(peer)
+            || headers.contains_key("via")
+            || FORWARDED.iter().any(|h| headers.contains_key(*h))
+    }
+
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
         let peer = peer.to_canonical();
         if !FORWARDED.iter().any(|h| headers.contains_key(*h)) {

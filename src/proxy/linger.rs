@@ -6,6 +6,7 @@
 //! depends on why the process leaves: one that is replaced is in nobody's way.
 
 use super::Gateway;
+use super::door::Door;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::protocols::Stream;
@@ -74,9 +75,9 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Counts connections on their way into Pingora's proxy.
+/// Counts connections on their way to the door.
 pub struct Lingering {
-    pub inner: Arc<Proxied>,
+    pub inner: Arc<Door>,
     pub good_bye: Arc<GoodBye>,
 }
 

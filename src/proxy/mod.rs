@@ -10,6 +10,7 @@ pub mod balance;
 pub mod body;
 pub mod call;
 pub mod client;
+pub mod door;
 pub mod drain;
 mod front;
 pub mod head;
@@ -50,11 +51,6 @@ use std::time::Duration;
 use throttle::Turn;
 use tokio::sync::Semaphore;
 
-/// Seconds a connection may wait for its next request.
-const KEEPALIVE: u64 = 75;
-/// How long a client may leave us waiting for room to write.
-const WRITE_PATIENCE: Duration = Duration::from_secs(120);
-
 /// Bodies larger than this need room, and are counted in pieces of this size, bytes.
 pub const ROOM_PIECE: u64 = 64 << 10;
 /// For large bodies of all calls together: 1 GiB.
@@ -90,13 +86,18 @@ impl ProxyHttp for Gateway {
         // A request that arrives while another streams waits its turn and never cuts that stream.
         session.set_pipelining_enabled(true);
         // A process that leaves answers and says good-bye.
-        session.set_keepalive(self.health.keeps_connections().then_some(KEEPALIVE));
-        session.set_write_timeout(Some(WRITE_PATIENCE));
-        *ctx = Some(Box::new(State::new(
-            self.snapshot.load_full(),
-            &self.in_flight,
-            session,
-        )));
+        let snapshot = self.snapshot.load_full();
+        let timeouts = &snapshot.timeouts;
+        // Zero would be for ever.
+        let keepalive = timeouts.keepalive.as_secs().max(1);
+        let again = self.health.keeps_connections() && is_reusable(session, &snapshot);
+        session.set_keepalive(again.then_some(keepalive));
+        session.set_read_timeout(Some(timeouts.body_idle));
+        // On HTTP/1 the door sees whether a client takes anything at all; on HTTP/2 it sees all streams
+        // together, and each has a window of its own.
+        let write = session.is_http2().then_some(timeouts.write);
+        session.set_write_timeout(write);
+        *ctx = Some(Box::new(State::new(snapshot, &self.in_flight, session)));
         Ok(())
     }
 
@@ -386,6 +387,22 @@ async fn slowed_down(state: &State, session: &Session, lane: &lanes::Lane) -> Op
             )
         }
     }
+}
+
+/// Whether another request may come on the connection. Not where somebody in front might read the end of
+/// this one differently: after a chunked body, or where the client would rather speak something else.
+fn is_reusable(session: &Session, snapshot: &Snapshot) -> bool {
+    if session.is_http2() {
+        return true;
+    }
+    let headers = &session.req_header().headers;
+    let shared = || {
+        let peer = session.client_addr().and_then(|a| a.as_inet());
+        peer.is_none_or(|p| snapshot.networks.came_through_a_proxy(p.ip(), headers))
+    };
+    session.get_keepalive().is_some()
+        && !headers.contains_key("upgrade")
+        && !(headers.contains_key("transfer-encoding") && shared())
 }
 
 fn is_read(session: &Session) -> bool {

@@ -119,6 +119,7 @@ fn unescape(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn odd_spellings_are_refused() {
@@ -193,5 +194,94 @@ mod tests {
         check("/v1", None);
         check("/", None);
         check("/engines//completions", None);
+    }
+
+    /// What a server makes of a path that normalizes it in every way known: escapes, twice; backslashes;
+    /// parameters; empty and dot segments; what ends at a NUL, a `?` or a `#`.
+    fn normal(path: &str) -> String {
+        let mut bytes = path.as_bytes().to_vec();
+        for _ in 0..2 {
+            let mut out = Vec::new();
+            let mut at = 0;
+            while let Some(&b) = bytes.get(at) {
+                let hex = |i: usize| bytes.get(at + i).and_then(|c| char::from(*c).to_digit(16));
+                match (b, hex(1), hex(2)) {
+                    (b'%', Some(hi), Some(lo)) => {
+                        out.push((hi << 4 | lo) as u8);
+                        at += 3;
+                    }
+                    _ => {
+                        out.push(b);
+                        at += 1;
+                    }
+                }
+            }
+            bytes = out;
+        }
+        let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
+        let text = text
+            .split(['\0', '?', '#'])
+            .next()
+            .unwrap_or_default()
+            .to_string();
+        let mut out: Vec<&str> = Vec::new();
+        for segment in text.split('/') {
+            match segment
+                .split(';')
+                .next()
+                .unwrap_or_default()
+                .trim_matches(|c: char| c.is_control() || c == ' ')
+            {
+                "" | "." => {}
+                ".." => drop(out.pop()),
+                other => out.push(other),
+            }
+        }
+        format!("/{}", out.join("/"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100_000))]
+
+        /// Whoever reads a path in another way reads no other lane into it: a path is refused, or all
+        /// readings lead to the same place.
+        #[test]
+        fn every_reading_of_a_path_that_is_taken_is_the_same(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "/", "/", "/", "/", "key", "key", "generate", "tts", "tts", "v1", "models", "chat", "completions", ".",
+                    "..", "...", "//", "%2e", "%2E%2e", "%2f", "%2F", "%5c", "%5C", "\\", "%25", "%252e", "%252f", ";",
+                    ";a=b", "%3b", "%00", "%0a", "%20", "%41", "%6b", "%", "%2", "#", "%23", "%3f", "?", "\u{e4}", "%c3%a4",
+                    "~", "*",
+                ]),
+                0..9,
+            ),
+        ) {
+            let path = format!("/{}", pieces.concat());
+            let path = path.split('?').next().unwrap_or_default();
+            let decision = odd(path);
+            prop_assert_eq!(odd(path), decision, "the same each time");
+            if decision.is_none() {
+                let plain = path.trim_end_matches('/');
+                let is_id = ["/models/", "/v1/models/", "/openai/v1/models/"].iter().any(|p| path.starts_with(p));
+                // Letters may be escaped: the lane is found by what is written, and what is written goes on.
+                let mut written = String::new();
+                let mut rest = plain;
+                while let Some((before, after)) = rest.split_once('%') {
+                    written.push_str(before);
+                    let (hex, more) = after.split_at(2);
+                    written.push_str(&String::from_utf8_lossy(&[u8::from_str_radix(hex, 16).unwrap()]));
+                    rest = more;
+                }
+                written.push_str(rest);
+                if !is_id && !path.contains("%c3") && !path.contains("%20") {
+                    let read = normal(path);
+                    prop_assert_eq!(read.trim_end_matches('/'), written.trim_end_matches('/'), "{}", path);
+                }
+                if let Some(Api::Model(id)) = api(path) {
+                    prop_assert!(!id.contains(|c: char| c.is_control() || "\\;#%?".contains(c)), "{path}: {id:?}");
+                }
+            }
+        }
     }
 }

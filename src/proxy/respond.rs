@@ -43,7 +43,11 @@ pub fn error_event(message: &str, request_id: &str) -> Bytes {
 /// Writes a whole answer. The request's body may be unread: it is drained first, within a bound,
 /// because an HTTP/2 client never sees an answer that comes before its stream is reset.
 pub async fn answer(session: &mut Session, answer: Answer, further: &[(&'static str, &str)]) -> Result<()> {
-    let whole = drain(session).await;
+    let last = answer
+        .headers
+        .iter()
+        .any(|(name, value)| *name == "connection" && value == "close");
+    let whole = !last && drain(session).await;
     let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + further.len() + 2))?;
     for (name, value) in &answer.headers {
         head.append_header(*name, value.as_str())?;

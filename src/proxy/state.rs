@@ -1,5 +1,6 @@
 //! The state of one request on the road, from its judged head to its one line in the log.
 
+use super::door::{Pulse, framing};
 use super::drain::{Flight, InFlight};
 use super::lanes::{Kind, Lane};
 use super::paths;
@@ -9,7 +10,6 @@ use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
 use filters::model::record::Status;
-use http::Version;
 use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
@@ -179,6 +179,7 @@ impl Drop for State {
 /// Limits and spelling of the head.
 fn judge(session: &Session, snapshot: &Snapshot) -> Option<Refusal> {
     let head = session.req_header();
+    let odd_line = Pulse::of(&session.downstream_session).is_some_and(|pulse| pulse.head_is_read());
     let size: usize = head
         .headers
         .iter()
@@ -195,14 +196,27 @@ fn judge(session: &Session, snapshot: &Snapshot) -> Option<Refusal> {
             ),
         ));
     }
-    if head.version == Version::HTTP_11 && !head.headers.contains_key("host") {
-        return Some(Refusal::bad_request("An HTTP/1.1 request names its Host."));
+    if let Some(http1) = session.downstream_session.as_http1()
+        && let Some(why) = framing::ambiguous(&http1.get_headers_raw_bytes())
+    {
+        return Some(not_one_reading(why));
+    }
+    if odd_line {
+        return Some(not_one_reading(
+            "the request line has more spaces than two, or bytes that have to be escaped",
+        ));
     }
     if !head.raw_path_is_utf8() {
         return Some(Refusal::bad_request("The path holds bytes that are no UTF-8."));
     }
     paths::odd(head.uri.path())
         .map(|why| Refusal::bad_request(format!("The path is not taken as it is written: {why}.")))
+}
+
+/// What others might read as another request. The connection ends with it: what comes after it is nobody's.
+fn not_one_reading(why: &str) -> Refusal {
+    Refusal::bad_request(format!("The request can be read in more ways than one: {why}."))
+        .header("connection", "close")
 }
 
 /// The host that is asked for, lowercase and without its port.

@@ -1,15 +1,17 @@
 //! Where the gateway listens, and what answers there.
 
-use super::{EXIT_FAILED, EXIT_UNAVAILABLE, Failed, H2_IDLE, Serve};
+use super::{EXIT_FAILED, EXIT_UNAVAILABLE, Failed, Serve};
 use crate::conf::{Conf, Listener};
 use crate::proxy::Gateway;
+use crate::proxy::door::caps::{self, Caps};
+use crate::proxy::door::{self, Door, Entrance, Paced};
 use crate::proxy::linger::{GoodBye, Lingering, Proxied};
 use crate::tls::Tls;
 use crate::tls::redirect::Redirect;
 use crate::upgrade::new::Inherited;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::listeners::PreTlsCallback;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service as Serving;
@@ -106,6 +108,7 @@ pub(super) struct Doors<'a> {
     pub(super) listeners: &'a [Listener],
     pub(super) sockets: &'a [TcpListener],
     pub(super) tls: Option<&'a Tls>,
+    pub(super) caps: &'a Arc<Caps>,
     pub(super) good_bye: &'a Arc<GoodBye>,
     pub(super) opened: &'a Arc<watch::Sender<usize>>,
 }
@@ -116,8 +119,20 @@ pub(super) fn services(
     server_conf: &Arc<ServerConf>,
     doors: &Doors<'_>,
 ) -> Result<Vec<Opening>, String> {
+    let snapshot = Arc::clone(&gateway.snapshot);
+    let idle = snapshot.load().timeouts.keepalive;
+    let files = caps::file_limit();
+    let wanted = snapshot.load().limits.connections;
+    if caps::within(wanted, files) < wanted {
+        log::info!(
+            "at most {} connections: the process may have {} files open. Raise the limit (LimitNOFILE=, ulimit -n) for \
+             the {wanted} that limits.connections allows",
+            caps::within(wanted, files),
+            files.unwrap_or_default()
+        );
+    }
     let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
-    proxy.h2_options = Some(default_h2_options());
+    proxy.h2_options = Some(door::h2_options());
     let proxy = Arc::new(proxy);
     let mut services = Vec::new();
     for (name, h2) in [("gateway", true), ("gateway without HTTP/2", false)] {
@@ -125,40 +140,51 @@ pub(super) fn services(
         // HTTP/1 and HTTP/2 with prior knowledge on one port: Pingora looks at the first bytes. With TLS
         // it goes by ALPN.
         options.h2c = h2;
-        options.h2_idle_timeout = Some(H2_IDLE);
-        let proxy = Arc::clone(&proxy);
-        let app = Lingering {
-            inner: Arc::new(Proxied { proxy, options }),
-            good_bye: Arc::clone(doors.good_bye),
-        };
-        let mut service = Service::new(name.to_string(), app);
-        if let Some(tls) = doors.tls {
-            // What an authority asks for by TLS-ALPN-01 is no HTTP, and is answered before that.
-            service.endpoints().set_pre_tls_callback(tls.challenges());
-        }
-        let mut sockets = Vec::new();
+        options.h2_idle_timeout = Some(idle);
+        let (mut entrances, mut sockets) = (Vec::new(), Vec::new());
         for (listener, socket) in doors.listeners.iter().zip(doors.sockets) {
             if listener.h2 != h2 {
                 continue;
             }
-            let address = listener.address.to_string();
-            match (&listener.tls, doors.tls) {
-                (Some(handshake), Some(tls)) => {
-                    let settings = tls.settings(handshake, h2)?;
-                    service.add_tls_with_settings(&address, None, settings);
-                }
-                _ => service.add_tcp(&address),
-            }
+            let address = listener.address;
+            entrances.push(Entrance {
+                address,
+                proxy_protocol: listener.proxy_protocol,
+                tls: match (&listener.tls, doors.tls) {
+                    (Some(handshake), Some(tls)) => Some(tls.settings(handshake, h2)?.build()),
+                    _ => None,
+                },
+            });
             let socket = socket.try_clone();
             sockets.push(socket.map_err(|e| format!("the socket of {address}: {e}"))?);
         }
-        if !sockets.is_empty() {
-            services.push(Opening {
-                service,
-                sockets,
-                opened: Arc::clone(doors.opened),
-            });
+        if sockets.is_empty() {
+            continue;
         }
+        let addresses: Vec<String> = entrances.iter().map(|e| e.address.to_string()).collect();
+        let proxy = Arc::clone(&proxy);
+        let door = Door {
+            app: Arc::new(Paced(Arc::new(Proxied { proxy, options }))),
+            entrances,
+            caps: Arc::clone(doors.caps),
+            snapshot: Arc::clone(&snapshot),
+            files,
+            challenges: doors.tls.map(|tls| tls.challenges() as PreTlsCallback),
+        };
+        let app = Lingering {
+            inner: Arc::new(door),
+            good_bye: Arc::clone(doors.good_bye),
+        };
+        let mut service = Service::new(name.to_string(), app);
+        for address in addresses {
+            // TLS is spoken behind the door, where connections are counted and have deadlines.
+            service.add_tcp(&address);
+        }
+        services.push(Opening {
+            service,
+            sockets,
+            opened: Arc::clone(doors.opened),
+        });
     }
     Ok(services)
 }

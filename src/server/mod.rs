@@ -17,6 +17,7 @@ use crate::greeting::Greeting;
 use crate::health::Health;
 use crate::ledger::{self, Ledger};
 use crate::notify::Notify;
+use crate::proxy::door::caps::Caps;
 use crate::proxy::drain::InFlight;
 use crate::proxy::linger::GoodBye;
 use crate::proxy::{self, Gateway, peer::Peers};
@@ -27,6 +28,7 @@ use crate::shared::meters::{self, Gate, Meters};
 use crate::shared::parties::Parties;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Telemetry;
+use crate::telemetry::metrics::page::Page;
 use crate::tls::Tls;
 use crate::upgrade::new::Inherited;
 use crate::{admin, discover, master_key, upgrade};
@@ -55,8 +57,6 @@ const EXIT_UNAVAILABLE: i32 = 69;
 
 /// Upstream connections kept open for reuse. Pingora's own 128 is for the whole process.
 const KEEPALIVE_POOL: usize = 1024;
-/// An idle HTTP/2 connection is closed after this; Pingora would keep it for ever.
-const H2_IDLE: Duration = Duration::from_secs(120);
 /// For the last bytes of HTTP/2 streams to reach their sockets.
 const LAST_BYTES: Duration = Duration::from_millis(100);
 /// For the ledger to reach the store once the last request is over; the rest stays in the spool.
@@ -195,6 +195,9 @@ fn start(
         background.spawn(ledger::retention::keep_tidy(Arc::clone(&store), keep));
     }
     let telemetry = Arc::new(Telemetry::new());
+    let caps = Arc::new(Caps::default());
+    let counted = Arc::clone(&caps);
+    telemetry.add(move |page: &mut Page| counted.gather(page));
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let parties = Arc::new(Parties::new(Arc::clone(&store)));
     let keys = Arc::new(KeyCache::new(
@@ -337,6 +340,7 @@ fn start(
         listeners: &listeners,
         sockets: &sockets,
         tls: tls.as_deref(),
+        caps: &caps,
         good_bye: &good_bye,
         opened: &opened,
     };

@@ -72,12 +72,13 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
     let _ = builder.try_init();
 }
 
-/// Pingora's word on a handshake that came to nothing, which is the client's doing.
+/// Pingora's word on a handshake, or a head, that came to nothing, which is the client's doing.
 fn is_knock(record: &log::Record<'_>) -> bool {
-    let words = ["Downstream handshake", "H2 handshake error"];
-    record.target().starts_with("pingora_core") && {
+    let words = ["Downstream handshake", "H2 handshake error", "Fail to proxy"];
+    record.target().starts_with("pingora_") && {
         let text = record.args().to_string();
         words.iter().any(|w| text.starts_with(w))
+            && (!text.starts_with("Fail") || text.contains("while reading request headers"))
     }
 }
 

@@ -495,6 +495,7 @@ async fn replicas(
         let gateway = Setup::new()
             .deployment("small", &upstream.base(), priced())
             .setting("redis", json!({"url": redis.url()}))
+            .setting("limits", json!({"connections_per_address": 2_000}))
             .database(&database)
             .start()
             .await;

@@ -68,6 +68,10 @@ families! {
         "Calls that went on to another deployment, by how that ended: answered, failed.";
     IN_FLIGHT: Gauge "tollkeeper_requests_in_flight" [] "requests",
         "Requests between head and last byte.";
+    CONNECTIONS: Gauge "tollkeeper_connections" [] "connections",
+        "Client connections that are open.";
+    CONNECTIONS_REFUSED: Counter "tollkeeper_connections_refused_total" [reason] "connections",
+        "Client connections that were closed at the door or cut, by reason, see docs/edge.md.";
 
     // Deployments.
     ATTEMPTS: Counter "tollkeeper_deployment_attempts_total" [deployment, model, provider, outcome] "attempts",

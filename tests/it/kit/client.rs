@@ -261,6 +261,14 @@ impl Reader {
         Answer { head, body, whole }
     }
 
+    /// Whatever comes next; `None` = the connection has ended.
+    pub async fn piece(&mut self) -> Option<Bytes> {
+        if self.buffer.is_empty() && !self.more().await {
+            return None;
+        }
+        Some(self.buffer.split().freeze())
+    }
+
     /// Whatever comes next, as it comes.
     pub async fn raw(&mut self) -> Bytes {
         if self.buffer.is_empty() {
@@ -380,6 +388,23 @@ impl H2 {
                 whole: false,
             },
         }
+    }
+
+    /// The status of the answer, if there is one.
+    pub async fn try_ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Option<u16> {
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://gateway.test{path}"))
+            .header("authorization", format!("Bearer {MASTER}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
+        let sent = self.sender.send_request(request.body(body).unwrap());
+        within("the request ends", sent)
+            .await
+            .ok()
+            .map(|r| r.status().as_u16())
     }
 
     /// As a client that is gone.

@@ -174,6 +174,10 @@ impl Gateway {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
     pub fn signal(&self, name: &str) {
         process::signal(self.process.as_ref().unwrap(), name);
     }

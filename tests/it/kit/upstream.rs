@@ -180,6 +180,12 @@ impl Script {
         self.then(Step::Echo(bytes))
     }
 
+    /// And then what the other one says.
+    pub fn and(mut self, other: Script) -> Script {
+        self.0.extend(other.0);
+        self
+    }
+
     /// Nothing yet.
     pub fn nothing() -> Script {
         Script(Vec::new())
@@ -279,6 +285,16 @@ impl Upstream {
 
     pub fn count(&self) -> usize {
         self.seen.lock().unwrap().len()
+    }
+
+    /// Of all requests so far, path and query.
+    pub fn targets(&self) -> Vec<String> {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|s| s.target.clone())
+            .collect()
     }
 
     pub fn connections(&self) -> usize {

@@ -1,0 +1,390 @@
+//! A client's connection with deadlines: the whole head of a request, and the client's patience with what
+//! is written to it. Pingora knows deadlines for one read only, and none for HTTP/2.
+//!
+//! `Guarded` stands between Pingora and the socket (above TLS, where there is TLS) and looks at what passes;
+//! `Pulse` is what the rest of the road tells it: the head is there, the request is over.
+
+use super::caps::{Caps, Ended};
+use super::frames::Frames;
+use super::framing::RequestLine;
+use async_trait::async_trait;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use pingora_http::ResponseHeader;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+/// The first bytes of HTTP/2.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Between two requests: the next byte begins a head.
+const AWAITED: u64 = u64::MAX;
+/// The head is there.
+const READ: u64 = u64::MAX - 1;
+
+/// How far a connection's request is.
+#[derive(Debug)]
+pub struct Pulse {
+    begun: Instant,
+    /// Milliseconds from `begun` to the first byte of the head that is being read, or one of the words above.
+    head: AtomicU64,
+    odd_line: AtomicBool,
+}
+
+impl Pulse {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            begun: Instant::now(),
+            // The first head is due from the start.
+            head: AtomicU64::new(0),
+            odd_line: AtomicBool::new(false),
+        })
+    }
+
+    /// Of the connection that a session is on.
+    pub fn of(session: &ServerSession) -> Option<&Arc<Pulse>> {
+        let digest: &Digest = session.digest()?;
+        let carried = digest.proxy_digest.as_ref()?.user_data.as_ref()?;
+        carried.downcast_ref::<Arc<Pulse>>()
+    }
+
+    /// The head is there; says whether its first line was odd.
+    pub fn head_is_read(&self) -> bool {
+        self.head.store(READ, Ordering::Relaxed);
+        self.odd_line.swap(false, Ordering::Relaxed)
+    }
+
+    /// The connection waits for its next request.
+    pub fn is_idle(&self) {
+        self.head.store(AWAITED, Ordering::Relaxed);
+    }
+
+    /// Bytes have come. True = they begin a head.
+    fn bytes(&self) -> bool {
+        if self.head.load(Ordering::Relaxed) != AWAITED {
+            return false;
+        }
+        let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(READ - 1);
+        self.head.store(since.min(READ - 1), Ordering::Relaxed);
+        true
+    }
+
+    /// Since when a head is being read.
+    fn reading_since(&self) -> Option<Instant> {
+        match self.head.load(Ordering::Relaxed) {
+            AWAITED | READ => None,
+            millis => Some(self.begun + Duration::from_millis(millis)),
+        }
+    }
+}
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For a whole head.
+    pub header: Duration,
+    /// Without taking a byte of what is written to it.
+    pub write: Duration,
+}
+
+/// The connection.
+pub struct Guarded {
+    io: Stream,
+    peer: Option<IpAddr>,
+    patience: Patience,
+    pulse: Arc<Pulse>,
+    carried: Arc<ProxyDigest>,
+    caps: Arc<Caps>,
+    frames: Frames,
+    line: RequestLine,
+    /// Bytes that were looked at before their turn, and how many of them have been read since.
+    peeked: Vec<u8>,
+    taken: usize,
+    read_timer: Option<Pin<Box<Sleep>>>,
+    write_timer: Option<Pin<Box<Sleep>>>,
+    /// Since when the client takes nothing.
+    stuck: Option<Instant>,
+    ended: Option<Ended>,
+}
+
+impl Guarded {
+    pub fn new(
+        io: Stream,
+        peer: Option<IpAddr>,
+        patience: Patience,
+        caps: Arc<Caps>,
+    ) -> pingora::Result<Self> {
+        let pulse = Pulse::new();
+        // The one place that travels from a connection to each of its requests.
+        let carried = ProxyDigest::new(
+            Box::new(ResponseHeader::build(200, Some(0))?),
+            Some(Box::new(Arc::clone(&pulse))),
+        );
+        Ok(Self {
+            io,
+            peer,
+            patience,
+            pulse,
+            carried: Arc::new(carried),
+            caps,
+            frames: Frames::new(),
+            line: RequestLine::default(),
+            peeked: Vec::new(),
+            taken: 0,
+            read_timer: None,
+            write_timer: None,
+            stuck: None,
+            ended: None,
+        })
+    }
+
+    fn end(&mut self, why: Ended) -> io::Error {
+        if self.ended.is_none() {
+            self.ended = Some(why);
+            self.caps.ended(why, self.peer);
+        }
+        match why {
+            Ended::Flood => io::Error::new(io::ErrorKind::InvalidData, why.as_str()),
+            _ => io::Error::new(io::ErrorKind::TimedOut, why.as_str()),
+        }
+    }
+
+    fn look_at(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.pulse.bytes() {
+            self.line = RequestLine::default();
+        }
+        if self.line.is_odd(bytes) {
+            self.pulse.odd_line.store(true, Ordering::Relaxed);
+        }
+        match self.frames.are_fine(bytes) {
+            true => Ok(()),
+            false => Err(self.end(Ended::Flood)),
+        }
+    }
+
+    /// Nothing to read: is the head late?
+    fn head_is_due(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(since) = self.pulse.reading_since() else {
+            return Poll::Pending;
+        };
+        match late(&mut self.read_timer, since + self.patience.header, cx) {
+            true => Poll::Ready(Err(self.end(Ended::SlowHead))),
+            false => Poll::Pending,
+        }
+    }
+
+    /// What a write came to: does the client take nothing?
+    fn written<T>(&mut self, done: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            self.stuck = None;
+            return done;
+        }
+        let since = *self.stuck.get_or_insert_with(Instant::now);
+        match late(&mut self.write_timer, since + self.patience.write, cx) {
+            true => Poll::Ready(Err(self.end(Ended::SlowReader))),
+            false => Poll::Pending,
+        }
+    }
+
+    fn is_over(&self) -> Option<io::Error> {
+        self.ended
+            .map(|why| io::Error::new(io::ErrorKind::ConnectionAborted, why.as_str()))
+    }
+}
+
+/// Whether `at` has come; the task is woken when it does. A timer is kept and set anew only when it goes
+/// off too early, so a request costs none.
+fn late(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &mut Context<'_>) -> bool {
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+    if timer.deadline() > at {
+        timer.as_mut().reset(at);
+    }
+    while timer.as_mut().poll(cx).is_ready() {
+        if Instant::now() >= at {
+            return true;
+        }
+        timer.as_mut().reset(at);
+    }
+    false
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(over) = this.is_over() {
+            return Poll::Ready(Err(over));
+        }
+        if let Some(rest) = this.peeked.get(this.taken..).filter(|r| !r.is_empty()) {
+            let n = rest.len().min(buf.remaining());
+            buf.put_slice(rest.get(..n).unwrap_or_default());
+            this.taken += n;
+            if this.taken >= this.peeked.len() {
+                this.peeked = Vec::new();
+                this.taken = 0;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => Poll::Ready(this.look_at(buf.filled().get(before..).unwrap_or_default())),
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => this.head_is_due(cx),
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(over) = self.is_over() {
+            return Poll::Ready(Err(over));
+        }
+        let done = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.written(done, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(over) = self.is_over() {
+            return Poll::Ready(Err(over));
+        }
+        let done = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.written(done, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(over) = self.is_over() {
+            return Poll::Ready(Err(over));
+        }
+        let done = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(done, cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(over) = self.is_over() {
+            return Poll::Ready(Err(over));
+        }
+        let done = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.written(done, cx)
+    }
+}
+
+#[async_trait]
+impl Peek for Guarded {
+    /// Is it HTTP/2? Reads no further than to the first byte that says no, since a short request of HTTP/1
+    /// may have no more than that.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        use tokio::io::AsyncReadExt;
+        let mut seen: Vec<u8> = Vec::with_capacity(buf.len());
+        while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
+            let mut piece = [0; PREFACE.len()];
+            let room = (buf.len() - seen.len()).min(piece.len());
+            let n = self.read(piece.get_mut(..room).unwrap_or_default()).await?;
+            if n == 0 {
+                break;
+            }
+            seen.extend_from_slice(piece.get(..n).unwrap_or_default());
+        }
+        if seen.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        for (slot, byte) in buf.iter_mut().zip(&seen) {
+            *slot = *byte;
+        }
+        (self.peeked, self.taken) = (seen, 0);
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Guarded {
+    async fn shutdown(&mut self) {
+        // Nobody waits for a client that is not waited for any more.
+        if self.ended.is_none() {
+            self.io.shutdown().await;
+        }
+    }
+}
+
+impl UniqueID for Guarded {
+    fn id(&self) -> UniqueIDType {
+        self.io.id()
+    }
+}
+
+impl Ssl for Guarded {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.io.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.io.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for Guarded {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.io.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.io.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.io.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Guarded {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(Arc::clone(&self.carried))
+    }
+}
+
+impl GetSocketDigest for Guarded {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.io.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, socket_digest: SocketDigest) {
+        self.io.set_socket_digest(socket_digest);
+    }
+}
+
+impl std::fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guarded")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
