@@ -9,6 +9,7 @@ use crate::tls::redirect::Redirect;
 use crate::upgrade::new::Inherited;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -20,6 +21,14 @@ use std::os::fd::{AsFd, IntoRawFd};
 use std::sync::Arc;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
+
+/// Of each client connection, bytes. A head with all its limits goes out in one packet with the body of a
+/// usual answer, for which Pingora's 1460 are too few; and its 64 KiB for reading are cleared for every
+/// connection and hardly ever used: bodies are read into buffers of their own.
+const SOCKET_BUFFERS: L4BufferSettings = L4BufferSettings {
+    read: Some(8 << 10),
+    write: Some(8 << 10),
+};
 
 /// The sockets of the listeners, each once: inherited, or bound here. Those that are bound here refuse
 /// connections until Pingora opens them.
@@ -142,15 +151,13 @@ pub(super) fn services(
                 continue;
             }
             let address = listener.address.to_string();
-            match (&listener.tls, doors.tls) {
-                (Some(handshake), Some(tls)) => {
-                    let settings = tls.settings(handshake, h2)?;
-                    service.add_tls_with_settings(&address, None, settings);
-                }
-                _ => service.add_tcp(&address),
-            }
             let socket = socket.try_clone();
             sockets.push(socket.map_err(|e| format!("the socket of {address}: {e}"))?);
+            let mut endpoint = ListenerConfig::tcp(address).l4_buffer(SOCKET_BUFFERS);
+            if let (Some(handshake), Some(tls)) = (&listener.tls, doors.tls) {
+                endpoint = endpoint.tls(tls.settings(handshake, h2)?);
+            }
+            service.add_listener(endpoint);
         }
         if !sockets.is_empty() {
             services.push(Opening {
