@@ -9,7 +9,7 @@ use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
 use filters::model::record::Status;
-use http::Version;
+use http::{Version, header};
 use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
@@ -61,7 +61,7 @@ impl State {
         let client = networks.client(peer, &head.headers);
         let user_agent = head
             .headers
-            .get("user-agent")
+            .get(header::USER_AGENT)
             .and_then(|v| v.to_str().ok())
             .map(|v| v.chars().take(MAX_USER_AGENT).collect());
         let catalog: Arc<dyn Catalog> = Arc::clone(&snapshot.models) as Arc<dyn Catalog>;
@@ -195,7 +195,7 @@ fn judge(session: &Session, snapshot: &Snapshot) -> Option<Refusal> {
             ),
         ));
     }
-    if head.version == Version::HTTP_11 && !head.headers.contains_key("host") {
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
         return Some(Refusal::bad_request("An HTTP/1.1 request names its Host."));
     }
     if !head.raw_path_is_utf8() {
@@ -212,7 +212,7 @@ pub(super) fn host(session: &Session) -> String {
         .uri
         .authority()
         .map(|a| a.as_str())
-        .or_else(|| head.headers.get("host").and_then(|v| v.to_str().ok()))
+        .or_else(|| head.headers.get(header::HOST).and_then(|v| v.to_str().ok()))
         .unwrap_or_default();
     let host = match authority.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
