@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 /// Records that are appended and have not landed: nano-dollars. Wide, so that taking away what was added
 /// always gives the sum from before, whatever was added.
 #[derive(Default)]
-pub struct Accounts(DashMap<Box<[u8]>, i128>);
+pub struct Accounts(DashMap<Box<[u8]>, i128, foldhash::fast::RandomState>);
 
 impl Accounts {
     /// Nano-dollars of each, in the order asked for.

@@ -155,11 +155,25 @@ impl Ledger {
 
     /// Writes a record down. On return it survives the death of this process; an error means that disk
     /// and memory are full and the record is lost. Never waits for the store.
-    pub fn append(&self, mut record: Record) -> io::Result<()> {
+    pub fn append(&self, record: Record) -> io::Result<()> {
+        self.keep(record, |_| {}).map_err(|(_, e)| e)
+    }
+
+    /// Writes a record down and tells `told` of it; a loss is told to the log alone.
+    pub fn write(&self, record: Record, told: impl FnOnce(&Record)) {
+        if let Err((id, e)) = self.keep(record, told) {
+            log::error!("ledger=lost request_id={id:?}: {e}");
+        }
+    }
+
+    /// The same. `told` sees the record as it is written, once it counts as on its way: whoever counts it
+    /// as well has it twice for a moment, never not at all. An error comes with the lost record's id.
+    fn keep(&self, mut record: Record, told: impl FnOnce(&Record)) -> Result<(), (String, io::Error)> {
         record.clean();
         bound(&mut record);
         // Before the record can land, so that no sum is ever short of it.
         self.shared.accounts.add(&record);
+        told(&record);
         let mut record = Some(record);
         match self.spool(&mut record) {
             Ok(waiting) => {
@@ -171,11 +185,12 @@ impl Ledger {
                 Ok(())
             }
             Err(e) => {
-                if let Some(record) = &record {
-                    self.shared.accounts.remove(record);
-                }
                 self.shared.lost.fetch_add(1, Relaxed);
-                Err(e)
+                let lost = record.map(|record| {
+                    self.shared.accounts.remove(&record);
+                    record.request_id
+                });
+                Err((lost.unwrap_or_default(), e))
             }
         }
     }
@@ -265,10 +280,7 @@ impl Drop for Ledger {
 
 impl ports::Ledger for Ledger {
     fn append(&self, record: Record) {
-        let id = record.request_id.clone();
-        if let Err(e) = Ledger::append(self, record) {
-            log::error!("ledger=lost request_id={id:?}: {e}");
-        }
+        self.write(record, |_| {});
     }
 }
 

@@ -25,6 +25,10 @@ const MAX_RETIRED: usize = 64;
 /// Records kept at hand, so that they need not be read back: while the store takes them, a few batches.
 const MAX_FRESH: usize = 4096;
 const MAX_FRESH_BYTES: u64 = 8 << 20;
+/// Batches that have landed and are kept until they are let go of.
+const MAX_DONE: usize = 2;
+/// Of one such batch, as it lay in the files.
+const MAX_DONE_BYTES: u64 = 1 << 20;
 
 /// The disk, so that tests can have one that refuses.
 pub trait Disk: Send + Sync {
@@ -92,6 +96,9 @@ struct Inner {
     /// came before, and for the next process. Without a gap, up to the end of what is written.
     fresh: VecDeque<Fresh>,
     fresh_bytes: u64,
+    /// Batches that have landed. Each append lets go of one record: memory that is given back where it was
+    /// taken is taken again at once, and costs a multiple of that from another thread.
+    done: VecDeque<Vec<Record>>,
     active: Option<Active>,
     next_seq: u64,
     memory: VecDeque<Vec<u8>>,
@@ -141,6 +148,15 @@ impl Inner {
         }
         self.fresh_bytes += len;
         self.fresh.push_back(Fresh { from, to, record });
+    }
+
+    fn take_done(&mut self) -> Option<Record> {
+        let batch = self.done.front_mut()?;
+        let record = batch.pop();
+        if batch.is_empty() {
+            self.done.pop_front();
+        }
+        record
     }
 
     fn drop_oldest(&mut self) {
@@ -264,7 +280,9 @@ impl Spool {
         inner.waiting.records += 1;
         inner.waiting.bytes += frame.len() as u64;
         let waiting = inner.waiting.records;
+        let done = inner.take_done();
         drop(inner);
+        drop(done);
         if !self.sync.dirty.swap(true, SeqCst) {
             self.syncer.unpark();
         }
@@ -367,10 +385,20 @@ impl Spool {
     }
 
     /// These are done with: in the store, or buried.
-    pub fn landed(&self, done: Waiting) {
-        let waiting = &mut self.inner.lock().waiting;
+    pub fn landed(&self, done: Waiting, records: Vec<Record>) {
+        let mut inner = self.inner.lock();
+        let waiting = &mut inner.waiting;
         waiting.records = waiting.records.saturating_sub(done.records);
         waiting.bytes = waiting.bytes.saturating_sub(done.bytes);
+        let mut too_many = None;
+        if done.bytes <= MAX_DONE_BYTES {
+            inner.done.push_back(records);
+            if inner.done.len() > MAX_DONE {
+                too_many = inner.done.pop_front();
+            }
+        }
+        drop(inner);
+        drop(too_many);
     }
 
     /// Remembers how far the store has got and deletes the segments before it.

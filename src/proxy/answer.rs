@@ -36,7 +36,7 @@ impl Gateway {
             _ => ready.begun.concat().into(),
         };
         let sent = send_whole(session, state, lane, ready.head, body).await;
-        self.release(ready.reading, &ready.peer).await;
+        self.release(ready.reading, &ready.place).await;
         sent
     }
 
@@ -114,7 +114,7 @@ impl Gateway {
                     error.as_deref(),
                     error.as_ref().map(|_| "upstream_error"),
                 );
-                self.release(ready.reading, &ready.peer).await;
+                self.release(ready.reading, &ready.place).await;
                 return Ok(());
             }
             if state.time_left().is_zero() {

@@ -4,6 +4,7 @@
 use super::head;
 use super::lanes::Lane;
 use super::models::Found;
+use super::place::Place;
 use super::watch::{Watched, watch};
 use super::{Gateway, State};
 use bytes::{Bytes, BytesMut};
@@ -52,7 +53,7 @@ pub(super) enum Attempted {
 /// A good answer, as far as it has been read.
 pub(super) struct Ready {
     pub deployment: Arc<Deployment>,
-    pub peer: Arc<HttpPeer>,
+    pub place: Arc<Place>,
     pub head: response::Parts,
     pub reading: Reading,
     /// What has been read of the body.
@@ -112,28 +113,32 @@ impl Gateway {
         let begun = Instant::now();
         loop {
             chances -= 1;
-            let peer = match self.peers.peer(&d.base, state.snapshot.timeouts.connect).await {
-                Ok(peer) => peer,
+            let place = match self.peers.place(&d.base, state.snapshot.timeouts.connect).await {
+                Ok(place) => place,
                 Err(cause) => return Attempted::Failed(unreachable(&d, cause)),
             };
-            let connected = {
-                // Boxed at once: it is large, and goes through many hands.
-                let connecting = pin!(async {
-                    let (client, reused) = self.connector.get_http_session(&*peer).await?;
-                    Ok::<_, Box<Error>>((Box::new(client), reused))
-                });
-                watch(session, connecting).await
-            };
-            let (client, reused) = match connected {
-                Watched::Upstream(Ok(got)) => got,
-                Watched::Upstream(Err(e)) => return Attempted::Failed(unreachable(&d, e.to_string())),
-                Watched::ClientGone(e) => return Attempted::ClientGone(e),
+            let (way, reused) = match place.take() {
+                Some(stream) => (Way::Http1(stream), true),
+                None => {
+                    // Boxed: it is large, and seldom needed.
+                    let connecting = Box::pin(async {
+                        let (client, reused) = self.connector.get_http_session(&place.peer).await?;
+                        Ok::<_, Box<Error>>((Way::over(client), reused))
+                    });
+                    match watch(session, connecting).await {
+                        Watched::Upstream(Ok(got)) => got,
+                        Watched::Upstream(Err(e)) => {
+                            return Attempted::Failed(unreachable(&d, e.to_string()));
+                        }
+                        Watched::ClientGone(e) => return Attempted::ClientGone(e),
+                    }
+                }
             };
             self.telemetry.upstream_connection(reused);
             let stream = state.cx.call.as_ref().is_some_and(|c| c.stream);
             let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left());
             let mut went_out = false;
-            let exchanged = exchange(session, client, &peer, &d, &up, patience, &mut went_out).await;
+            let exchanged = exchange(session, way, &place.peer, &d, &up, patience, &mut went_out).await;
             // From here on the upstream works; a client that leaves owes for it.
             state.cx.metered.sent = went_out && !matches!(exchanged, Err(Exchange::Broke(_)));
             let reading = match exchanged {
@@ -148,10 +153,10 @@ impl Gateway {
             };
             if !head.status.is_success() {
                 state.cx.metered.sent = false;
-                return self.failed(session, reading, &peer, head).await;
+                return self.failed(session, reading, &place, head).await;
             }
             let status = head.status.as_u16();
-            return match self.begin(session, state, reading, peer, d, head).await {
+            return match self.begin(session, state, reading, place, d, head).await {
                 ready @ Attempted::Ready(_) => {
                     state.cx.attempts.push(Attempt {
                         deployment_id: deployment.id.clone(),
@@ -171,7 +176,7 @@ impl Gateway {
         &self,
         session: &mut Session,
         mut reading: Reading,
-        peer: &Arc<HttpPeer>,
+        place: &Arc<Place>,
         head: response::Parts,
     ) -> Attempted {
         let status = head.status.as_u16();
@@ -191,7 +196,7 @@ impl Gateway {
         }
         body.truncate(MAX_ERROR_BODY);
         if whole {
-            self.release(reading, peer).await;
+            self.release(reading, place).await;
         }
         let failure = Failure {
             shown: Shown::Theirs {
@@ -214,7 +219,7 @@ impl Gateway {
         session: &mut Session,
         state: &mut State,
         mut reading: Reading,
-        peer: Arc<HttpPeer>,
+        place: Arc<Place>,
         d: Arc<Deployment>,
         head: response::Parts,
     ) -> Attempted {
@@ -234,7 +239,7 @@ impl Gateway {
         }
         let mut ready = Ready {
             deployment: d,
-            peer,
+            place,
             head,
             reading,
             begun: Vec::new(),
@@ -264,16 +269,44 @@ impl Gateway {
 
     /// Gives a connection back to the pool, if its answer was read to the end and its request sent to the
     /// end: on one that still waits for the rest of a body, the next request would be taken for that.
-    pub(super) async fn release(&self, reading: Reading, peer: &Arc<HttpPeer>) {
+    pub(super) async fn release(&self, reading: Reading, place: &Arc<Place>) {
         let Reading {
             mut client,
             sent_whole,
             ..
         } = reading;
-        if sent_whole && client.response_done() {
-            let idle = peer.options.idle_timeout;
-            // Boxed: it is large, needed for a moment, and would be carried by every stream.
-            Box::pin(self.connector.release_http_session(*client, &**peer, idle)).await;
+        if !(sent_whole && client.response_done()) {
+            return;
+        }
+        match *client {
+            HttpSession::H1(mut h1) => {
+                h1.respect_keepalive();
+                // Waits for nothing but its good-bye to an upstream that wants no more calls.
+                if let Some(Some(stream)) = h1.reuse().now_or_never() {
+                    place.put(stream);
+                }
+            }
+            other => {
+                let idle = place.peer.options.idle_timeout;
+                // Boxed: it is large, needed for a moment, and would be carried by every stream.
+                Box::pin(self.connector.release_http_session(other, &place.peer, idle)).await;
+            }
+        }
+    }
+}
+
+/// A connection that nothing of this call has been said on.
+enum Way {
+    /// Its session is set up once the request is out.
+    Http1(Stream),
+    Session(Box<HttpSession>),
+}
+
+impl Way {
+    fn over(client: HttpSession) -> Self {
+        match client {
+            HttpSession::H1(h1) => Self::Http1(h1.into_inner()),
+            other => Self::Session(Box::new(other)),
         }
     }
 }
@@ -287,14 +320,14 @@ enum Exchange {
 /// Sends the request and waits for the head of the answer, which may come before all is sent.
 async fn exchange(
     session: &mut Session,
-    client: Box<HttpSession>,
+    way: Way,
     peer: &HttpPeer,
     d: &Deployment,
     up: &Upstream,
     patience: Duration,
     went_out: &mut bool,
 ) -> Result<Reading, Exchange> {
-    let h2 = matches!(*client, HttpSession::H2(_));
+    let h2 = matches!(&way, Way::Session(client) if matches!(**client, HttpSession::H2(_)));
     let path = head::join(&d.base.path, &up.path);
     let head = head::upstream_request(
         &d.base.authority(),
@@ -306,7 +339,7 @@ async fn exchange(
     )
     .map_err(Exchange::Broke)?;
     let sent = {
-        let sending = pin!(send(client, peer, head, &up.body, patience));
+        let sending = pin!(send(way, peer, head, &up.body, patience));
         watch(session, sending).await
     };
     let (mut client, sent_whole) = match sent {
@@ -338,19 +371,19 @@ async fn exchange(
 /// Writes head and body, and says whether all of it went out. Reads and writes on the returned session
 /// wait at most `patience`.
 async fn send(
-    mut client: Box<HttpSession>,
+    way: Way,
     peer: &HttpPeer,
     head: Box<RequestHeader>,
     body: &Rope,
     patience: Duration,
 ) -> Result<(Box<HttpSession>, bool)> {
-    if matches!(*client, HttpSession::H1(_)) && body.len() <= SLICE {
-        client = match *client {
-            HttpSession::H1(h1) => send_at_once(h1.into_inner(), peer, &head, body, patience).await?,
-            other => Box::new(other),
-        };
-        return Ok((client, true));
-    }
+    let mut client = match way {
+        Way::Http1(stream) if body.len() <= SLICE => {
+            return Ok((send_at_once(stream, peer, &head, body, patience).await?, true));
+        }
+        Way::Http1(stream) => Box::new(HttpSession::H1(Http1Session::new_with_options(stream, peer))),
+        Way::Session(client) => client,
+    };
     client.set_read_timeout(Some(patience));
     client.set_write_timeout(Some(patience));
     client.write_request_header(head).await?;

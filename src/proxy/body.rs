@@ -3,6 +3,7 @@
 use crate::conf::Timeouts;
 use bytes::{Bytes, BytesMut};
 use filters::contract::Refusal;
+use http::{HeaderName, header};
 use pingora_error::{Error, ErrorType};
 use pingora_proxy::Session;
 use std::time::Duration;
@@ -18,14 +19,14 @@ pub enum Read {
 /// Reads at most `limit` bytes, within `timeouts.body` in all and `timeouts.body_idle` for each piece.
 pub async fn read(session: &mut Session, limit: u64, timeouts: &Timeouts) -> Read {
     let deadline = timeouts.body;
-    let header = |name: &str| {
+    let header = |name: HeaderName| {
         session
             .get_header(name)
             .and_then(|v| v.to_str().ok())
             .map(str::trim)
     };
     // A compressed body would have to be unpacked to be judged, and a small one can unpack to a huge one.
-    if let Some(encoding) = header("content-encoding")
+    if let Some(encoding) = header(header::CONTENT_ENCODING)
         && !encoding.is_empty()
         && !encoding.eq_ignore_ascii_case("identity")
     {
@@ -35,16 +36,16 @@ pub async fn read(session: &mut Session, limit: u64, timeouts: &Timeouts) -> Rea
             "Compressed request bodies are not taken. Send the body as it is, without content-encoding.",
         ));
     }
-    let announced = header("content-length").and_then(|v| v.parse::<u64>().ok());
+    let announced = header(header::CONTENT_LENGTH).and_then(|v| v.parse::<u64>().ok());
     if announced.is_some_and(|n| n > limit) {
         return Read::Refused(too_large(limit));
     }
-    if header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
+    if header(header::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
         if let Err(e) = session.write_continue_response().await {
             return Read::Gone(e);
         }
         // From here on the body is on its way, whatever becomes of the request.
-        session.req_header_mut().remove_header("expect");
+        session.req_header_mut().remove_header(&header::EXPECT);
     }
     match tokio::time::timeout(deadline, collect(session, announced, limit, timeouts.body_idle)).await {
         Ok(read) => read,

@@ -15,6 +15,7 @@ use filters::builtin::limits;
 use filters::contract::{Answer, Call, Fault, Refusal, Stop, Verdict};
 use filters::model::call::Endpoint;
 use filters::model::record::{Attempt, Status};
+use http::{HeaderName, header};
 use pingora::prelude::*;
 use pingora_proxy::Session;
 use std::sync::Arc;
@@ -138,7 +139,7 @@ impl Gateway {
     /// Sets room aside for a large body. Many of them at once must not take all the memory there is.
     fn make_room(&self, session: &Session, limit: u64) -> Result<Option<OwnedSemaphorePermit>, Stop> {
         let announced = session
-            .get_header("content-length")
+            .get_header(header::CONTENT_LENGTH)
             .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         // One that does not say how long it is, is not small.
         let pieces = announced.unwrap_or(16 * ROOM_PIECE) / ROOM_PIECE;
@@ -275,7 +276,7 @@ fn full(model: &str, millis: u64) -> Refusal {
 
 fn content_type(session: &Session, endpoint: Endpoint) -> Result<String, Refusal> {
     let given = session
-        .get_header("content-type")
+        .get_header(header::CONTENT_TYPE)
         .and_then(|v| v.to_str().ok())
         .unwrap_or_default();
     if endpoint.is_multipart() {
@@ -290,9 +291,11 @@ fn content_type(session: &Session, endpoint: Endpoint) -> Result<String, Refusal
     Ok("application/json".to_string())
 }
 
+static X_LITELLM_TAGS: HeaderName = HeaderName::from_static("x-litellm-tags");
+
 /// Tags may also come in LiteLLM's header.
 fn with_header_tags(mut call: Call, session: &Session) -> Call {
-    if let Some(tags) = session.get_header("x-litellm-tags").and_then(|v| v.to_str().ok()) {
+    if let Some(tags) = session.get_header(&X_LITELLM_TAGS).and_then(|v| v.to_str().ok()) {
         call.tags.extend(
             tags.split(',')
                 .map(str::trim)

@@ -19,6 +19,7 @@ pub mod linger;
 pub mod models;
 pub mod paths;
 pub mod peer;
+mod place;
 pub mod respond;
 pub mod rooms;
 mod scrape;

@@ -27,7 +27,8 @@ const MOST_ALIASES: usize = 8;
 /// Names and what they lead to. Never changes.
 pub struct Models {
     groups: Vec<Group>,
-    exact: HashMap<String, usize>,
+    /// Looked at several times by every call.
+    exact: HashMap<String, usize, foldhash::fast::RandomState>,
     /// Most specific first.
     patterns: Vec<(String, usize)>,
     aliases: BTreeMap<String, String>,
@@ -85,7 +86,7 @@ impl Models {
                 .push((deployment, place(entry, conf)));
         }
         let mut groups = Vec::with_capacity(order.len());
-        let mut exact = HashMap::new();
+        let mut exact = HashMap::default();
         let mut patterns = Vec::new();
         for (at, name) in order.iter().enumerate() {
             groups.push(Group::new(
@@ -250,8 +251,11 @@ impl Catalog for Models {
 
     fn worst_cost(&self, model: &str, endpoint: Endpoint, usage: &Usage, tier: ServiceTier) -> Option<i64> {
         let at = |p: &Price| {
-            let standard = p.cost(usage, endpoint.into(), ServiceTier::Standard);
-            standard.max(p.cost(usage, endpoint.into(), tier))
+            let cost = p.cost(usage, endpoint.into(), tier);
+            if tier == ServiceTier::Standard {
+                return cost;
+            }
+            cost.max(p.cost(usage, endpoint.into(), ServiceTier::Standard))
         };
         let found = self.find(model)?;
         found

@@ -1,9 +1,10 @@
 //! Where to connect: names resolved without blocking, kept for a while, and turned into peers.
 
+use super::place::{IDLE, Place};
 use dashmap::DashMap;
 use filters::model::deployment::Base;
 use pingora::prelude::HttpPeer;
-use pingora::upstreams::peer::ALPN;
+use pingora::upstreams::peer::{ALPN, Peer};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,23 +20,23 @@ const H2_STREAMS: usize = 100;
 /// Peers by place. Names come from the config alone, so this stays small.
 #[derive(Default)]
 pub struct Peers {
-    known: DashMap<Base, Arc<Known>>,
+    known: DashMap<Base, Arc<Known>, foldhash::fast::RandomState>,
 }
 
 struct Known {
-    peers: Vec<Arc<HttpPeer>>,
+    places: Vec<Arc<Place>>,
     next: AtomicUsize,
     at: Instant,
     forever: bool,
 }
 
 impl Peers {
-    /// A peer for this place. `Err` is for the log: it may hold an address.
-    pub async fn peer(&self, base: &Base, connect: Duration) -> Result<Arc<HttpPeer>, String> {
+    /// Where to connect to. `Err` is for the log: it may hold an address.
+    pub async fn place(&self, base: &Base, connect: Duration) -> Result<Arc<Place>, String> {
         let known = self.known.get(base).map(|k| Arc::clone(&k));
         let known = match known {
             Some(k) if k.forever || k.at.elapsed() < FRESH => k,
-            stale => match self.resolve(base, connect).await {
+            stale => match self.resolve(base, connect, stale.as_deref()).await {
                 Ok(fresh) => fresh,
                 // An old address is better than none while the resolver is away.
                 Err(e) => stale.ok_or(e)?,
@@ -43,13 +44,18 @@ impl Peers {
         };
         let turn = known.next.fetch_add(1, Ordering::Relaxed);
         known
-            .peers
-            .get(turn % known.peers.len().max(1))
+            .places
+            .get(turn % known.places.len().max(1))
             .cloned()
             .ok_or_else(|| format!("{} has no address", base.host))
     }
 
-    async fn resolve(&self, base: &Base, connect: Duration) -> Result<Arc<Known>, String> {
+    async fn resolve(
+        &self,
+        base: &Base,
+        connect: Duration,
+        stale: Option<&Known>,
+    ) -> Result<Arc<Known>, String> {
         let literal = base.host.parse().ok().map(|ip| SocketAddr::new(ip, base.port));
         let addresses: Vec<SocketAddr> = match literal {
             Some(address) => vec![address],
@@ -62,10 +68,20 @@ impl Peers {
         if addresses.is_empty() {
             return Err(format!("{} has no address", base.host));
         }
+        // An address that stays keeps its connections.
+        let known_already = |peer: &HttpPeer| {
+            let mut places = stale.iter().flat_map(|k| &k.places);
+            let alike = |p: &HttpPeer| {
+                p.reuse_hash() == peer.reuse_hash()
+                    && p.options.connection_timeout == peer.options.connection_timeout
+            };
+            places.find(|p| alike(&p.peer)).cloned()
+        };
         let known = Arc::new(Known {
-            peers: addresses
+            places: addresses
                 .iter()
-                .map(|a| Arc::new(peer(*a, base, connect)))
+                .map(|a| peer(*a, base, connect))
+                .map(|peer| known_already(&peer).unwrap_or_else(|| Arc::new(Place::new(peer))))
                 .collect(),
             next: AtomicUsize::new(0),
             at: Instant::now(),
@@ -82,7 +98,7 @@ fn peer(address: SocketAddr, base: &Base, connect: Duration) -> HttpPeer {
     let options = &mut peer.options;
     options.connection_timeout = Some(connect);
     options.total_connection_timeout = Some(connect);
-    options.idle_timeout = Some(Duration::from_secs(60));
+    options.idle_timeout = Some(IDLE);
     options.max_h2_streams = H2_STREAMS;
     options.alpn = match (base.tls, base.h2) {
         (true, _) => ALPN::H2H1,
@@ -101,13 +117,13 @@ mod tests {
         let peers = Peers::default();
         let base = |url: &str| Base::parse(url).unwrap();
         let second = Duration::from_secs(1);
-        let p = peers.peer(&base("http://127.0.0.1:8080"), second).await.unwrap();
-        assert_eq!(p._address.to_string(), "127.0.0.1:8080");
-        let p = peers.peer(&base("https://localhost"), second).await.unwrap();
-        assert_eq!(p.sni, "localhost", "TLS is verified against the name");
+        let p = peers.place(&base("http://127.0.0.1:8080"), second).await.unwrap();
+        assert_eq!(p.peer._address.to_string(), "127.0.0.1:8080");
+        let p = peers.place(&base("https://localhost"), second).await.unwrap();
+        assert_eq!(p.peer.sni, "localhost", "TLS is verified against the name");
         assert!(
             peers
-                .peer(&base("http://no-such-host.invalid"), second)
+                .place(&base("http://no-such-host.invalid"), second)
                 .await
                 .is_err()
         );

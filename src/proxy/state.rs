@@ -10,6 +10,7 @@ use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
 use filters::model::record::Status;
+use http::header;
 use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
@@ -61,7 +62,7 @@ impl State {
         let client = networks.client(peer, &head.headers);
         let user_agent = head
             .headers
-            .get("user-agent")
+            .get(header::USER_AGENT)
             .and_then(|v| v.to_str().ok())
             .map(|v| v.chars().take(MAX_USER_AGENT).collect());
         let catalog: Arc<dyn Catalog> = Arc::clone(&snapshot.models) as Arc<dyn Catalog>;
@@ -226,7 +227,7 @@ pub(super) fn host(session: &Session) -> String {
         .uri
         .authority()
         .map(|a| a.as_str())
-        .or_else(|| head.headers.get("host").and_then(|v| v.to_str().ok()))
+        .or_else(|| head.headers.get(header::HOST).and_then(|v| v.to_str().ok()))
         .unwrap_or_default();
     let host = match authority.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),

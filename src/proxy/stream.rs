@@ -43,12 +43,12 @@ impl Gateway {
             return Err(Error::explain(ErrorType::InternalError, "the lane has no target"));
         };
         let timeouts = &state.snapshot.timeouts;
-        let peer = self
+        let place = self
             .peers
-            .peer(&target.base, timeouts.connect)
+            .place(&target.base, timeouts.connect)
             .await
             .map_err(|e| Error::explain(ErrorType::ConnectError, e).into_up())?;
-        let mut peer = Box::new(HttpPeer::clone(&peer));
+        let mut peer = Box::new(place.peer.clone());
         peer.options.read_timeout = Some(timeouts.first_byte);
         Ok(peer)
     }

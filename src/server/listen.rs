@@ -11,7 +11,7 @@ use crate::tls::redirect::Redirect;
 use crate::upgrade::new::Inherited;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::PreTlsCallback;
+use pingora::listeners::{L4BufferSettings, ListenerConfig, PreTlsCallback};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service as Serving;
@@ -22,6 +22,14 @@ use std::os::fd::{AsFd, IntoRawFd};
 use std::sync::Arc;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
+
+/// Of each client connection, bytes. A head with all its limits goes out in one packet with the body of a
+/// usual answer, for which Pingora's 1460 are too few; and its 64 KiB for reading are cleared for every
+/// connection and hardly ever used: bodies are read into buffers of their own.
+const SOCKET_BUFFERS: L4BufferSettings = L4BufferSettings {
+    read: Some(8 << 10),
+    write: Some(8 << 10),
+};
 
 /// The sockets of the listeners, each once: inherited, or bound here. Those that are bound here refuse
 /// connections until Pingora opens them.
@@ -178,7 +186,7 @@ pub(super) fn services(
         let mut service = Service::new(name.to_string(), app);
         for address in addresses {
             // TLS is spoken behind the door, where connections are counted and have deadlines.
-            service.add_tcp(&address);
+            service.add_listener(ListenerConfig::tcp(address).l4_buffer(SOCKET_BUFFERS));
         }
         services.push(Opening {
             service,

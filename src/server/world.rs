@@ -27,11 +27,7 @@ pub(super) struct Books {
 
 impl LedgerPort for Books {
     fn append(&self, record: Record) {
-        let charged = self.meters.charged(&record);
-        let (nanos, ended) = (record.spend_nanos, record.ended_micros);
-        // First here, then there: whoever reads in between counts it twice, never not at all.
-        LedgerPort::append(&*self.ledger, record);
-        self.meters.spent(&charged, nanos, ended);
+        self.ledger.write(record, |record| self.meters.spent(record));
     }
 }
 

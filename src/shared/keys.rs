@@ -35,7 +35,7 @@ pub struct KeyCache {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     parties: Arc<Parties>,
-    known: Cache<KeyHash, Entry>,
+    known: Cache<KeyHash, Entry, foldhash::fast::RandomState>,
     /// What was read in an earlier one may be outdated: changes were missed.
     epoch: AtomicU64,
     /// Counts what was forgotten, so that a key read before a change is not believed after it.
@@ -75,7 +75,9 @@ impl KeyCache {
             store,
             clock,
             parties,
-            known: Cache::new(MOST),
+            known: Cache::builder()
+                .max_capacity(MOST)
+                .build_with_hasher(Default::default()),
             epoch: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             asking: DashMap::new(),

@@ -3,10 +3,10 @@
 use super::period::second_of;
 use super::report::Usage;
 use super::rows::{count, day_of, moment};
-use filters::model::account::{self, Kind};
+use filters::model::account::{Charge, Kind};
 use filters::model::record::{Record, Status};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// An account's kind, id and model group.
 pub type Subject<'a> = (&'static str, Cow<'a, str>, &'a str);
@@ -24,35 +24,67 @@ pub struct Increments<'a> {
     pub labels: BTreeMap<LabelOf<'a>, Usage>,
 }
 
+/// What two rows have in common that add to all the same sums.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Alike<'a> {
+    charge: Charge<'a>,
+    provider: &'a str,
+    day: i32,
+    /// Second since 1970.
+    ended: i64,
+}
+
 impl<'a> Increments<'a> {
-    pub fn add(&mut self, r: &'a Record) {
-        let usage = usage(r);
-        let ended = second_of(moment(r.ended_micros));
-        let model = r.model_group.as_str();
-        let day = day_of(r.started_micros);
-        for (kind, id) in account::charged(r) {
+    /// Most rows of a batch are alike, and each adds to two dozen sums: so the alike are added up first.
+    pub fn of(records: impl IntoIterator<Item = &'a Record>) -> Self {
+        let mut alike: HashMap<Alike<'a>, Usage, foldhash::fast::RandomState> = HashMap::default();
+        for r in records {
+            let of = Alike {
+                charge: Charge::of(r),
+                provider: &r.provider,
+                day: day_of(r.started_micros),
+                ended: second_of(moment(r.ended_micros)),
+            };
+            alike.entry(of).or_default().add(&usage(r));
+        }
+        let mut sums = Self::default();
+        for (of, usage) in &alike {
+            sums.add(of, usage);
+        }
+        sums
+    }
+
+    fn add(&mut self, of: &Alike<'a>, usage: &Usage) {
+        let Alike {
+            charge,
+            provider,
+            day,
+            ended,
+        } = *of;
+        let model = charge.model_group;
+        for (kind, id) in charge.subjects(|_| true) {
             if let (Kind::EndUser | Kind::Tag, Cow::Borrowed(label)) = (kind, &id) {
                 let label = (kind.as_str(), day, *label, model);
-                self.labels.entry(label).or_default().add(&usage);
+                self.labels.entry(label).or_default().add(usage);
             }
-            if r.spend_nanos == 0 {
+            if usage.spend_nanos == 0 {
                 continue;
             }
             if !model.is_empty() {
-                self.charge((kind.as_str(), id.clone(), model), ended, r.spend_nanos);
+                self.charge((kind.as_str(), id.clone(), model), ended, usage.spend_nanos);
             }
-            self.charge((kind.as_str(), id, ""), ended, r.spend_nanos);
+            self.charge((kind.as_str(), id, ""), ended, usage.spend_nanos);
         }
         let day = (
             day,
-            r.key_hash.as_ref().map_or([].as_slice(), |h| h.0.as_slice()),
+            charge.key_hash.map_or([].as_slice(), |h| h.0.as_slice()),
             model,
-            r.user_id.as_deref().unwrap_or(""),
-            r.team_id.as_deref().unwrap_or(""),
-            r.organization_id.as_deref().unwrap_or(""),
-            r.provider.as_str(),
+            charge.user_id.unwrap_or(""),
+            charge.team_id.unwrap_or(""),
+            charge.organization_id.unwrap_or(""),
+            provider,
         );
-        self.days.entry(day).or_default().add(&usage);
+        self.days.entry(day).or_default().add(usage);
     }
 
     fn charge(&mut self, subject: Subject<'a>, ended: i64, nanos: i64) {

@@ -11,7 +11,7 @@ use crate::model::account::Kind;
 use crate::model::key::{Caller, Holder, Key, KeyHash, MasterKey};
 use crate::model::party::{self, Party};
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderName, request};
+use http::{HeaderMap, HeaderName, header, request};
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Arc;
@@ -22,8 +22,13 @@ const MAX_KEY_BYTES: usize = 1024;
 /// How many rotations a grace may span.
 const MOST_ROTATIONS: usize = 8;
 
-/// Headers that may carry the key, besides `x-litellm-api-key`, which wins over all of them.
-const KEY_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
+/// Headers that may carry the key, besides LiteLLM's, which wins over all of them.
+static KEY_HEADERS: [HeaderName; 3] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+];
+static LITELLMS_HEADER: HeaderName = HeaderName::from_static("x-litellm-api-key");
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -255,15 +260,15 @@ impl Filter for Auth {
 
 /// The key in the usual headers.
 fn presented(headers: &HeaderMap) -> Result<&str> {
-    if let Some(value) = headers.get("x-litellm-api-key") {
-        let text = text(value, "x-litellm-api-key")?;
+    if let Some(value) = headers.get(&LITELLMS_HEADER) {
+        let text = text(value, LITELLMS_HEADER.as_str())?;
         return Ok(bearer(text).unwrap_or(text).trim());
     }
-    let mut found: Option<(&'static str, &str)> = None;
-    for name in KEY_HEADERS {
+    let mut found: Option<(&HeaderName, &str)> = None;
+    for name in &KEY_HEADERS {
         for value in headers.get_all(name) {
-            let text = text(value, name)?;
-            let key = if name == "authorization" {
+            let text = text(value, name.as_str())?;
+            let key = if *name == header::AUTHORIZATION {
                 bearer(text).map(str::trim).filter(|k| !k.is_empty()).ok_or_else(|| {
                     Refusal::unauthorized(
                         "Authentication Error, Malformed API Key passed in. Ensure Key has `Bearer ` prefix.",

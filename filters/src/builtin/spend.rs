@@ -5,6 +5,7 @@ use crate::contract::{Cx, Filter, Needs, Outcome, Result};
 use crate::model::price::ServiceTier;
 use crate::model::record::{Record, Status};
 use bytes::Bytes;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub struct Spend {
@@ -87,12 +88,27 @@ impl Spend {
                 .metadata
                 .as_ref()
                 .map(|m| String::from_utf8_lossy(m).into_owned()),
-            client_ip: cx.client_ip.to_string(),
+            client_ip: address(cx.client_ip),
             user_agent: cx.user_agent.clone(),
             bytes_in: cx.bytes_in,
             bytes_out: cx.bytes_out,
         });
     }
+}
+
+/// As it is usually written.
+fn address(ip: IpAddr) -> String {
+    let IpAddr::V4(v4) = ip else {
+        return ip.to_string();
+    };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for (i, part) in v4.octets().into_iter().enumerate() {
+        if i > 0 {
+            text.push('.');
+        }
+        text.push_str(itoa::Buffer::new().format(part));
+    }
+    text
 }
 
 /// The key's own tags and the caller's, each once.

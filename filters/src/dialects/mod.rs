@@ -122,7 +122,7 @@ pub fn join(api_base: &str, path: &str) -> String {
         .filter(|&end| base.ends_with(&path[..end]))
         .last()
         .unwrap_or(0);
-    format!("{base}{}", &path[overlap..])
+    [base, &path[overlap..]].concat()
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl Dialect for OpenAi {
     }
 
     fn auth(&self, key: &str) -> (&'static str, String) {
-        ("authorization", format!("Bearer {key}"))
+        ("authorization", ["Bearer ", key].concat())
     }
 
     fn response(&self, _: Endpoint, body: &[u8], _: &Params) -> Result<Bytes, DialectError> {

@@ -94,7 +94,7 @@ pub fn member(team_id: &str, user_id: &str) -> String {
 }
 
 /// The fields of a record that say who is charged.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Charge<'a> {
     pub key_hash: Option<&'a KeyHash>,
     pub user_id: Option<&'a str>,
@@ -120,9 +120,32 @@ impl<'a> Charge<'a> {
 
     /// The subjects of these kinds that are charged, each once.
     pub fn subjects(&self, of: impl Fn(Kind) -> bool) -> Vec<(Kind, Cow<'a, str>)> {
-        let mut subjects: Vec<(Kind, Cow<'_, str>)> = Vec::with_capacity(8);
+        let mut subjects = Vec::with_capacity(8);
+        self.walk(of, |kind, id| {
+            subjects.push((
+                kind,
+                match id {
+                    Id::Text(text) => Cow::Borrowed(text),
+                    Id::Member(team, user) => Cow::Owned(member(team, user)),
+                    Id::Key(hash) => Cow::Owned(hash.hex()),
+                },
+            ));
+        });
+        subjects
+    }
+
+    /// Tells the same, without keeping anything.
+    pub fn each(&self, of: impl Fn(Kind) -> bool, mut tell: impl FnMut(Kind, &str)) {
+        self.walk(of, |kind, id| match id {
+            Id::Text(text) => tell(kind, text),
+            Id::Member(team, user) => tell(kind, &member(team, user)),
+            Id::Key(hash) => tell(kind, hash.hex_in(&mut [0; 64])),
+        });
+    }
+
+    fn walk(&self, of: impl Fn(Kind) -> bool, mut tell: impl FnMut(Kind, Id<'a>)) {
         if of(Kind::Gateway) {
-            subjects.push((Kind::Gateway, Cow::Borrowed("")));
+            tell(Kind::Gateway, Id::Text(""));
         }
         for (kind, id) in [
             (Kind::Organization, self.organization_id),
@@ -131,24 +154,31 @@ impl<'a> Charge<'a> {
             (Kind::EndUser, self.end_user),
         ] {
             if let Some(id) = id.filter(|_| of(kind)) {
-                subjects.push((kind, Cow::Borrowed(id)));
+                tell(kind, Id::Text(id));
             }
         }
         if let (Some(team), Some(user), true) = (self.team_id, self.user_id, of(Kind::Member)) {
-            subjects.push((Kind::Member, Cow::Owned(member(team, user))));
+            tell(Kind::Member, Id::Member(team, user));
         }
         if let Some(hash) = self.key_hash.filter(|_| of(Kind::Key)) {
-            subjects.push((Kind::Key, Cow::Owned(hash.hex())));
+            tell(Kind::Key, Id::Key(hash));
         }
         if of(Kind::Tag) {
             for (i, tag) in self.tags.iter().enumerate() {
                 if !tag.is_empty() && !self.tags.iter().take(i).any(|t| t == tag) {
-                    subjects.push((Kind::Tag, Cow::Borrowed(tag)));
+                    tell(Kind::Tag, Id::Text(tag));
                 }
             }
         }
-        subjects
     }
+}
+
+/// A subject's id before it is put together.
+enum Id<'a> {
+    Text(&'a str),
+    /// Of a team and a user.
+    Member(&'a str, &'a str),
+    Key(&'a KeyHash),
 }
 
 /// The subjects that a record is charged to, each once. Each is charged twice over: in all, and for the

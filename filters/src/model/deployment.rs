@@ -89,15 +89,19 @@ impl Base {
 
     /// The `Host` header: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
+        let mut text = String::with_capacity(self.host.len() + 8);
+        if self.host.contains(':') {
+            text.push('[');
+            text.push_str(&self.host);
+            text.push(']');
         } else {
-            self.host.clone()
-        };
-        match (self.tls, self.port) {
-            (true, 443) | (false, 80) => host,
-            (_, port) => format!("{host}:{port}"),
+            text.push_str(&self.host);
         }
+        if !matches!((self.tls, self.port), (true, 443) | (false, 80)) {
+            text.push(':');
+            text.push_str(itoa::Buffer::new().format(self.port));
+        }
+        text
     }
 }
 

@@ -20,12 +20,17 @@ impl KeyHash {
 
     /// Lowercase hexadecimal, 64 characters.
     pub fn hex(&self) -> String {
-        let mut out = String::with_capacity(64);
-        for b in self.0 {
-            out.push(char::from_digit(u32::from(b >> 4), 16).unwrap_or('0'));
-            out.push(char::from_digit(u32::from(b & 15), 16).unwrap_or('0'));
+        self.hex_in(&mut [0; 64]).to_string()
+    }
+
+    /// The same, written where the caller has room for it.
+    pub fn hex_in<'t>(&self, text: &'t mut [u8; 64]) -> &'t str {
+        let digit = |n: u8| n + if n < 10 { b'0' } else { b'a' - 10 };
+        for (pair, b) in text.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&[digit(b >> 4), digit(b & 15)]);
         }
-        out
+        // Nothing in it is not a digit.
+        std::str::from_utf8(text).unwrap_or_default()
     }
 
     pub fn from_hex(text: &str) -> Option<Self> {

@@ -329,12 +329,48 @@ fn write_decimal(f: &mut fmt::Formatter<'_>, negative: bool, magnitude: u128, pl
     let places = places.unsigned_abs();
     let unit = 10u128.pow(places);
     let sign = if negative { "-" } else { "" };
-    let (whole, fraction) = (magnitude / unit, magnitude % unit);
+    let (whole, fraction) = match (u64::try_from(magnitude), u64::try_from(unit)) {
+        // Nearly always, and much quicker.
+        (Ok(magnitude), Ok(unit)) => {
+            let (whole, fraction) = (magnitude / unit, magnitude % unit);
+            if f.width().is_none() && f.precision().is_none() {
+                return write_plain(f, sign, whole, fraction, places as usize);
+            }
+            (u128::from(whole), u128::from(fraction))
+        }
+        _ => (magnitude / unit, magnitude % unit),
+    };
     if fraction == 0 {
         return f.pad(&format!("{sign}{whole}"));
     }
     let fraction = format!("{fraction:0width$}", width = places as usize);
     f.pad(&format!("{sign}{whole}.{}", fraction.trim_end_matches('0')))
+}
+
+/// The same piece by piece: every priced call shows its cost.
+fn write_plain(
+    f: &mut fmt::Formatter<'_>,
+    sign: &str,
+    whole: u64,
+    mut fraction: u64,
+    mut places: usize,
+) -> fmt::Result {
+    f.write_str(sign)?;
+    f.write_str(itoa::Buffer::new().format(whole))?;
+    if fraction == 0 {
+        return Ok(());
+    }
+    while fraction.is_multiple_of(10) {
+        fraction /= 10;
+        places -= 1;
+    }
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(fraction);
+    f.write_str(".")?;
+    for _ in digits.len()..places {
+        f.write_str("0")?;
+    }
+    f.write_str(digits)
 }
 
 #[cfg(test)]

@@ -92,11 +92,11 @@ impl Admitted for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let now = self.meters.now();
+        let now = self.meters.mono();
         for part in &self.parts {
             let meter = &part.bound.meter;
             let mut state = meter.state.lock();
-            state.used_at = now.mono;
+            state.used_at = now;
             if let Some(money) = &mut state.money {
                 money.release(part.nanos, part.credit, part.period_start);
             }
@@ -106,7 +106,7 @@ impl Drop for Held {
                     second,
                     granted_in,
                 } = *tokens;
-                rate.window.correct(second, estimated, self.used, now.mono);
+                rate.window.correct(second, estimated, self.used, now);
                 if let Some(granted_in) = granted_in {
                     rate.share.back(granted_in, estimated.saturating_sub(self.used));
                     let beyond = i64::try_from(self.used.saturating_sub(estimated)).unwrap_or(0);

@@ -2,8 +2,10 @@
 
 use super::money::Money;
 use super::window::Window;
-use filters::model::account::Account;
+use filters::model::account::{Account, Kind};
 use parking_lot::Mutex;
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::sync::Notify;
 
@@ -15,6 +17,45 @@ const MOST_GIVEN_BACK: usize = 128;
 pub struct Now {
     pub mono: u64,
     pub wall: i64,
+}
+
+/// An account by its parts, so that a meter is found without making an [`Account`].
+pub trait Named {
+    /// Kind, id, model.
+    fn parts(&self) -> (Kind, &str, &str);
+}
+
+impl Named for Account {
+    fn parts(&self) -> (Kind, &str, &str) {
+        (self.kind, &self.id, &self.model)
+    }
+}
+
+impl Named for (Kind, &str, &str) {
+    fn parts(&self) -> (Kind, &str, &str) {
+        *self
+    }
+}
+
+impl<'a> Borrow<dyn Named + 'a> for Account {
+    fn borrow(&self) -> &(dyn Named + 'a) {
+        self
+    }
+}
+
+impl PartialEq for dyn Named + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for dyn Named + '_ {}
+
+/// As [`Account`] is hashed.
+impl Hash for dyn Named + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
 }
 
 pub struct Meter {

@@ -31,7 +31,7 @@ use filters::model::key::{Caller, KeyHash};
 use filters::model::limits::{Allowance, Limits};
 use filters::model::record::Record;
 use guests::{Guest, Guests};
-use meter::{Meter, Now};
+use meter::{Meter, Named, Now};
 use parking_lot::Mutex;
 use queue::Queue;
 pub use queue::QueueSettings;
@@ -93,15 +93,18 @@ pub struct World {
     pub events: Arc<dyn Events>,
 }
 
+/// Hashes names on every call's way, with a seed of this process.
+type Quick = foldhash::fast::RandomState;
+
 pub struct Meters {
     base: Instant,
     world: World,
     settings: Settings,
-    table: DashMap<Account, Arc<Meter>>,
+    table: DashMap<Account, Arc<Meter>, Quick>,
     serial: AtomicU64,
     /// Kinds of accounts whose money anybody looks at: bit 2·kind, +1 for a model's.
     money: AtomicU32,
-    plans: DashMap<KeyHash, Arc<Plan>>,
+    plans: DashMap<KeyHash, Arc<Plan>, Quick>,
     gateway: OnceLock<Option<Subject>>,
     guests: Guests,
     queue: Option<Queue>,
@@ -118,10 +121,10 @@ impl Meters {
             base: Instant::now(),
             world,
             settings,
-            table: DashMap::new(),
+            table: DashMap::default(),
             serial: AtomicU64::new(0),
             money: AtomicU32::new(0),
-            plans: DashMap::new(),
+            plans: DashMap::default(),
             gateway: OnceLock::new(),
             guests: Guests::default(),
             queue,
@@ -156,9 +159,14 @@ impl Meters {
 
     fn now(&self) -> Now {
         Now {
-            mono: self.base.elapsed().as_millis() as u64,
+            mono: self.mono(),
             wall: self.world.clock.now_micros(),
         }
+    }
+
+    /// Milliseconds of the process' clock.
+    fn mono(&self) -> u64 {
+        self.base.elapsed().as_millis() as u64
     }
 
     fn is_shared(&self) -> bool {
@@ -268,43 +276,40 @@ impl Meters {
         }
     }
 
-    /// The accounts of a row whose money somebody looks at.
-    pub fn charged(&self, record: &Record) -> Vec<Account> {
+    /// A row is written down, and the ledger knows of it: the accounts that it is charged to, of those that
+    /// somebody looks at, have spent so much more.
+    pub fn spent(&self, record: &Record) {
         let watched = self.money.load(Ordering::SeqCst);
         if watched == 0 || record.spend_nanos <= 0 {
-            return Vec::new();
+            return;
         }
         let is_watched = |kind, of_model| watched & money_bit(kind, of_model) != 0;
-        let subjects = Charge::of(record).subjects(|k| is_watched(k, false) || is_watched(k, true));
-        let mut out = Vec::with_capacity(subjects.len() * 2);
-        for (kind, id) in subjects {
-            if is_watched(kind, true) && !record.model_group.is_empty() {
-                out.push(Account::of_model(kind, id.as_ref(), record.model_group.as_str()));
+        let group = record.model_group.as_str();
+        let has = |kind| is_watched(kind, false) || (is_watched(kind, true) && !group.is_empty());
+        Charge::of(record).each(has, |kind, id| {
+            let models = [Some(group).filter(|g| !g.is_empty()), Some("")];
+            for model in models.into_iter().flatten() {
+                if is_watched(kind, !model.is_empty()) {
+                    self.charge((kind, id, model), record.spend_nanos, record.ended_micros);
+                }
             }
-            if is_watched(kind, false) {
-                out.push(Account::new(kind, id));
-            }
-        }
-        out
+        });
     }
 
-    /// A row was written down: the accounts it is charged to have spent so much more.
-    pub fn spent(&self, charged: &[Account], nanos: i64, ended_micros: i64) {
-        for account in charged {
-            let Some(meter) = self.table.get(account).map(|m| Arc::clone(&m)) else {
-                continue;
-            };
-            let mut state = meter.state.lock();
-            let Some(money) = &mut state.money else { continue };
-            let crossed = money.add(nanos, ended_micros);
-            let (spent, period) = (money.spent(), money.period());
-            drop(state);
-            if crossed {
-                self.crossed(account, spent, period.end);
-            }
-            if self.world.agreement.is_some() {
-                self.list(&meter);
-            }
+    fn charge(&self, account: (Kind, &str, &str), nanos: i64, ended_micros: i64) {
+        let Some(meter) = self.table.get(&account as &dyn Named).map(|m| Arc::clone(&m)) else {
+            return;
+        };
+        let mut state = meter.state.lock();
+        let Some(money) = &mut state.money else { return };
+        let crossed = money.add(nanos, ended_micros);
+        let (spent, period) = (money.spent(), money.period());
+        drop(state);
+        if crossed {
+            self.crossed(&meter.account, spent, period.end);
+        }
+        if self.world.agreement.is_some() {
+            self.list(&meter);
         }
     }
 
@@ -330,7 +335,7 @@ impl Meters {
                 money.forget();
             }
         };
-        if let Some(meter) = self.table.get(&Account::new(kind, id)) {
+        if let Some(meter) = self.table.get(&(kind, id, "") as &dyn Named) {
             forget(&meter);
         }
         if self.money.load(Ordering::SeqCst) & money_bit(kind, true) == 0 {

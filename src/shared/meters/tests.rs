@@ -71,8 +71,12 @@ impl Bench {
     }
 
     fn spend(&self, key: &Key, nanos: i64) {
-        let charged = [Account::new(Kind::Key, key.hash.hex())];
-        self.gate.0.spent(&charged, nanos, self.clock.now_micros());
+        self.gate.0.spent(&Record {
+            key_hash: Some(key.hash),
+            spend_nanos: nanos,
+            ended_micros: self.clock.now_micros(),
+            ..testkit::record("r")
+        });
     }
 }
 

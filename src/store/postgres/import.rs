@@ -2,7 +2,7 @@
 //! of its ledger. None of it is part of a sum of ours.
 
 use super::accounts::Rows;
-use super::ledger::{Batch, Columns, INSERT};
+use super::ledger::{Batch, Columns, INSERT_TELLING};
 use super::{Cells, PostgresStore, from_statement, within};
 use crate::store::{DailyRow, MAX_ROWS, Result, StoreError, rows};
 use filters::model::account::Account;
@@ -35,7 +35,7 @@ WHERE (d.requests, d.successes, d.failures, d.prompt_tokens, d.completion_tokens
 RETURNING xmax = 0";
 
 static ADD_ROWS: LazyLock<String> = LazyLock::new(|| {
-    INSERT
+    INSERT_TELLING
         .replacen("INTO tk_ledger ", "INTO tk_ledger_imported ", 1)
         .replacen("ON CONFLICT (request_id, day)", "ON CONFLICT (request_id)", 1)
 });

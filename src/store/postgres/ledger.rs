@@ -18,7 +18,7 @@ use tokio_postgres::types::ToSql;
 /// that took those rows in different order would deadlock. Transaction-scoped; `tollledg` in ASCII.
 pub(super) const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(8390043843745375335)";
 
-pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
+static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!(
         "INSERT INTO tk_ledger (day, {LEDGER_COLUMNS})
     SELECT DATE '1970-01-01' + day, request_id, endpoint, key_hash, key_alias, user_id, team_id,
@@ -34,10 +34,13 @@ pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
         $33::timestamptz[], $34::text[], $35::text[], $36::text[], $37::text[], $38::text[], $39::bigint[],
         $40::bigint[])
         AS r (day, {LEDGER_COLUMNS})
-    ON CONFLICT (request_id, day) DO NOTHING
-    RETURNING request_id, day - DATE '1970-01-01'"
+    ON CONFLICT (request_id, day) DO NOTHING"
     )
 });
+
+/// The same, telling which rows were new.
+pub(super) static INSERT_TELLING: LazyLock<String> =
+    LazyLock::new(|| format!("{} RETURNING request_id, day - DATE '1970-01-01'", *INSERT));
 
 const ADD_TO_DAYS: &str = "INSERT INTO tk_daily AS d
 SELECT DATE '1970-01-01' + day, key_hash, model_group, user_id, team_id, organization_id, provider, a, b, c,
@@ -79,8 +82,7 @@ impl PostgresStore {
         self.make_days(records).await?;
         let batch = Batch::of(records)?;
         let params = batch.params();
-        let mut all = Increments::default();
-        records.iter().for_each(|r| all.add(r));
+        let all = Increments::of(records);
         let touched = Rows::asked(
             all.accounts
                 .keys()
@@ -101,19 +103,37 @@ impl PostgresStore {
             // Sent together; the server works through them in order. All answers are awaited, so that the
             // connection is idle afterwards.
             let touched = touched.params();
-            let (begun, inserted, locked) = tokio::join!(
-                lease.batch_execute(BEGIN),
-                lease.query(&insert, &params),
-                lease.query(&lock, &touched),
-            );
-            let new = begun
-                .and(inserted)
-                .map_err(from_statement)
-                .and_then(|inserted| Increments::of_new(records, &inserted));
-            let sums = new.as_ref().map_err(StoreError::clone).and_then(|new| {
+            let begin = async {
+                let (begun, inserted, locked) = tokio::join!(
+                    lease.batch_execute(BEGIN),
+                    lease.execute(&insert, &params),
+                    lease.query(&lock, &touched),
+                );
+                if begun.and(inserted).map_err(from_statement)? == records.len() as u64 {
+                    return Ok((None, locked.map_err(from_statement)?));
+                }
+                // Some were there already, as after a crash. Mostly none is, and then nobody needs to hear
+                // which: so that is asked only now, from the start.
+                let telling = lease.prepare_cached(&INSERT_TELLING).await;
+                let telling = telling.map_err(from_statement)?;
+                let (back, begun, inserted, locked) = tokio::join!(
+                    lease.batch_execute("ROLLBACK"),
+                    lease.batch_execute(BEGIN),
+                    lease.query(&telling, &params),
+                    lease.query(&lock, &touched),
+                );
+                let inserted = back.and(begun).and(inserted).map_err(from_statement)?;
                 let locked = locked.map_err(from_statement)?;
-                Ok((new, Rows::charged(new, &locked)?))
-            });
+                Ok((Some(Increments::of_new(records, &inserted)?), locked))
+            };
+            let begun: Result<(Option<Increments<'_>>, _)> = begin.await;
+            let sums = begun
+                .as_ref()
+                .map_err(StoreError::clone)
+                .and_then(|(new, locked)| {
+                    let new = new.as_ref().unwrap_or(&all);
+                    Ok((new, Rows::charged(new, locked)?))
+                });
             let (new, accounts) = match sums {
                 Ok(sums) => sums,
                 Err(e) => {
@@ -271,13 +291,15 @@ impl<'a> Increments<'a> {
                 .entry((&r.request_id, rows::day_of(r.started_micros)))
                 .or_insert(r);
         }
-        let mut new = Self::default();
-        for row in inserted {
-            let mut c = Cells::of(row);
-            let record = first.remove(&(c.next()?, c.next()?));
-            new.add(record.ok_or_else(|| StoreError::other("a row came back that was not sent"))?);
-        }
-        Ok(new)
+        let new: Result<Vec<&Record>> = inserted
+            .iter()
+            .map(|row| {
+                let mut c = Cells::of(row);
+                let record = first.remove(&(c.next()?, c.next()?));
+                record.ok_or_else(|| StoreError::other("a row came back that was not sent"))
+            })
+            .collect();
+        Ok(Self::of(new?))
     }
 }
 

@@ -147,17 +147,16 @@ pub fn insert_row(insert: &mut Statement<'_>, r: &Record) -> Result<bool> {
 
 pub fn append(c: &mut Connection, records: &[Record]) -> Result<()> {
     let t = begin(c)?;
-    let mut increments = Increments::default();
+    let mut new = Vec::with_capacity(records.len());
     {
         let mut insert = t.prepare_cached(&INSERT).map_err(from_sqlite)?;
         for r in records {
-            let new = insert_row(&mut insert, r)?;
-            if new {
-                increments.add(r);
+            if insert_row(&mut insert, r)? {
+                new.push(r);
             }
         }
     }
-    add_up(&t, &increments)?;
+    add_up(&t, &Increments::of(new))?;
     t.commit().map_err(from_sqlite)
 }
 

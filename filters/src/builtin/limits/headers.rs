@@ -4,8 +4,8 @@
 use crate::contract::ports::Standing;
 use crate::model::account::Kind;
 use crate::model::limits::Measure;
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::fmt::Write;
 use std::sync::LazyLock;
 
 /// LiteLLM's words for whose limit it is: in all, and for one model.
@@ -91,79 +91,118 @@ static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// Each header of these standings.
 pub fn each(standings: &[Standing], mut tell: impl FnMut(&'static HeaderName, HeaderValue)) {
+    if standings.is_empty() {
+        return;
+    }
+    let mut text = Text::default();
     for (measure, [limit, remaining, reset]) in OPENAI.iter() {
         if let Some(s) = tightest(standings, *measure) {
-            tell(limit, s.limit.into());
-            tell(remaining, s.remaining.into());
-            tell(reset, text(&span(s.reset_millis)));
+            tell(limit, text.number(s.limit));
+            tell(remaining, text.number(s.remaining));
+            span(&mut text, s.reset_millis);
+            tell(reset, text.value());
         }
     }
     for s in standings {
         if let Some(names) = names(s) {
-            tell(&names.limit, s.limit.into());
-            tell(&names.remaining, s.remaining.into());
+            tell(&names.limit, text.number(s.limit));
+            tell(&names.remaining, text.number(s.remaining));
         }
     }
-    let (mut policy, mut left) = (String::new(), String::new());
-    for s in standings.iter().filter(|s| s.measure != Measure::Parallel) {
-        if !policy.is_empty() {
-            policy.push_str(", ");
-            left.push_str(", ");
+    let in_windows = || standings.iter().filter(|s| s.measure != Measure::Parallel);
+    if in_windows().next().is_none() {
+        return;
+    }
+    for (i, s) in in_windows().enumerate() {
+        name(&mut text, i, s);
+        text.push(";q=").digits(s.limit).push(";w=60");
+        if s.measure == Measure::Tokens {
+            // The draft's unit for what are no requests.
+            text.push(";qu=\"tokens\"");
         }
-        let of = descriptor(s.kind, s.of_model);
-        let measure = s.measure.as_str();
-        // The draft's unit for what are no requests.
-        let unit = if s.measure == Measure::Tokens {
-            ";qu=\"tokens\""
-        } else {
-            ""
-        };
-        let _ = write!(policy, "\"{of}-{measure}\";q={};w=60{unit}", s.limit);
+    }
+    tell(&POLICY, text.value());
+    for (i, s) in in_windows().enumerate() {
+        name(&mut text, i, s);
         let reset = s.reset_millis.div_ceil(1000);
-        let _ = write!(left, "\"{of}-{measure}\";r={};t={reset}", s.remaining);
+        text.push(";r=").digits(s.remaining).push(";t=").digits(reset);
     }
-    if !policy.is_empty() {
-        tell(&POLICY, text(&policy));
-        tell(&RATELIMIT, text(&left));
-    }
+    tell(&RATELIMIT, text.value());
+}
+
+/// Member `i` of one of the draft's lists begins.
+fn name(text: &mut Text, i: usize, s: &Standing) {
+    text.push(if i > 0 { ", \"" } else { "\"" })
+        .push(descriptor(s.kind, s.of_model))
+        .push("-")
+        .push(s.measure.as_str())
+        .push("\"");
 }
 
 /// Puts them into a head.
 pub fn put(standings: &[Standing], headers: &mut HeaderMap) {
+    // OpenAI's six and the draft's two, and two of each limit.
+    headers.reserve(8 + 2 * standings.len());
     each(standings, |name, value| {
         headers.insert(name, value);
     });
 }
 
-fn text(text: &str) -> HeaderValue {
-    // Made of digits and fixed words.
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+/// Values written one after the other into one piece of memory: an answer has a dozen of them.
+struct Text(BytesMut);
+
+impl Default for Text {
+    fn default() -> Self {
+        Self(BytesMut::with_capacity(512))
+    }
+}
+
+impl Text {
+    fn push(&mut self, text: &str) -> &mut Self {
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    fn digits(&mut self, n: u64) -> &mut Self {
+        self.push(itoa::Buffer::new().format(n))
+    }
+
+    /// What was written since the last value.
+    fn value(&mut self) -> HeaderValue {
+        // Made of digits and fixed words.
+        HeaderValue::from_maybe_shared(self.0.split().freeze())
+            .unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    fn number(&mut self, n: u64) -> HeaderValue {
+        self.digits(n).value()
+    }
 }
 
 /// A time as OpenAI writes it: `6ms`, `1.5s`, `1m30s`.
-pub fn span(millis: u64) -> String {
-    let mut out = String::with_capacity(12);
+fn span(text: &mut Text, millis: u64) {
     let (minutes, rest) = (millis / 60_000, millis % 60_000);
-    let _ = match (minutes, rest) {
-        (0, 0) => write!(out, "0s"),
-        (0, ms @ ..1000) => write!(out, "{ms}ms"),
-        (_, 0) => write!(out, "{minutes}m0s"),
-        (0, ms) => seconds(&mut out, ms),
-        (_, ms) => write!(out, "{minutes}m").and_then(|()| seconds(&mut out, ms)),
-    };
-    out
-}
-
-fn seconds(out: &mut String, millis: u64) -> std::fmt::Result {
-    match millis % 1000 {
-        0 => write!(out, "{}s", millis / 1000),
-        rest => write!(
-            out,
-            "{}.{}s",
-            millis / 1000,
-            format!("{rest:03}").trim_end_matches('0')
-        ),
+    if minutes > 0 {
+        text.digits(minutes).push("m");
+    } else if (1..1000).contains(&rest) {
+        text.digits(rest).push("ms");
+        return;
     }
+    text.digits(rest / 1000);
+    let (mut part, mut digits) = (rest % 1000, 3);
+    if part > 0 {
+        while part % 10 == 0 {
+            part /= 10;
+            digits -= 1;
+        }
+        text.push(".");
+        let shown = itoa::Buffer::new().format(part).len();
+        (shown..digits).for_each(|_| {
+            text.push("0");
+        });
+        text.digits(part);
+    }
+    text.push("s");
 }
 
 #[cfg(test)]
@@ -193,7 +232,9 @@ mod tests {
             (90_000, "1m30s"),
             (60_500, "1m0.5s"),
         ] {
-            assert_eq!(span(millis), want);
+            let mut text = Text::default();
+            span(&mut text, millis);
+            assert_eq!(text.value(), want);
         }
     }
 
