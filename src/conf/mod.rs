@@ -26,6 +26,7 @@ mod report;
 mod scalar;
 mod secret;
 mod section;
+mod services;
 mod settings;
 mod text;
 mod tls;
@@ -41,6 +42,9 @@ pub use own::{
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;
+pub use services::{
+    Backend, HeaderChanges, HealthCheck, Hosts, Service, ServiceTimeouts, Strategy, UnknownHosts,
+};
 pub use settings::weakness;
 pub use types::{
     Conf, Dialect, General, GroupAlias, LitellmParams, LitellmSettings, ModelEntry, ModelInfo, PassThrough,
