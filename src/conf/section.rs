@@ -278,7 +278,11 @@ fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {
         (Some(Driver::Stream), None) if way.service.is_none() => {
             drop(
                 fields
-                    .error("missing", "a stream lane needs a `target` or a `service`", item.at)
+                    .error(
+                        "missing",
+                        "a stream lane needs a `target` or a `service`",
+                        item.at,
+                    )
                     .help("for example `target: http://host:8000`"),
             );
         }
