@@ -166,6 +166,8 @@ impl Services {
                 };
                 if service.health_check.is_none() {
                     known.standing().forget_checks();
+                } else if service.health_check != old.health_check {
+                    known.standing().check_soon();
                 }
                 let _ = backend.standing.set(Arc::clone(known.standing()));
             }

@@ -86,6 +86,11 @@ impl Standing {
         Duration::from_millis(self.check_due.load(Ordering::Relaxed).saturating_sub(self.now()))
     }
 
+    /// The next health check is due: it is another one than before.
+    pub fn check_soon(&self) {
+        self.check_due.store(0, Ordering::Relaxed);
+    }
+
     /// Nobody looks after it any more: what the last check found counts no longer.
     pub fn forget_checks(&self) {
         self.ill.store(false, Ordering::Relaxed);
