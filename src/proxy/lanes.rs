@@ -35,6 +35,11 @@ impl Lane {
     pub fn takes(&self, method: &str) -> bool {
         self.methods.is_empty() || self.methods.iter().any(|m| m == method)
     }
+
+    /// It leads to a service.
+    pub fn is_service(&self) -> bool {
+        matches!(&self.kind, Kind::Stream(target) if matches!(target.to, To::Service(_)))
+    }
 }
 
 /// Who handles what arrives on a lane.

@@ -128,7 +128,7 @@ impl ProxyHttp for Gateway {
             self.refuse(session, state, &refusal.into()).await?;
             return Ok(true);
         }
-        if let Some(to) = redirected(&self.redirect, session, &state.host) {
+        if let Some(to) = redirected(&self.redirect, session, &state.host, &lane) {
             let answer = Answer {
                 status: 307,
                 headers: vec![("location", to), ("cache-control", "no-store".into())],
@@ -385,19 +385,24 @@ impl Gateway {
 }
 
 /// Where a browser is sent that came to a plain listener.
-fn redirected(redirect: &Redirect, session: &Session, host: &str) -> Option<String> {
+fn redirected(redirect: &Redirect, session: &Session, host: &str, lane: &lanes::Lane) -> Option<String> {
     if redirect.from.is_empty() {
         return None;
     }
     let head = session.req_header();
-    redirect.target(&Asked {
+    let asked = Asked {
         at: *session.server_addr()?.as_inet()?,
         method: &head.method,
         path: head.uri.path(),
         query: head.uri.query(),
         host,
         headers: &head.headers,
-    })
+    };
+    if lane.is_service() {
+        redirect.whole(&asked)
+    } else {
+        redirect.target(&asked)
+    }
 }
 
 /// Waits for the client's turn; or says that it asks too fast.

@@ -277,8 +277,10 @@ impl Gateway {
                 can_reuse_downstream: false,
             };
         };
-        if state.is_over() || *e.esource() == ErrorSource::Downstream || session.response_written().is_some()
-        {
+        let by_client = *e.esource() == ErrorSource::Downstream;
+        // Pingora refuses heads that ask it to drop what upstreams have to know, and says nothing.
+        let malformed = by_client && *e.etype() == ErrorType::InvalidHTTPHeader;
+        if state.is_over() || by_client && !malformed || session.response_written().is_some() {
             return gone;
         }
         let lane = state.lane.name.clone();
@@ -308,7 +310,10 @@ impl Gateway {
             ),
             _ => Fault::internal(e),
         };
-        let stop = too_large.map_or(Stop::Fault(fault), Stop::from);
+        let malformed = malformed.then(|| {
+            Refusal::bad_request("A header names what must not be dropped, or cannot be passed on.")
+        });
+        let stop = too_large.or(malformed).map_or(Stop::Fault(fault), Stop::from);
         let code = stop.status();
         state.ended(Status::Failure, code, Some(stop.shown()), Some(stop.kind()));
         let answer = respond::render(&stop, &state.cx.request_id);
