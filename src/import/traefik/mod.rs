@@ -209,3 +209,88 @@ fn list<'a>(items: impl IntoIterator<Item = &'a String>) -> String {
     let items: Vec<String> = items.into_iter().map(|i| quoted(i)).collect();
     items.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::{Conf, Env, load_text};
+    use crate::snapshot::Snapshot;
+    use filters::contract::ports::Ports;
+    use std::path::Path;
+
+    /// Compose files beside what is made of them; `UPDATE_EXPECT=1` writes what is made now, to be read by a
+    /// person before it is committed.
+    #[test]
+    fn compose_files_become_configs() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traefik");
+        for name in ["seed", "guide"] {
+            let compose = std::fs::read_to_string(dir.join(format!("{name}.compose.yaml"))).unwrap();
+            let taken = take_over(&compose, None, &|_| None).unwrap();
+            let listed = |title: &str, items: &[String]| {
+                let items: String = items.iter().map(|i| format!("  - {i}\n")).collect();
+                format!("{title}\n{items}")
+            };
+            let left = listed("Not taken:", &taken.left) + &listed("Not quite the same:", &taken.notes);
+            for (kind, made) in [("expected.yaml", &taken.yaml), ("left.txt", &left)] {
+                let file = dir.join(format!("{name}.{kind}"));
+                if std::env::var_os("UPDATE_EXPECT").is_some() {
+                    std::fs::write(&file, made).unwrap();
+                }
+                let expected = std::fs::read_to_string(&file).unwrap_or_default();
+                assert!(*made == expected, "{}:\n{made}", file.display());
+            }
+        }
+    }
+
+    fn usable(yaml: &str) -> Conf {
+        let loaded = load_text("made.yaml", yaml, &Env::default())
+            .unwrap_or_else(|report| panic!("{yaml}\n{}", report.render(false)));
+        assert!(
+            loaded.report.problems.is_empty(),
+            "{}",
+            loaded.report.render(false)
+        );
+        Snapshot::new(&loaded.conf, &filters::builtin::registry(), &Ports::detached()).unwrap();
+        loaded.conf
+    }
+
+    #[test]
+    fn what_is_made_can_be_used() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traefik");
+        let seed = usable(&std::fs::read_to_string(dir.join("seed.expected.yaml")).unwrap()).tollkeeper;
+        assert_eq!(seed.hosts.api, ["llm.haiven.local", "litellm", "litellm-proxy"]);
+        assert!(seed.hosts.admin.contains(&"litellm.haiven.local".to_string()));
+        assert_eq!(seed.rate_limit.map(|r| (r.average, r.burst)), Some((100, 200)));
+        assert!(
+            seed.listeners
+                .iter()
+                .any(|l| l.address.port() == 443 && l.tls.is_some())
+        );
+        let conf = usable(&std::fs::read_to_string(dir.join("guide.expected.yaml")).unwrap());
+        assert_eq!(conf.tollkeeper.services.len(), 3);
+    }
+
+    #[test]
+    fn odd_files_are_told_of() {
+        let none = |_: &str| None;
+        for (text, want) in [
+            ("a: b", "no compose file"),
+            ("services: {a: {image: x}}", "no router"),
+            (
+                "services: {a: {labels: ['traefik.http.routers.a.rule=Host(`${X}`)']}}",
+                "variable that is not set",
+            ),
+            (
+                "services: {a: {labels: ['traefik.http.routers.a.rule=Host(`a.test`)']}}",
+                "no port of a is known",
+            ),
+            (
+                "services: {a: {labels: ['traefik.http.routers.a.tls=true']}}",
+                "has no rule",
+            ),
+        ] {
+            let told = take_over(text, None, &none).unwrap_err();
+            assert!(told.contains(want), "{text}: {told}");
+        }
+    }
+}
