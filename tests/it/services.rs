@@ -2,9 +2,10 @@
 //! backends are ill, slow or gone.
 
 use crate::kit::client::{Answer, Conn, ask, request};
-use crate::kit::gateway::{Gateway, Setup, free_port};
+use crate::kit::gateway::{BINARY, Gateway, Setup, free_port};
 use crate::kit::upstream::{Gate, Script, Upstream};
 use crate::kit::{noise, until, within};
+use crate::upstream_tls;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::service::service_fn;
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// A backend that says its name, and whose health is switched from outside.
@@ -613,4 +615,138 @@ async fn an_unknown_host_may_be_served() {
         .await;
     assert_eq!(at_host(&asked, "nobody.test", "/health").await.status(), 200);
     assert_eq!(at_host(&asked, "nobody.test", "/v1/models").await.status(), 404);
+}
+
+#[tokio::test]
+async fn a_backend_over_tls_has_to_show_who_it_is() {
+    let server = upstream_tls::serve(&["localhost"], &[b"h2", b"http/1.1"]).await;
+    let service = |more: Value| {
+        let mut service = json!({"backends": [format!("https://localhost:{}", server.port)]});
+        for (field, value) in more.as_object().unwrap() {
+            service[field] = value.clone();
+        }
+        setup(service, json!({})).start()
+    };
+    let ca = json!({"ca": server.authority.path().to_str().unwrap()});
+    for (more, status) in [(ca, 200), (json!({}), 503), (json!({"verify": false}), 200)] {
+        let gateway = service(more.clone()).await;
+        let answer = get(&gateway, "/web/x").await;
+        assert_eq!(answer.status(), status, "{more}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_for_another_host_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["llm.test".into(), "nobody.test".into()]).unwrap();
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let cert = file("cert.pem", made.cert.pem());
+    let key = file("key.pem", made.signing_key.serialize_pem());
+    let at = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let _gateway = Setup::new()
+        .setting("hosts", json!({"api": ["llm.test"], "health": ["x"]}))
+        .setting("tls", json!({"certificates": [{"cert": cert, "key": key}]}))
+        .setting(
+            "listeners",
+            json!([{"address": "127.0.0.1:4000"}, {"address": at.to_string(), "tls": true}]),
+        )
+        .start()
+        .await;
+    let mut roots = tokio_rustls::rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = tokio_rustls::rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let status = async |name: &'static str, host: &str| {
+        let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+        let mut stream = connector.connect(name.try_into().unwrap(), stream).await.unwrap();
+        let text = format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    assert_eq!(status("llm.test", "llm.test").await, "401");
+    assert_eq!(status("llm.test", "other.test").await, "421");
+    assert_eq!(status("nobody.test", "nobody.test").await, "404");
+}
+
+/// Runs the binary and gives its exit code, stdout and stderr.
+fn run(dir: &std::path::Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = std::process::Command::new(BINARY);
+    command.args(args).current_dir(dir).env_clear().env("HOME", dir);
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn the_table_is_shown_without_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = json!({"backends": ["http://a:1", {"url": "h2c://b:2/base", "weight": 3}]});
+    let config = setup(
+        service,
+        json!({"hosts": ["chat.test"], "paths": ["/*"], "methods": ["GET"], "priority": 7}),
+    )
+    .setting("hosts", json!({"api": ["llm.test"]}));
+    std::fs::write(dir.path().join("c.yaml"), config.config()).unwrap();
+    let (code, out, told) = run(dir.path(), &["routes", "-c", "c.yaml", "--json"]);
+    assert_eq!(code, 0, "{told}");
+    let rows: Vec<Value> = serde_json::from_str(&out).unwrap();
+    assert_eq!(rows[0]["lane"], "web");
+    assert_eq!(
+        rows[0]["backends"][1],
+        json!({"url": "h2c://b:2/base", "weight": 3})
+    );
+    assert_eq!(
+        (&rows[0]["priority"], &rows[0]["auth"]),
+        (&json!(7), &json!("open"))
+    );
+    let (_, out, _) = run(dir.path(), &["routes", "-c", "c.yaml", "--host", "LLM.test"]);
+    assert!(out.contains("openai") && !out.contains("chat.test"), "{out}");
+    let (_, out, _) = run(dir.path(), &["routes", "-c", "c.yaml"]);
+    assert!(out.contains("web → http://a:1, h2c://b:2/base ×3"), "{out}");
+    let (code, out, told) = run(dir.path(), &["routes", "-c", "c.yaml", "--host", "nobody.test"]);
+    assert!(
+        code == 0 && out.is_empty() && told.contains("Nobody here knows"),
+        "{out}{told}"
+    );
+}
+
+#[test]
+fn traefiks_labels_become_a_config_that_check_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let seed = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/traefik/seed.compose.yaml");
+    let (code, _, told) = run(dir.path(), &["import", "traefik", seed, "--write", "edge.yaml"]);
+    assert_eq!(code, 0, "{told}");
+    assert!(
+        told.contains("edge.yaml is written") && told.contains("not quite the same"),
+        "{told}"
+    );
+    let (code, out, told) = run(dir.path(), &["check", "-c", "edge.yaml", "--strict"]);
+    assert_eq!(code, 0, "{out}{told}");
+    let (code, out, _) = run(
+        dir.path(),
+        &["routes", "-c", "edge.yaml", "--host", "litellm.haiven.local"],
+    );
+    assert!(code == 0 && out.contains("/key/*"), "{out}");
+    let (code, _, told) = run(dir.path(), &["import", "traefik", seed, "--write", "edge.yaml"]);
+    assert!(
+        code == 1 && told.contains("exists"),
+        "nothing is overwritten: {told}"
+    );
+    let (code, _, told) = run(dir.path(), &["import", "traefik", "missing.yaml"]);
+    assert!(code == 78 && told.contains("missing.yaml"), "{told}");
 }

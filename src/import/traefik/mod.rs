@@ -202,7 +202,11 @@ fn write_lane(lane: &Lane, out: &mut String) -> std::fmt::Result {
     }
     writeln!(out, "      driver: stream")?;
     writeln!(out, "      service: {}", quoted(&lane.service))?;
-    writeln!(out, "      auth: open")
+    writeln!(
+        out,
+        "      auth: {}",
+        if lane.is_open { "open" } else { "required" }
+    )
 }
 
 fn list<'a>(items: impl IntoIterator<Item = &'a String>) -> String {
@@ -266,8 +270,9 @@ mod tests {
                 .iter()
                 .any(|l| l.address.port() == 443 && l.tls.is_some())
         );
-        let conf = usable(&std::fs::read_to_string(dir.join("guide.expected.yaml")).unwrap());
-        assert_eq!(conf.tollkeeper.services.len(), 3);
+        let guide = std::fs::read_to_string(dir.join("guide.expected.yaml")).unwrap();
+        let conf = usable(&guide);
+        assert_eq!(conf.tollkeeper.services.len(), 4);
     }
 
     #[test]

@@ -55,6 +55,16 @@ pub struct Lane {
     pub priority: Option<i64>,
     pub strip: Vec<String>,
     pub add: Option<String>,
+    /// Nobody needs a key.
+    pub is_open: bool,
+}
+
+/// What every router says, whoever is behind it.
+struct Common {
+    matches: Vec<Match>,
+    effect: Effect,
+    /// Why one of its middlewares, which may protect it, is not taken.
+    missing: Option<String>,
 }
 
 /// Makes the plan. `gateway` names the container that Tollkeeper takes the place of; else the one whose image
@@ -143,6 +153,11 @@ impl Planner {
             };
             if let Err(why) = taken {
                 self.left(format!("router {name}: {why}"));
+                if router.contains_key("rule") && !is_gateway {
+                    self.note(format!(
+                        "router {name} is left out: where another lane has its host, that one now gets its requests"
+                    ));
+                }
             }
         }
         if is_gateway {
@@ -158,7 +173,7 @@ impl Planner {
     }
 
     /// What every router says, whoever is behind it.
-    fn common(&mut self, name: &str, router: &Fields) -> Result<(Vec<Match>, Effect), String> {
+    fn common(&mut self, name: &str, router: &Fields) -> Result<Common, String> {
         let rule = router.get("rule").ok_or("it has no rule")?;
         if rule.contains("${") {
             return Err(format!("its rule holds a variable that is not set: {rule}"));
@@ -173,7 +188,6 @@ impl Planner {
         for item in left {
             self.left(item);
         }
-        gathered?;
         for (field, _) in router {
             let known = [
                 "rule",
@@ -194,7 +208,11 @@ impl Planner {
         if rule.to_ascii_lowercase().contains("pathprefix") {
             self.note("PathPrefix(`/a`) takes /a and all below it here, and no longer /ab");
         }
-        Ok((matches, effect))
+        Ok(Common {
+            matches,
+            effect,
+            missing: gathered.err(),
+        })
     }
 
     /// Listeners and certificates.
@@ -274,7 +292,16 @@ impl Planner {
 
     /// A router of the container that Tollkeeper takes the place of.
     fn own_router(&mut self, name: &str, router: &Fields, routers: usize) -> Result<(), String> {
-        let (matches, effect) = self.common(name, router)?;
+        let Common {
+            matches,
+            effect,
+            missing,
+        } = self.common(name, router)?;
+        if let Some(why) = missing {
+            self.left(format!(
+                "router {name}: {why}; keys guard the gateway all the same"
+            ));
+        }
         let is_admin = routers > 1 && ["admin", "ui", "dashboard"].iter().any(|w| name.contains(w));
         if matches.iter().any(|m| m.paths.is_some() || m.methods.is_some()) {
             self.note(format!(
@@ -314,7 +341,11 @@ impl Planner {
         name: &str,
         router: &Fields,
     ) -> Result<(), String> {
-        let (matches, effect) = self.common(name, router)?;
+        let Common {
+            matches,
+            effect,
+            missing,
+        } = self.common(name, router)?;
         let only = labels
             .services
             .keys()
@@ -356,6 +387,12 @@ impl Planner {
         if priority.is_some() {
             self.note("a router without a priority has the length of its rule in Traefik, and 0 here");
         }
+        // Left out, its requests would go to a lane beside it that lets everybody in.
+        if let Some(why) = &missing {
+            self.left(format!(
+                "router {name}: {why}; in its place its lane wants a key of the gateway"
+            ));
+        }
         let several = matches.len() > 1;
         for (n, rule) in matches.into_iter().enumerate() {
             let name = match (several, n) {
@@ -369,6 +406,7 @@ impl Planner {
                 priority,
                 strip: effect.strip.clone(),
                 add: effect.add.clone(),
+                is_open: missing.is_none(),
             });
         }
         Ok(())
