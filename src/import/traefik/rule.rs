@@ -399,7 +399,7 @@ mod tests {
             ("PathPrefix(`/{id:[0-9]+}`)", "no plain path"),
             ("HostRegexp(`^(a|b)\\.test$`)", "not one that lanes can say"),
             ("Host(`a.test`", "have no end"),
-            ("Host(a.test)", "have no end"),
+            ("Host(a.test)", "means nothing"),
             ("Host()", "says nothing"),
             ("Host(`a.test`) Path(`/x`)", "goes on"),
             ("Host(`a.test`) &", "single '&'"),
