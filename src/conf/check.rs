@@ -17,6 +17,7 @@ pub(super) fn whole(conf: &Conf, notes: &Notes) {
     lanes(conf, notes);
     super::behind::check(conf, notes);
     super::services::whole(conf, notes);
+    super::rules::whole(conf, notes);
 }
 
 /// A deployment's id names it in headers and in the ledger: two of one name would be one there.

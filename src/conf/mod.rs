@@ -23,6 +23,7 @@ mod own;
 mod pass_through;
 mod reach;
 mod report;
+mod rules;
 mod scalar;
 mod secret;
 mod section;

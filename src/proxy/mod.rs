@@ -26,6 +26,7 @@ pub mod services;
 pub mod state;
 pub mod stream;
 pub mod table;
+mod target;
 pub mod throttle;
 mod watch;
 
