@@ -188,7 +188,7 @@ impl Planner {
         for item in left {
             self.left(item);
         }
-        for (field, _) in router {
+        for field in router.keys() {
             let known = [
                 "rule",
                 "middlewares",
