@@ -16,7 +16,6 @@ pub(super) fn whole(conf: &Conf, notes: &Notes) {
     pass_through(&conf.general.pass_through_endpoints, notes);
     lanes(conf, notes);
     super::behind::check(conf, notes);
-    super::services::whole(conf, notes);
     super::rules::whole(conf, notes);
 }
 

@@ -13,7 +13,7 @@ use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
 use filters::model::record::Status;
-use http::{HeaderMap, Version};
+use http::HeaderMap;
 use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
@@ -236,6 +236,8 @@ fn judge(session: &Session, snapshot: &Snapshot) -> Option<Refusal> {
 fn not_one_reading(why: &str) -> Refusal {
     Refusal::bad_request(format!("The request can be read in more ways than one: {why}."))
         .header("connection", "close")
+}
+
 /// Whether this machine asks for itself, and no proxy on it for somebody else.
 fn is_here(host: &str, peer: IpAddr, headers: &HeaderMap) -> bool {
     let names_itself = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
