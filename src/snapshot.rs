@@ -6,6 +6,7 @@ use crate::proxy::client::Networks;
 use crate::proxy::lanes::{Lanes, Management};
 /// What `/model/info` tells of.
 pub use crate::proxy::models::{Entry, Models};
+use crate::proxy::services::Services;
 use crate::proxy::throttle::Throttle;
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub struct Snapshot {
     pub models: Arc<Models>,
     pub lanes: Lanes,
+    pub services: Arc<Services>,
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub networks: Networks,
@@ -36,9 +38,11 @@ impl Snapshot {
             open: admin::open_paths(),
             is_info: admin::is_info,
         };
+        let services = Arc::new(Services::new(conf)?);
         Ok(Self {
             models: Arc::new(Models::new(conf)?),
-            lanes: Lanes::new(conf, registry, ports, &management)?,
+            lanes: Lanes::new(conf, registry, ports, &management, &services)?,
+            services,
             limits: conf.tollkeeper.limits.clone(),
             timeouts: conf.tollkeeper.timeouts.clone(),
             networks: Networks {
@@ -64,6 +68,7 @@ impl Snapshot {
 
     /// Keeps what the old generation has counted, where the new one counts by the same rule.
     pub fn continue_from(&mut self, old: &Snapshot) {
+        self.services.continue_from(&old.services);
         if let (Some(new), Some(old)) = (&mut self.throttle, &old.throttle)
             && new.rule() == old.rule()
         {

@@ -1,7 +1,11 @@
 //! `tollkeeper import litellm`: takes over a LiteLLM database, into the store that the config names.
+//! `tollkeeper import traefik`: takes over Traefik's labels in a compose file, into a config.
 
+use super::client::Failure;
+use super::show::{clean, put, say};
 use crate::conf::{self, Conf, EXIT_CONFIG, Env};
 use crate::import::litellm::{self, ImportError, Order, Salts, Vault};
+use crate::import::traefik;
 use crate::master_key;
 use crate::store::litellm::ReadError;
 use crate::store::seal::Seal;
@@ -10,6 +14,7 @@ use clap::{Args, Subcommand};
 use filters::model::secret::Secret;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +33,61 @@ pub enum From {
     /// LiteLLM's tables are only read, and it may go on running. Issued keys keep working. A second run
     /// takes what came since. Provider keys are decrypted with $LITELLM_SALT_KEY, else the master key.
     Litellm(LitellmArgs),
+    /// Turn Traefik's labels in a compose file into our config.
+    ///
+    /// The config goes to stdout, or into a file; what could not be taken is listed on stderr, item by item.
+    Traefik(TraefikArgs),
+}
+
+#[derive(Args)]
+pub struct TraefikArgs {
+    /// The compose file with the labels.
+    #[arg(value_name = "COMPOSE_FILE")]
+    compose: PathBuf,
+    /// Write the config into this file, which must not be there yet.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// The compose service that Tollkeeper takes the place of; else it is known by its image.
+    #[arg(long, value_name = "SERVICE")]
+    gateway: Option<String>,
+}
+
+/// Largest compose file, in bytes.
+const MOST_COMPOSE: u64 = 4 << 20;
+
+fn traefik(args: &TraefikArgs, env: &Env) -> Result<(), Failure> {
+    let name = args.compose.display();
+    let text = conf::load::read_bounded(&args.compose, MOST_COMPOSE)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".into()))
+        .map_err(|why| Failure::config(format!("{name}: {why}")))?;
+    // As compose does: the environment, then the `.env` beside the file.
+    let env = conf::load::with_dotenv(env, &args.compose);
+    let variable = |name: &str| env.get(name).map(|s| s.expose().to_string());
+    let taken = traefik::take_over(&text, args.gateway.as_deref(), &variable)
+        .map_err(|why| Failure::config(format!("{name}: {why}")))?;
+    match &args.write {
+        None => put(taken.yaml.trim_end())?,
+        Some(file) => {
+            let made = std::fs::File::create_new(file).and_then(|mut f| f.write_all(taken.yaml.as_bytes()));
+            made.map_err(|e| Failure::failed(format!("{}: {e}", file.display())))?;
+            say(format_args!(
+                "{} is written; look through it with `tollkeeper check`.",
+                file.display()
+            ));
+        }
+    }
+    for (title, items) in [
+        ("Not taken:", &taken.left),
+        ("Taken, and not quite the same:", &taken.notes),
+    ] {
+        if !items.is_empty() {
+            say(format_args!("\n{title}"));
+        }
+        for item in items {
+            say(format_args!("  - {}", clean(item)));
+        }
+    }
+    Ok(())
 }
 
 #[derive(Args)]
@@ -52,7 +112,10 @@ pub struct LitellmArgs {
 /// Returns 0 when it ran to its end, whatever had to be left; 78 for a bad config or address, 69 when a
 /// database cannot be asked.
 pub fn run(from: From, env: &Env) -> i32 {
-    let From::Litellm(args) = from;
+    let args = match from {
+        From::Litellm(args) => args,
+        From::Traefik(args) => return super::told(traefik(&args, env)),
+    };
     let conf = match conf::load(args.config.as_deref(), env) {
         Ok(loaded) => loaded.conf,
         Err(report) => {

@@ -14,6 +14,7 @@ mod litellm_flags;
 mod logs;
 mod paper;
 mod reach;
+mod routes;
 mod show;
 #[cfg(target_os = "linux")]
 mod supervise;
@@ -62,6 +63,8 @@ enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// The table of lanes in match order, from a config and without starting.
+    Routes(routes::RoutesArgs),
     /// Make, list, change and delete virtual keys of the running gateway.
     Key(Box<key::KeyArgs>),
     /// What was called and what it cost, by model, key, user, team or day.
@@ -86,7 +89,7 @@ enum Command {
     Supervise(supervise::SuperviseArgs),
     /// Look after certificates, and after who trusts them.
     Tls(tls::TlsArgs),
-    /// Take over what another gateway has in its database.
+    /// Take over what another gateway has: LiteLLM's database, Traefik's labels.
     Import {
         #[command(subcommand)]
         from: import::From,
@@ -147,6 +150,7 @@ pub fn run(registry: Registry) -> i32 {
             format,
             strict,
         }) => check::run(config, format, strict, &env, &registry),
+        Some(Command::Routes(args)) => told(routes::run(args, &env, &registry)),
         Some(Command::Key(args)) => ask(key::run(*args, &env)),
         Some(Command::Usage(args)) => ask(usage::run(args, &env)),
         Some(Command::Logs(args)) => ask(logs::run(args, &env)),

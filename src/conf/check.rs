@@ -16,6 +16,7 @@ pub(super) fn whole(conf: &Conf, notes: &Notes) {
     pass_through(&conf.general.pass_through_endpoints, notes);
     lanes(conf, notes);
     super::behind::check(conf, notes);
+    super::rules::whole(conf, notes);
 }
 
 /// A deployment's id names it in headers and in the ledger: two of one name would be one there.

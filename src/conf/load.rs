@@ -399,6 +399,16 @@ fn parse_text(name: &str, text: &str, notes: &Notes) -> Option<Node> {
     }
 }
 
+/// The environment, filled up from the `.env` beside a file; one that cannot be read adds nothing.
+pub fn with_dotenv(env: &Env, beside: &Path) -> Env {
+    let mut env = env.clone();
+    let file = beside.with_file_name(".env");
+    if file.is_file() {
+        dotenv::read(&file, &mut env, &Notes::default());
+    }
+    env
+}
+
 /// What a config file holds; None = it cannot be read.
 pub fn read_file(path: &Path) -> Option<Vec<u8>> {
     read_bounded(path, MAX_FILE).ok()

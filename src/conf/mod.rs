@@ -23,9 +23,11 @@ mod own;
 mod pass_through;
 mod reach;
 mod report;
+mod rules;
 mod scalar;
 mod secret;
 mod section;
+mod services;
 mod settings;
 mod text;
 mod tls;
@@ -41,6 +43,9 @@ pub use own::{
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;
+pub use services::{
+    Backend, HeaderChanges, HealthCheck, Hosts, Service, ServiceTimeouts, Strategy, UnknownHosts,
+};
 pub use settings::weakness;
 pub use types::{
     Conf, Dialect, General, GroupAlias, LitellmParams, LitellmSettings, ModelEntry, ModelInfo, PassThrough,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::secret::Secret;
+use super::services::{Hosts, Service, UnknownHosts};
 use super::types::Span;
 
 /// The section `tollkeeper:`.
@@ -42,6 +43,13 @@ pub struct Own {
     pub cors: Cors,
     /// The Prometheus endpoint.
     pub metrics: Metrics,
+    /// Ordinary web applications behind us, by name; lanes lead to them.
+    pub services: Vec<Service>,
+    /// On which hosts the gateway's own lanes answer. Default: on every host.
+    pub hosts: Hosts,
+    /// What a host gets that nothing here names: `serve` or `refuse`. Default: refuse where `hosts` names
+    /// any, else serve.
+    pub unknown_hosts: UnknownHosts,
     /// Further lanes, or built-in ones under their own name to replace them.
     pub lanes: Vec<Lane>,
     /// The record of every call on its way to the database.
@@ -309,8 +317,8 @@ pub struct Metrics {
     pub litellm_names: Option<bool>,
 }
 
-/// A lane binds hosts and paths to a driver and a chain of filters. The most specific path wins,
-/// whatever the order in the file.
+/// A lane binds hosts and paths to a driver and a chain of filters. The highest priority wins, then the
+/// most specific host, then the most specific path, whatever the order in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lane {
     /// Its name in logs and metrics. A built-in lane's name replaces that lane.
@@ -324,6 +332,16 @@ pub struct Lane {
     pub driver: Driver,
     /// Where `stream` sends: `http://host:port` with an optional base path.
     pub target: Option<String>,
+    /// The service that `stream` sends to, in the place of a `target`.
+    pub service: Option<String>,
+    /// Methods it takes, for `stream`. Default: all.
+    pub methods: Vec<String>,
+    /// The first of these that the path begins with is taken off it, for `stream`.
+    pub strip_prefix: Vec<String>,
+    /// Put before the path, after that. For `stream`.
+    pub add_prefix: Option<String>,
+    /// A higher one is looked at before every lower one; negative ones after the built-in lanes. Default: 0.
+    pub priority: i64,
     /// The chain in order: a filter's name, or a name with settings. Default: the driver's own.
     pub filters: Option<Vec<FilterUse>>,
     /// Who may come in. Default: required.
@@ -398,6 +416,9 @@ impl Default for Own {
                 allow: Vec::new(),
                 litellm_names: None,
             },
+            services: Vec::new(),
+            hosts: Hosts::default(),
+            unknown_hosts: UnknownHosts::Serve,
             lanes: Vec::new(),
             ledger: Ledger {
                 batch: 500,

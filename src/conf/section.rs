@@ -13,6 +13,7 @@ use super::node::{Node, Value};
 use super::own::{Driver, FilterUse, Lane, LaneAuth, LogFormat, Own, RateLimit, RateSource};
 use super::pass_through::route_path;
 use super::report::Notes;
+use super::services::{self, UnknownHosts};
 use super::settings::top_section;
 use super::text::{base_url, shown};
 use super::tls;
@@ -120,6 +121,14 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
         own.metrics.litellm_names = metrics.flag("litellm_names");
         metrics.refuse_rest();
     }
+    own.services = services::services(&fields, &own.timeouts, dir);
+    own.hosts = services::hosts(&fields);
+    let unknown = [("serve", UnknownHosts::Serve), ("refuse", UnknownHosts::Refuse)];
+    own.unknown_hosts = match fields.choice("unknown_hosts", &unknown) {
+        Some(said) => said,
+        None if own.hosts.all().next().is_some() => UnknownHosts::Refuse,
+        None => UnknownHosts::Serve,
+    };
     if let Some(items) = fields.list("lanes") {
         own.lanes = items
             .iter()
@@ -260,17 +269,29 @@ fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {
     let paths = fields.parsed_list("paths", "path", lane_path);
     let driver = fields.choice("driver", &drivers);
     let target = fields.parsed("target", "url", |text| base_url(text).map_err(str::to_owned));
+    let way = services::way(&fields, driver);
     let auth = fields.choice("auth", &AUTH).unwrap_or(LaneAuth::Required);
     let filters = fields
         .list("filters")
         .map(|items| items.iter().filter_map(|item| filter(item, &fields)).collect());
     match (driver, fields.entry("target")) {
-        (Some(Driver::Stream), None) => {
+        (Some(Driver::Stream), None) if way.service.is_none() => {
             drop(
                 fields
-                    .error("missing", "a stream lane needs a `target`", item.at)
+                    .error(
+                        "missing",
+                        "a stream lane needs a `target` or a `service`",
+                        item.at,
+                    )
                     .help("for example `target: http://host:8000`"),
             );
+        }
+        (Some(Driver::Stream), Some(entry)) if way.service.is_some() => {
+            drop(fields.error(
+                "target",
+                "a lane has a `target` or a `service`, not both",
+                entry.key_at,
+            ));
         }
         (Some(Driver::Call | Driver::Admin), Some(entry)) => {
             drop(
@@ -288,6 +309,11 @@ fn lane(item: &Node, index: usize, above: &Fields<'_>) -> Option<Lane> {
         paths: paths?,
         driver: driver?,
         target,
+        service: way.service,
+        methods: way.methods,
+        strip_prefix: way.strip_prefix,
+        add_prefix: way.add_prefix,
+        priority: way.priority,
         filters,
         auth,
         at: item.at,

@@ -1,8 +1,8 @@
 //! Message heads: what of them travels between client and upstream.
 
-use super::lanes::Target;
 use super::paths;
 use filters::contract::Cx;
+use filters::model::deployment::Base;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request, response};
 use pingora::prelude::*;
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -115,9 +115,20 @@ pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {
     parts
 }
 
-/// Takes from a stream lane's answer what says where it comes from. Unlike a model call's answer, the
-/// rest is the application's and stays.
-pub fn hide_target(head: &mut ResponseHeader, target: &Target) -> Result<()> {
+/// Where a stream lane's answer comes from, as a client must not see it.
+pub struct Place<'a> {
+    pub base: &'a Base,
+    /// What stands at the place between the base's own path and the client's.
+    pub add: &'a str,
+    /// What was taken off the client's path.
+    pub strip: &'a str,
+    /// What the config adds to every query.
+    pub query: Option<&'a str>,
+}
+
+/// Takes from a target's answer what says who gave it. Unlike a model call's answer, the rest is the
+/// application's and stays.
+pub fn hide_server(head: &mut ResponseHeader) {
     for name in [
         header::SERVER,
         header::VIA,
@@ -125,6 +136,10 @@ pub fn hide_target(head: &mut ResponseHeader, target: &Target) -> Result<()> {
     ] {
         head.remove_header(&name);
     }
+}
+
+/// Takes from a stream lane's answer where it comes from.
+pub fn hide_place(head: &mut ResponseHeader, target: &Place<'_>) -> Result<()> {
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let theirs: Vec<HeaderValue> = head.headers.get_all(&name).iter().cloned().collect();
         head.remove_header(&name);
@@ -141,7 +156,7 @@ pub fn hide_target(head: &mut ResponseHeader, target: &Target) -> Result<()> {
 /// A reference of a target's, as it is right for a client. One that names the target's host becomes the
 /// lane's path that leads there; None = there is no such path, or no sure reading. One without a host
 /// stays: whether the target knows under which path it is seen from here, nobody can tell.
-fn ours<'r>(reference: &'r str, target: &Target) -> Option<Cow<'r, str>> {
+fn ours<'r>(reference: &'r str, target: &Place<'_>) -> Option<Cow<'r, str>> {
     let (address, fragment) = match reference.find('#') {
         Some(at) => reference.split_at(at),
         None => (reference, ""),
@@ -171,6 +186,7 @@ fn ours<'r>(reference: &'r str, target: &Target) -> Option<Cow<'r, str>> {
         return None;
     }
     let rest = uri.path().strip_prefix(target.base.path.as_str())?;
+    let rest = rest.strip_prefix(target.add)?;
     let mut path = format!("{}{rest}", target.strip);
     if path.is_empty() {
         path.push('/');
@@ -293,19 +309,20 @@ pub fn join(base: &str, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use filters::model::deployment::Base;
 
-    fn target(base: &str, strip: &str, query: Option<&str>) -> Target {
-        Target {
-            base: Base::parse(base).unwrap(),
-            strip: strip.into(),
-            query: query.map(Into::into),
+    fn target<'a>(base: &'a Base, strip: &'a str, query: Option<&'a str>) -> Place<'a> {
+        Place {
+            base,
+            add: "",
+            strip,
+            query,
         }
     }
 
     #[test]
     fn references_to_the_target_lead_through_the_lane() {
-        let tts = target("http://tts.internal:8000/base", "/tts", Some("key=secret&v=1"));
+        let base = Base::parse("http://tts.internal:8000/base").unwrap();
+        let tts = target(&base, "/tts", Some("key=secret&v=1"));
         let cases = [
             ("http://tts.internal:8000/base/jobs/1", Some("/tts/jobs/1")),
             ("http://TTS.internal:8000/base", Some("/tts")),
@@ -340,7 +357,8 @@ mod tests {
         for (reference, want) in cases {
             assert_eq!(ours(reference, &tts).as_deref(), want, "{reference}");
         }
-        let whole = target("https://[::1]", "", None);
+        let base = Base::parse("https://[::1]").unwrap();
+        let whole = target(&base, "", None);
         assert_eq!(ours("https://[::1]/x", &whole).as_deref(), Some("/x"));
         assert_eq!(ours("https://[::1]", &whole).as_deref(), Some("/"));
         assert_eq!(ours("https://[::1]//evil.test/x", &whole), None);

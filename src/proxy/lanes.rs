@@ -1,8 +1,10 @@
-//! Lanes: which host and path goes to which driver, through which chain. The most specific path
-//! wins, whatever the order in the file.
+//! Lanes: which host and path goes to which driver, through which chain. Here they are built from the
+//! config; [`super::table`] sorts them and finds the one of a request.
 
-use super::paths;
-use crate::conf::{Conf, Driver, FilterUse, LaneAuth, PassThrough};
+use super::services::Services;
+use super::table::{Found, Pattern, Table};
+pub use super::target::{Target, To};
+use crate::conf::{self, Conf, Driver, FilterUse, LaneAuth, PassThrough, UnknownHosts};
 use filters::builtin::passthrough::{Passthrough, Settings};
 use filters::builtin::{CALL_CHAIN, STREAM_CHAIN};
 use filters::contract::cx::Auth;
@@ -16,21 +18,27 @@ use std::sync::Arc;
 /// One lane, ready to run.
 pub struct Lane {
     pub name: Arc<str>,
-    hosts: Vec<String>,
+    /// Lower case; empty = every host.
+    pub hosts: Vec<String>,
     /// Upper case; empty = all.
-    methods: Vec<String>,
+    pub methods: Vec<String>,
+    /// A higher one is looked at first.
+    pub priority: i64,
+    /// Built in.
+    pub is_own: bool,
     pub chain: Chain,
     pub auth: Auth,
     pub kind: Kind,
 }
 
 impl Lane {
-    fn takes(&self, method: &str) -> bool {
+    pub fn takes(&self, method: &str) -> bool {
         self.methods.is_empty() || self.methods.iter().any(|m| m == method)
     }
 
-    fn is_stream(&self) -> bool {
-        matches!(self.kind, Kind::Stream(_))
+    /// It leads to a service.
+    pub fn is_service(&self) -> bool {
+        matches!(&self.kind, Kind::Stream(target) if matches!(target.to, To::Service(_)))
     }
 }
 
@@ -42,61 +50,39 @@ pub enum Kind {
     Stream(Target),
     /// Our management API.
     Admin,
+    /// Pages for people, where the model API is on another host.
+    Front,
     Health,
     Metrics,
     /// Nothing is here.
     Nowhere,
 }
 
-/// Where a stream lane sends.
-pub struct Target {
-    pub base: Base,
-    /// Taken off the front of the path before the base's own path is put there.
-    pub strip: String,
-    /// The target's own query, put before the client's.
-    pub query: Option<String>,
+impl Kind {
+    /// As the config calls it, and what the config cannot say.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Kind::Call => "call",
+            Kind::Stream(_) => "stream",
+            Kind::Admin => "admin",
+            Kind::Front => "front",
+            Kind::Health => "health",
+            Kind::Metrics => "metrics",
+            Kind::Nowhere => "nowhere",
+        }
+    }
 }
 
-/// All lanes, sorted for matching.
+/// All lanes.
 pub struct Lanes {
     /// Whether a path of the management API only shows a key itself and its like.
     pub is_info: fn(&str) -> bool,
-    lanes: Vec<Arc<Lane>>,
     fallback: Arc<Lane>,
-    /// Most specific first.
-    patterns: Vec<(Pattern, usize)>,
+    table: Table,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Pattern {
-    Exact(String),
-    /// Everything at and below this prefix; empty = everything.
-    Below(String),
-}
-
-impl Pattern {
-    fn parse(text: &str) -> Self {
-        match text.strip_suffix("/*").or_else(|| text.strip_suffix('*')) {
-            Some(prefix) => Pattern::Below(prefix.trim_end_matches('/').to_string()),
-            None => Pattern::Exact(text.to_string()),
-        }
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        match self {
-            Pattern::Exact(p) => path == p,
-            Pattern::Below(p) => p.is_empty() || path == p || paths::below(path, p).is_some(),
-        }
-    }
-
-    /// Exact before below; longer before shorter.
-    fn rank(&self) -> (bool, usize) {
-        match self {
-            Pattern::Exact(p) => (true, p.len()),
-            Pattern::Below(p) => (false, p.len()),
-        }
-    }
-}
+/// What a service's lane runs whose clients need no key: everything is the service's own business.
+const SERVICE_CHAIN: [&str; 1] = ["metrics"];
 
 /// Where the management API lives. A trailing `/*` takes everything below.
 /// Below these everything is the management API's, also what is not there.
@@ -151,7 +137,9 @@ impl Lanes {
         registry: &Registry,
         ports: &Ports,
         management: &Management,
+        services: &Services,
     ) -> Result<Self, String> {
+        let own = &conf.tollkeeper.hosts;
         let mut builder = Builder {
             registry,
             ports,
@@ -164,6 +152,8 @@ impl Lanes {
                 ("limits", json!({"budget_status": conf.meters.budget_status})),
                 ("metrics", json!({"litellm_names": conf.metrics_speak_litellm()})),
             ],
+            own_hosts: own.all().map(str::to_string).collect(),
+            api_hosts: own.api.clone(),
             lanes: Vec::new(),
         };
         let named = |names: &[&str]| {
@@ -172,101 +162,139 @@ impl Lanes {
                 .map(|n| (n.to_string(), Value::Null))
                 .collect::<Vec<_>>()
         };
-        builder.add(
+        let built_in = |name, hosts, paths, chain: &[&str], auth, kind| Plan {
+            name,
+            hosts,
+            paths,
+            filters: named(chain),
+            auth,
+            kind,
+            methods: &[],
+            priority: 0,
+            is_own: true,
+        };
+        let required = Auth::Required;
+        builder.add(built_in(
             "openai",
-            &[],
+            &own.api,
             &["/*"],
-            named(&CALL_CHAIN),
-            Auth::Required,
+            &CALL_CHAIN,
+            required,
             Kind::Call,
-        )?;
-        builder.add(
+        ))?;
+        if !own.admin.is_empty() {
+            let pages = &["/", "/llms.txt"];
+            builder.add(built_in(
+                "front",
+                &own.admin,
+                pages,
+                &["cors"],
+                Auth::Open,
+                Kind::Front,
+            ))?;
+        }
+        let (all, open) = (admin_paths(&management.paths), &management.open);
+        let admin = &own.admin;
+        builder.add(built_in(
             "admin",
-            &[],
-            &admin_paths(&management.paths),
-            named(&["cors", "auth"]),
-            Auth::Required,
+            admin,
+            &all,
+            &["cors", "auth"],
+            required,
             Kind::Admin,
-        )?;
-        builder.add(
+        ))?;
+        builder.add(built_in(
             "admin-open",
-            &[],
-            &management.open,
-            named(&["cors"]),
+            admin,
+            open,
+            &["cors"],
             Auth::Open,
             Kind::Admin,
-        )?;
-        builder.add(
+        ))?;
+        let health = built_in(
             "health",
-            &[],
+            &own.health,
             &HEALTH_PATHS,
-            named(&["cors"]),
+            &["cors"],
             Auth::Open,
             Kind::Health,
-        )?;
+        );
+        builder.add(health)?;
         let metrics = &conf.tollkeeper.metrics;
         if metrics.enabled {
-            builder.add(
+            // LiteLLM sends scrapers on to the path with a slash, so that is what some are set to.
+            let slashed = format!("{}/", metrics.path);
+            let paths = [metrics.path.as_str(), &slashed];
+            let auth = auth(metrics.auth);
+            builder.add(built_in(
                 "metrics",
-                &[],
-                // LiteLLM sends scrapers on to the path with a slash, so that is what some are set to.
-                &[&metrics.path, &format!("{}/", metrics.path)],
-                named(&["auth"]),
-                auth(metrics.auth),
+                &own.metrics,
+                &paths,
+                &["auth"],
+                auth,
                 Kind::Metrics,
-            )?;
+            ))?;
         }
         for (i, p) in conf.general.pass_through_endpoints.iter().enumerate() {
             builder.pass_through(i, p)?;
         }
         for lane in &conf.tollkeeper.lanes {
-            let hosts: Vec<&str> = lane.hosts.iter().map(String::as_str).collect();
             let paths: Vec<&str> = lane.paths.iter().map(String::as_str).collect();
-            let (kind, default): (Kind, &[&str]) = match lane.driver {
-                Driver::Call => (Kind::Call, &CALL_CHAIN),
-                Driver::Admin => (Kind::Admin, &["cors", "auth"]),
+            let (kind, default) = match lane.driver {
+                Driver::Call => (Kind::Call, named(&CALL_CHAIN)),
+                Driver::Admin => (Kind::Admin, named(&["cors", "auth"])),
                 Driver::Stream => {
-                    let url = lane
-                        .target
-                        .as_deref()
-                        .ok_or_else(|| format!("lane {}: no target", lane.name))?;
-                    let base = Base::parse(url).map_err(|e| format!("lane {}: {e}", lane.name))?;
-                    (
-                        Kind::Stream(Target {
-                            base,
-                            strip: String::new(),
-                            query: None,
-                        }),
-                        &STREAM_CHAIN,
-                    )
+                    let target = target(lane, services).map_err(|e| format!("lane {}: {e}", lane.name))?;
+                    let chain = match (&target.to, lane.auth) {
+                        (To::Service(_), LaneAuth::Open) => named(&SERVICE_CHAIN),
+                        (To::Service(_), _) => guarded_service(),
+                        (To::Place(_), _) => named(&STREAM_CHAIN),
+                    };
+                    (Kind::Stream(target), chain)
                 }
             };
+            if !matches!(kind, Kind::Stream(_)) {
+                builder.own_hosts.extend(lane.hosts.iter().cloned());
+            }
             let filters = match &lane.filters {
                 Some(list) => list
                     .iter()
                     .map(|FilterUse { name, settings, .. }| (name.clone(), settings.clone()))
                     .collect(),
-                None => named(default),
+                None => default,
             };
-            builder.add(&lane.name, &hosts, &paths, filters, auth(lane.auth), kind)?;
+            builder.add(Plan {
+                name: &lane.name,
+                hosts: &lane.hosts,
+                paths: &paths,
+                filters,
+                auth: auth(lane.auth),
+                kind,
+                methods: &lane.methods,
+                priority: lane.priority,
+                is_own: false,
+            })?;
         }
-        Ok(builder.finish(management.is_info))
+        let refuses = conf.tollkeeper.unknown_hosts == UnknownHosts::Refuse;
+        Ok(Lanes {
+            is_info: management.is_info,
+            fallback: Arc::new(Lane {
+                name: "none".into(),
+                hosts: Vec::new(),
+                methods: Vec::new(),
+                priority: 0,
+                is_own: true,
+                chain: Chain::default(),
+                auth: Auth::Required,
+                kind: Kind::Nowhere,
+            }),
+            table: Table::new(builder.lanes, builder.own_hosts, refuses),
+        })
     }
 
-    /// The lane for a host (without port, lowercase), a judged path and a method. When only the method
-    /// fits nowhere, the lane that would have it: it refuses better than "not found".
-    pub fn find(&self, host: &str, path: &str, method: &str) -> Option<&Arc<Lane>> {
-        let mut fits = self
-            .patterns
-            .iter()
-            .filter(|(p, _)| p.matches(path))
-            .filter_map(|(_, at)| self.lanes.get(*at))
-            .filter(|l| l.hosts.is_empty() || l.hosts.iter().any(|h| host_matches(h, host)));
-        let first = fits.next()?;
-        if first.takes(method) {
-            return Some(first);
-        }
-        Some(fits.find(|l| l.takes(method) && l.is_stream()).unwrap_or(first))
+    /// See [`Table::find`].
+    pub fn find(&self, host: &str, path: &str, method: &str, is_here: impl FnOnce() -> bool) -> Found<'_> {
+        self.table.find(host, path, method, is_here)
     }
 
     /// The lane of requests that belong to none: it answers 404.
@@ -274,19 +302,55 @@ impl Lanes {
         Arc::clone(&self.fallback)
     }
 
-    /// Name, hosts, paths in match order: for people.
-    pub fn table(&self) -> Vec<(String, String)> {
-        self.patterns
-            .iter()
-            .filter_map(|(p, at)| {
-                let path = match p {
-                    Pattern::Exact(p) => p.clone(),
-                    Pattern::Below(p) => format!("{p}/*"),
-                };
-                Some((path, self.lanes.get(*at)?.name.to_string()))
-            })
-            .collect()
+    /// See [`Table::rows`].
+    pub fn rows(&self, host: Option<&str>) -> Option<Vec<(&Lane, &Pattern)>> {
+        self.table.rows(host)
     }
+}
+
+/// Where a stream lane of the config leads. `Err` is a sentence.
+fn target(lane: &conf::Lane, services: &Services) -> Result<Target, String> {
+    let to = match (&lane.service, &lane.target) {
+        (Some(name), _) => To::Service(
+            services
+                .get(name)
+                .ok_or_else(|| format!("there is no service {name}"))?,
+        ),
+        (None, Some(url)) => To::Place(Base::parse(url)?),
+        (None, None) => return Err("no target".into()),
+    };
+    Ok(Target {
+        to,
+        strip: lane.strip_prefix.clone(),
+        add: lane.add_prefix.clone().unwrap_or_default(),
+        query: None,
+    })
+}
+
+/// What a service's lane runs whose clients need a key: as a target's, but that all headers travel which
+/// are no credentials.
+fn guarded_service() -> Vec<(String, Value)> {
+    let settings = |name: &str| match name {
+        "passthrough" => json!({"forward_headers": true}),
+        _ => Value::Null,
+    };
+    STREAM_CHAIN
+        .iter()
+        .map(|n| (n.to_string(), settings(n)))
+        .collect()
+}
+
+/// A lane that is to be built.
+struct Plan<'a> {
+    name: &'a str,
+    hosts: &'a [String],
+    paths: &'a [&'a str],
+    filters: Vec<(String, Value)>,
+    auth: Auth,
+    kind: Kind,
+    methods: &'a [String],
+    priority: i64,
+    is_own: bool,
 }
 
 struct Builder<'a> {
@@ -294,19 +358,22 @@ struct Builder<'a> {
     ports: &'a Ports,
     /// Settings of the filters that the config knows more of than a lane says.
     known: [(&'static str, Value); 4],
+    /// Where lanes without hosts are as near as those with.
+    own_hosts: Vec<String>,
+    /// Where the model API is, pass-through included.
+    api_hosts: Vec<String>,
     lanes: Vec<(Lane, Vec<Pattern>)>,
 }
 
 impl Builder<'_> {
-    fn add(
-        &mut self,
-        name: &str,
-        hosts: &[&str],
-        paths: &[&str],
-        mut filters: Vec<(String, Value)>,
-        auth: Auth,
-        kind: Kind,
-    ) -> Result<(), String> {
+    fn add(&mut self, plan: Plan<'_>) -> Result<(), String> {
+        let Plan {
+            name,
+            mut filters,
+            auth,
+            kind,
+            ..
+        } = plan;
         for (filter, settings) in filters.iter_mut().filter(|(_, settings)| settings.is_null()) {
             *settings = self.known(filter);
         }
@@ -316,16 +383,17 @@ impl Builder<'_> {
             .chain(&filters, self.ports)
             .map_err(|e| format!("lane {name}: {e}"))?;
         check_order(name, &chain, auth, &kind)?;
-        let hosts = hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
         let lane = Lane {
             name: name.into(),
-            hosts,
-            methods: Vec::new(),
+            hosts: plan.hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
+            methods: plan.methods.to_vec(),
+            priority: plan.priority,
+            is_own: plan.is_own,
             chain,
             auth,
             kind,
         };
-        self.push(lane, paths.iter().map(|p| Pattern::parse(p)).collect());
+        self.push(lane, plan.paths.iter().map(|p| Pattern::parse(p)).collect());
         Ok(())
     }
 
@@ -426,46 +494,23 @@ impl Builder<'_> {
                 .to_string()
         });
         let target = Target {
-            base,
-            strip: p.path.clone(),
+            to: To::Place(base),
+            strip: vec![p.path.clone()],
+            add: String::new(),
             query,
         };
         let lane = Lane {
             name: name.into(),
-            hosts: Vec::new(),
+            hosts: self.api_hosts.clone(),
             methods: p.methods.clone(),
+            priority: 0,
+            is_own: true,
             chain: Chain::new(filters),
             auth,
             kind: Kind::Stream(target),
         };
         self.push(lane, vec![pattern]);
         Ok(())
-    }
-
-    fn finish(self, is_info: fn(&str) -> bool) -> Lanes {
-        let mut lanes = Vec::new();
-        let mut patterns = Vec::new();
-        for (at, (lane, its)) in self.lanes.into_iter().enumerate() {
-            let hosted = !lane.hosts.is_empty();
-            patterns.extend(its.into_iter().map(|p| (p, at, hosted)));
-            lanes.push(Arc::new(lane));
-        }
-        // A lane for one host is more specific than one for all, and a later one than an earlier.
-        patterns.sort_by_key(|(p, at, hosted)| std::cmp::Reverse((p.rank(), *hosted, *at)));
-        let fallback = Arc::new(Lane {
-            name: "none".into(),
-            hosts: Vec::new(),
-            methods: Vec::new(),
-            chain: Chain::default(),
-            auth: Auth::Required,
-            kind: Kind::Nowhere,
-        });
-        Lanes {
-            is_info,
-            lanes,
-            fallback,
-            patterns: patterns.into_iter().map(|(p, at, _)| (p, at)).collect(),
-        }
     }
 }
 
@@ -512,75 +557,5 @@ fn auth(auth: LaneAuth) -> Auth {
         LaneAuth::Required => Auth::Required,
         LaneAuth::Internal => Auth::Internal,
         LaneAuth::Open => Auth::Open,
-    }
-}
-
-fn host_matches(pattern: &str, host: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        Some(domain) => host
-            .strip_suffix(domain)
-            .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
-        None => pattern == host,
-    }
-}
-
-impl Target {
-    /// Path and query at the target for a client's path and query.
-    pub fn path(&self, path: &str, query: Option<&str>) -> String {
-        let rest = path.strip_prefix(self.strip.as_str()).unwrap_or(path);
-        let joined = format!("{}{rest}", self.base.path);
-        let mut out = if joined.is_empty() {
-            "/".to_string()
-        } else {
-            joined
-        };
-        let query: Vec<&str> = [self.query.as_deref(), query]
-            .into_iter()
-            .flatten()
-            .filter(|q| !q.is_empty())
-            .collect();
-        if !query.is_empty() {
-            out.push('?');
-            out.push_str(&query.join("&"));
-        }
-        out
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns() {
-        let check = |pattern: &str, path: &str, want: bool| {
-            assert_eq!(Pattern::parse(pattern).matches(path), want, "{pattern} on {path}");
-        };
-        check("/*", "/anything", true);
-        check("/tts/*", "/tts/v1/audio/speech", true);
-        check("/tts/*", "/tts", true);
-        check("/tts/*", "/ttsx", false);
-        check("/tts", "/tts/x", false);
-        assert!(host_matches("*.example.com", "a.example.com"));
-        assert!(!host_matches("*.example.com", "example.com"));
-        assert!(!host_matches("*.example.com", "evilexample.com"));
-    }
-
-    #[test]
-    fn targets_keep_the_rest_of_the_path() {
-        let t = |url: &str, query: Option<&str>| Target {
-            base: Base::parse(url).unwrap(),
-            strip: "/tts".into(),
-            query: query.map(Into::into),
-        };
-        assert_eq!(
-            t("http://x:1", None).path("/tts/v1/audio/speech", None),
-            "/v1/audio/speech"
-        );
-        assert_eq!(t("http://x:1/base", None).path("/tts", Some("a=1")), "/base?a=1");
-        assert_eq!(
-            t("http://x:1", Some("k=v")).path("/tts", Some("a=1")),
-            "/?k=v&a=1"
-        );
     }
 }

@@ -23,8 +23,11 @@ mod place;
 pub mod respond;
 pub mod rooms;
 mod scrape;
+pub mod services;
 pub mod state;
 pub mod stream;
+pub mod table;
+mod target;
 pub mod throttle;
 mod watch;
 
@@ -45,7 +48,7 @@ use paths::Api;
 use pingora::connectors::http::Connector;
 use pingora::prelude::*;
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use state::State;
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,7 +130,7 @@ impl ProxyHttp for Gateway {
             self.refuse(session, state, &refusal.into()).await?;
             return Ok(true);
         }
-        if let Some(to) = redirected(&self.redirect, session) {
+        if let Some(to) = redirected(&self.redirect, session, &state.host, &lane) {
             let answer = Answer {
                 status: 307,
                 headers: vec![("location", to), ("cache-control", "no-store".into())],
@@ -140,7 +143,7 @@ impl ProxyHttp for Gateway {
             Kind::Call => self.api(session, state).await?,
             Kind::Stream(_) => return self.enter_stream(session, state).await,
             Kind::Admin => self.administer(session, state).await?,
-            Kind::Health | Kind::Metrics if !is_read(session) => {
+            Kind::Front | Kind::Health | Kind::Metrics if !is_read(session) => {
                 let refusal = read_only(&session.req_header().method);
                 self.guarded_preflight(session, state, refusal).await?;
             }
@@ -152,14 +155,42 @@ impl ProxyHttp for Gateway {
                 };
                 self.guarded(session, state, |_| Ok(answer)).await?;
             }
-            Kind::Nowhere => self.refuse(session, state, &not_here().into()).await?,
+            Kind::Front => {
+                let head = session.req_header();
+                let accept = head.headers.get("accept").and_then(|v| v.to_str().ok());
+                match front::page(head.uri.path(), accept) {
+                    Some(page) => self.send(session, state, page).await?,
+                    None => self.refuse(session, state, &state::nothing_here().into()).await?,
+                }
+            }
+            Kind::Nowhere => self.refuse(session, state, &state::nothing_here().into()).await?,
             Kind::Metrics => self.scrape(session, state).await?,
         }
         Ok(true)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
-        self.stream_peer(ctx).await
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+        self.stream_peer(session, ctx).await
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Self::CTX,
+        e: Box<Error>,
+    ) -> Box<Error> {
+        self.stream_refused(ctx, e)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        self.stream_body(session, body.as_ref(), ctx)
     }
 
     async fn upstream_request_filter(
@@ -173,11 +204,11 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        self.stream_head(response, ctx)
+        self.stream_head(session, response, ctx)
     }
 
     fn response_body_filter(
@@ -196,6 +227,17 @@ impl ProxyHttp for Gateway {
 
     /// The default writes one line per failed request with the upstream's address; ours are written
     /// where the failure is understood.
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Self::CTX,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    /// See above.
     fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
         true
     }
@@ -345,19 +387,24 @@ impl Gateway {
 }
 
 /// Where a browser is sent that came to a plain listener.
-fn redirected(redirect: &Redirect, session: &Session) -> Option<String> {
+fn redirected(redirect: &Redirect, session: &Session, host: &str, lane: &lanes::Lane) -> Option<String> {
     if redirect.from.is_empty() {
         return None;
     }
     let head = session.req_header();
-    redirect.target(&Asked {
+    let asked = Asked {
         at: *session.server_addr()?.as_inet()?,
         method: &head.method,
         path: head.uri.path(),
         query: head.uri.query(),
-        host: &state::host(session),
+        host,
         headers: &head.headers,
-    })
+    };
+    if lane.is_service() {
+        redirect.whole(&asked)
+    } else {
+        redirect.target(&asked)
+    }
 }
 
 /// Waits for the client's turn; or says that it asks too fast.

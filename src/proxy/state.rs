@@ -5,12 +5,15 @@ use super::drain::{Flight, InFlight};
 use super::lanes::{Kind, Lane};
 use super::paths;
 use super::rooms::Stay;
+use super::services::Trip;
+use super::table::Found;
 use crate::snapshot::Snapshot;
+use crate::tls::ServerName;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
 use filters::model::record::Status;
-use http::header;
+use http::{HeaderMap, header};
 use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
@@ -29,8 +32,12 @@ pub struct State {
     pub cx: Box<Cx>,
     /// Why the head is refused, if it is.
     pub judged: Option<Refusal>,
+    /// The host that is asked for, lowercase and without its port.
+    pub host: String,
     /// The TCP peer, which may be a proxy.
     pub peer: IpAddr,
+    /// The way through the backends of a service.
+    pub trip: Trip,
     /// The room that the call's body takes.
     pub room: Option<OwnedSemaphorePermit>,
     /// What the call holds of its deployment's limits.
@@ -45,16 +52,25 @@ impl State {
     pub fn new(snapshot: Arc<Snapshot>, in_flight: &Arc<InFlight>, session: &Session) -> Self {
         let head = session.req_header();
         let path = head.uri.path();
-        let judged = judge(session, &snapshot);
+        let mut judged = judge(session, &snapshot);
         let host = host(session);
-        let lane = match (&judged, snapshot.lanes.find(&host, path, head.method.as_str())) {
-            (None, Some(lane)) => Arc::clone(lane),
-            _ => snapshot.lanes.fallback(),
-        };
         let peer = session
             .client_addr()
             .and_then(|a| a.as_inet())
             .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
+        let is_here = || is_here(&host, peer, &head.headers);
+        let found = match &judged {
+            None => snapshot.lanes.find(&host, path, head.method.as_str(), is_here),
+            Some(_) => Found::Nothing,
+        };
+        let lane = match found {
+            Found::Lane(lane) => Arc::clone(lane),
+            Found::Nothing => snapshot.lanes.fallback(),
+            Found::Elsewhere => {
+                judged = Some(elsewhere(session, &host));
+                snapshot.lanes.fallback()
+            }
+        };
         let networks = match lane.kind {
             Kind::Metrics => &snapshot.scrapers,
             _ => &snapshot.networks,
@@ -81,14 +97,16 @@ impl State {
         cx.purpose = match lane.kind {
             Kind::Call | Kind::Stream(_) | Kind::Nowhere => Purpose::Model,
             Kind::Admin if !(snapshot.lanes.is_info)(path) => Purpose::Management,
-            Kind::Admin | Kind::Health | Kind::Metrics => Purpose::Info,
+            Kind::Admin | Kind::Front | Kind::Health | Kind::Metrics => Purpose::Info,
         };
         Self {
             snapshot,
             lane,
             cx,
             judged,
+            host,
             peer,
+            trip: Trip::default(),
             room: None,
             stay: None,
             outcome: None,
@@ -220,8 +238,38 @@ fn not_one_reading(why: &str) -> Refusal {
         .header("connection", "close")
 }
 
+/// Whether this machine asks for itself, and no proxy on it for somebody else.
+fn is_here(host: &str, peer: IpAddr, headers: &HeaderMap) -> bool {
+    let names_itself = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let by_proxy = ["x-forwarded-for", "forwarded", "x-real-ip"];
+    names_itself
+        && peer.to_canonical().is_loopback()
+        && !by_proxy.iter().any(|name| headers.contains_key(*name))
+}
+
+/// For a host that nobody here knows. Says nothing of what is here.
+fn elsewhere(session: &Session, host: &str) -> Refusal {
+    let tls = session.digest().and_then(|d| d.ssl_digest.as_ref());
+    let asked = tls.map(|tls| tls.extension.get::<ServerName>());
+    match asked {
+        // The connection was made for another name: the client may try a new one.
+        Some(name) if name.is_none_or(|n| !n.0.eq_ignore_ascii_case(host)) => Refusal::new(
+            421,
+            "invalid_request_error",
+            "This connection is not for the host that is asked for.",
+        )
+        .code("misdirected_request"),
+        _ => nothing_here(),
+    }
+}
+
+/// Where nothing is, and nothing is told of what is elsewhere.
+pub(super) fn nothing_here() -> Refusal {
+    Refusal::new(404, "invalid_request_error", "There is nothing here.").code("not_found")
+}
+
 /// The host that is asked for, lowercase and without its port.
-pub(super) fn host(session: &Session) -> String {
+fn host(session: &Session) -> String {
     let head = session.req_header();
     let authority = head
         .uri
@@ -233,5 +281,6 @@ pub(super) fn host(session: &Session) -> String {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
         None => authority.split(':').next().unwrap_or_default(),
     };
-    host.to_ascii_lowercase()
+    // A name with the dot of the root is the same name.
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }

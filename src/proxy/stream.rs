@@ -1,11 +1,14 @@
 //! The stream driver: lanes whose bodies nobody needs to read, forwarded by Pingora's own loop. Bytes
-//! flow untouched in both directions, WebSocket included.
+//! flow untouched in both directions, WebSocket included. Which backend of a service is next is
+//! [`super::services`]' to say.
 
-use super::lanes::Kind;
+use super::lanes::{Kind, To};
+use super::services::{Service, forwarded};
 use super::state::State;
 use super::{Gateway, head, respond};
 use bytes::Bytes;
-use filters::contract::{Fault, Stop, Upstream, Verdict};
+use filters::contract::{Cx, Fault, Refusal, Stop, Upstream, Verdict};
+use filters::model::deployment::Base;
 use filters::model::record::Status;
 use filters::wire::splice::Rope;
 use http::header;
@@ -31,26 +34,95 @@ impl Gateway {
             .request_filter(&mut state.cx, session.req_header())
             .await
         {
-            Ok(Verdict::Continue) => Ok(false),
-            Ok(Verdict::Answer(answer)) => self.send(session, state, answer).await.map(|()| true),
-            Err(stop) => self.refuse(session, state, &stop).await.map(|()| true),
+            Ok(Verdict::Continue) => {}
+            Ok(Verdict::Answer(answer)) => return self.send(session, state, answer).await.map(|()| true),
+            Err(stop) => return self.refuse(session, state, &stop).await.map(|()| true),
+        }
+        let head = session.req_header();
+        if !lane.takes(head.method.as_str()) {
+            let allow = lane.methods.join(", ");
+            let message = format!("{} is not offered here; use {allow}.", head.method);
+            let refusal = Refusal::new(405, "invalid_request_error", message).header("allow", allow);
+            return self.refuse(session, state, &refusal.into()).await.map(|()| true);
+        }
+        if let Some(service) = service(&state.lane.kind) {
+            let length = head.headers.get(header::CONTENT_LENGTH);
+            let length: Option<u64> = length.and_then(|v| v.to_str().ok()?.parse().ok());
+            if let (Some(most), Some(length)) = (service.request_body_bytes, length)
+                && length > most
+            {
+                return self
+                    .refuse(session, state, &too_large(most).into())
+                    .await
+                    .map(|()| true);
+            }
+            if session.is_upgrade_req() {
+                session.set_read_timeout(Some(service.timeouts.idle));
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) async fn stream_peer(&self, session: &Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let state = state(ctx)?;
+        let lane = Arc::clone(&state.lane);
+        let Kind::Stream(target) = &lane.kind else {
+            return Err(Error::explain(ErrorType::InternalError, "the lane has no target"));
+        };
+        let unreachable = |e: String| Error::explain(ErrorType::ConnectError, e).into_up();
+        let service = match &target.to {
+            To::Service(service) => service,
+            To::Place(base) => {
+                let timeouts = &state.snapshot.timeouts;
+                let place = self.peers.place(base, timeouts.connect).await.map_err(unreachable)?;
+                let mut peer = Box::new(place.peer.clone());
+                peer.options.read_timeout = Some(timeouts.first_byte);
+                return Ok(peer);
+            }
+        };
+        let upgrades = session.is_upgrade_req();
+        loop {
+            let Some(backend) = service.choose(&mut state.trip) else {
+                return Err(unreachable("no backend is left to try".into()));
+            };
+            match self.peers.place(&backend.base, service.timeouts.connect).await {
+                Ok(place) => return Ok(service.peer(&place.peer, upgrades)),
+                Err(e) => {
+                    if !service.refused(&mut state.trip, &e) {
+                        return Err(unreachable(e));
+                    }
+                }
+            }
         }
     }
 
-    pub(super) async fn stream_peer(&self, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    /// A connection could not be opened, so nothing was sent: another backend may be tried.
+    pub(super) fn stream_refused(&self, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if let Some(state) = ctx.as_deref_mut()
+            && let Some(service) = service(&state.lane.kind)
+        {
+            let again = service.refused(&mut state.trip, &e.to_string());
+            e.set_retry(again);
+        }
+        e
+    }
+
+    /// Looks at a piece of the request's body on its way.
+    pub(super) fn stream_body(&self, session: &Session, body: Option<&Bytes>, ctx: &mut Ctx) -> Result<()> {
         let state = state(ctx)?;
-        let Kind::Stream(target) = &state.lane.kind else {
-            return Err(Error::explain(ErrorType::InternalError, "the lane has no target"));
+        let Some(service) = service(&state.lane.kind) else {
+            return Ok(());
         };
-        let timeouts = &state.snapshot.timeouts;
-        let place = self
-            .peers
-            .place(&target.base, timeouts.connect)
-            .await
-            .map_err(|e| Error::explain(ErrorType::ConnectError, e).into_up())?;
-        let mut peer = Box::new(place.peer.clone());
-        peer.options.read_timeout = Some(timeouts.first_byte);
-        Ok(peer)
+        in_time(service, &state.cx)?;
+        let len = body.map_or(0, Bytes::len) as u64;
+        state.cx.bytes_in = state.cx.bytes_in.saturating_add(len);
+        match service.request_body_bytes {
+            Some(most) if state.cx.bytes_in > most && !session.was_upgraded() => Err(Error::explain(
+                ErrorType::HTTPStatus(413),
+                "the body is larger than the service takes",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Gives the upstream's request the target's path and the headers that travel.
@@ -66,11 +138,14 @@ impl Gateway {
             return Ok(());
         };
         let client = session.req_header();
+        let Some(base) = base(&target.to, state).cloned() else {
+            return Err(Error::explain(ErrorType::InternalError, "no backend was chosen"));
+        };
         let mut up = Upstream {
             deployment: None,
             model: String::new(),
             method: client.method.clone(),
-            path: target.path(client.uri.path(), client.uri.query()),
+            path: target.path(&base, client.uri.path(), client.uri.query()),
             headers: request.headers.clone(),
             edits: Default::default(),
             body: Rope::default(),
@@ -79,6 +154,33 @@ impl Gateway {
             .upstream_request_filter(&mut state.cx, &mut up)
             .await
             .map_err(|stop| Error::explain(ErrorType::InternalError, stop.shown().to_string()))?;
+        let mut host = base.authority();
+        if let To::Service(service) = &target.to {
+            let authority = authority(client).to_string();
+            let way = forwarded::Way {
+                peer: state.peer.to_canonical(),
+                is_listed: {
+                    let peer = state.peer.to_canonical();
+                    state
+                        .snapshot
+                        .networks
+                        .proxies
+                        .iter()
+                        .any(|net| net.contains(&peer))
+                },
+                client: state.cx.client_ip,
+                tls: session.digest().is_some_and(|d| d.ssl_digest.is_some()),
+                authority: &authority,
+                stripped: target.stripped(client.uri.path()),
+            };
+            forwarded::tell(&mut up.headers, &way);
+            service.request_headers.apply(&mut up.headers);
+            if let Some(set) = up.headers.get(header::HOST).filter(|_| service.sets_host()) {
+                host = String::from_utf8_lossy(set.as_bytes()).into_owned();
+            } else if service.pass_host && !authority.is_empty() {
+                host = authority;
+            }
+        }
         let names: Vec<_> = request.headers.keys().cloned().collect();
         for name in &names {
             request.remove_header(name);
@@ -91,29 +193,54 @@ impl Gateway {
                 .parse()
                 .or_err(ErrorType::InvalidHTTPHeader, "building the target's path")?,
         );
-        request.insert_header(header::HOST, target.base.authority())?;
+        request.insert_header(header::HOST, host)?;
         request.insert_header("x-request-id", state.cx.request_id.as_str())?;
-        let client_ip = state.cx.client_ip.to_string();
-        request.insert_header("x-forwarded-for", client_ip.as_str())?;
+        if let To::Place(_) = &target.to {
+            let client_ip = state.cx.client_ip.to_string();
+            request.insert_header("x-forwarded-for", client_ip.as_str())?;
+        }
         Ok(())
     }
 
-    pub(super) fn stream_head(&self, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    pub(super) fn stream_head(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
         let state = state(ctx)?;
         state.cx.response_status = response.status.as_u16();
         let lane = Arc::clone(&state.lane);
+        let mut is_target = true;
         if let Kind::Stream(target) = &lane.kind {
-            head::hide_target(response, target)?;
+            is_target = matches!(target.to, To::Place(_));
+            if is_target {
+                head::hide_server(response);
+            }
+            if let Some(base) = base(&target.to, state) {
+                let place = head::Place {
+                    base,
+                    add: &target.add,
+                    strip: target.stripped(session.req_header().uri.path()),
+                    query: target.query.as_deref(),
+                };
+                head::hide_place(response, &place)?;
+            }
         }
         if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
             let mut parts = response.as_owned_parts();
             lane.chain
                 .response_filter(&mut state.cx, &mut parts)
                 .map_err(|stop| Error::explain(ErrorType::InternalError, stop.shown().to_string()))?;
+            if let Some(service) = service(&lane.kind) {
+                service.response_headers.apply(&mut parts.headers);
+            }
             head::replace_fields(response, &parts.headers)?;
         }
         response.insert_header("x-request-id", state.cx.request_id.as_str())?;
-        response.insert_header("x-litellm-call-id", state.cx.request_id.as_str())?;
+        if is_target {
+            response.insert_header("x-litellm-call-id", state.cx.request_id.as_str())?;
+        }
         Ok(())
     }
 
@@ -125,6 +252,9 @@ impl Gateway {
     ) -> Result<Option<Duration>> {
         let state = state(ctx)?;
         let lane = Arc::clone(&state.lane);
+        if let Some(service) = service(&lane.kind) {
+            in_time(service, &state.cx)?;
+        }
         let mut chunk = body.take().unwrap_or_default();
         state.cx.first_byte.get_or_insert_with(std::time::Instant::now);
         lane.chain
@@ -147,11 +277,17 @@ impl Gateway {
                 can_reuse_downstream: false,
             };
         };
-        if state.is_over() || *e.esource() == ErrorSource::Downstream || session.response_written().is_some()
-        {
+        let by_client = *e.esource() == ErrorSource::Downstream;
+        // Pingora refuses heads that ask it to drop what upstreams have to know, and says nothing.
+        let malformed = by_client && *e.etype() == ErrorType::InvalidHTTPHeader;
+        if state.is_over() || by_client && !malformed || session.response_written().is_some() {
             return gone;
         }
         let lane = state.lane.name.clone();
+        let too_large = service(&state.lane.kind)
+            .and_then(|s| s.request_body_bytes)
+            .filter(|_| *e.etype() == ErrorType::HTTPStatus(413))
+            .map(too_large);
         let fault = match e.etype() {
             ErrorType::ConnectTimedout
             | ErrorType::ConnectRefused
@@ -174,7 +310,10 @@ impl Gateway {
             ),
             _ => Fault::internal(e),
         };
-        let stop = Stop::Fault(fault);
+        let malformed = malformed.then(|| {
+            Refusal::bad_request("A header names what must not be dropped, or cannot be passed on.")
+        });
+        let stop = too_large.or(malformed).map_or(Stop::Fault(fault), Stop::from);
         let code = stop.status();
         state.ended(Status::Failure, code, Some(stop.shown()), Some(stop.kind()));
         let answer = respond::render(&stop, &state.cx.request_id);
@@ -192,4 +331,49 @@ impl Gateway {
             can_reuse_downstream: false,
         }
     }
+}
+
+fn service(kind: &Kind) -> Option<&Service> {
+    match kind {
+        Kind::Stream(target) => match &target.to {
+            To::Service(service) => Some(service),
+            To::Place(_) => None,
+        },
+        _ => None,
+    }
+}
+
+/// Where the request goes: the target's place, or the backend that was chosen.
+fn base<'a>(to: &'a To, state: &'a State) -> Option<&'a Base> {
+    match to {
+        To::Place(base) => Some(base),
+        To::Service(_) => state.trip.backend.as_ref().map(|b| &b.base),
+    }
+}
+
+/// The host as the client asked for it, with its port.
+fn authority(head: &RequestHeader) -> &str {
+    let named = head.uri.authority().map(|a| a.as_str());
+    named
+        .or_else(|| head.headers.get(header::HOST).and_then(|v| v.to_str().ok()))
+        .unwrap_or_default()
+}
+
+fn in_time(service: &Service, cx: &Cx) -> Result<()> {
+    if service
+        .timeouts
+        .total
+        .is_none_or(|total| cx.started.elapsed() < total)
+    {
+        return Ok(());
+    }
+    Err(Error::explain(
+        ErrorType::ReadTimedout,
+        "the exchange takes longer than the service may",
+    ))
+}
+
+fn too_large(most: u64) -> Refusal {
+    let message = format!("The body is larger than the {most} bytes taken here.");
+    Refusal::new(413, "invalid_request_error", message)
 }

@@ -262,6 +262,7 @@ fn start(
     });
     let models = (snapshot.load().models.deployments().map(|d| d.model_name.clone())).collect();
     background.spawn(Arc::clone(&reload).watch());
+    background.spawn(proxy::services::check::watch(Arc::clone(&snapshot)));
     let notify = Arc::new(Notify::new(env));
     background.spawn(on_hangup(
         signals.hangup,

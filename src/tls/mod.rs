@@ -26,8 +26,10 @@ use parking_lot::Mutex;
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::ALPN;
+use pingora::protocols::tls::TlsRef;
 use shelf::Shelf;
 pub use shelf::now;
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +92,7 @@ impl Tls {
 
     /// What Pingora needs for a listener.
     pub fn settings(&self, handshake: &Handshake, h2: bool) -> Result<TlsSettings, String> {
-        let mut settings = TlsSettings::with_callbacks(Box::new(NoCallbacks)).map_err(|e| e.to_string())?;
+        let mut settings = TlsSettings::with_callbacks(Box::new(KeepName)).map_err(|e| e.to_string())?;
         settings.set_alpn(if h2 { ALPN::H2H1 } else { ALPN::H1 });
         settings.set_cert_resolver(Arc::new(Door {
             shelf: Arc::clone(&self.shelf),
@@ -189,8 +191,16 @@ pub fn problems(conf: &Conf) -> Vec<String> {
     problems
 }
 
-/// Pingora makes settings with a resolver this way only.
-struct NoCallbacks;
+/// The name that a connection was made for, kept with it.
+pub struct ServerName(pub Box<str>);
+
+struct KeepName;
 
 #[async_trait]
-impl TlsAccept for NoCallbacks {}
+impl TlsAccept for KeepName {
+    async fn handshake_complete_callback(&self, tls: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
+        let name = tls.server_name()?;
+        let name = name.strip_suffix('.').unwrap_or(name);
+        Some(Arc::new(ServerName(name.into())))
+    }
+}

@@ -32,12 +32,20 @@ pub struct Asked<'a> {
 impl Redirect {
     /// The address that a browser is sent to; `None` = the request is answered here.
     pub fn target(&self, asked: &Asked<'_>) -> Option<String> {
+        let reads = matches!(*asked.method, Method::GET | Method::HEAD);
+        if !reads || !is_page(asked.path) || !is_browser(asked.headers) {
+            return None;
+        }
+        self.whole(asked)
+    }
+
+    /// The same where nothing is answered in plain text: an application that is no API of ours.
+    pub fn whole(&self, asked: &Asked<'_>) -> Option<String> {
         let comes_here = self.from.iter().any(|from| {
             from.port() == asked.at.port()
                 && (from.ip().is_unspecified() || from.ip().to_canonical() == asked.at.ip().to_canonical())
         });
-        let reads = matches!(*asked.method, Method::GET | Method::HEAD);
-        if !comes_here || !reads || !is_page(asked.path) || !is_browser(asked.headers) {
+        if !comes_here {
             return None;
         }
         // The name goes into a header; one that is none is not sent anywhere.

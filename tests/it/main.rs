@@ -33,6 +33,7 @@ mod refusals;
 mod reload;
 mod rights;
 mod secrets;
+mod services;
 mod spend_api;
 mod store;
 mod tidy;

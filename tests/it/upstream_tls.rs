@@ -18,15 +18,15 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A TLS server with a certificate for these names, by an authority of its own.
-struct Server {
-    port: u16,
+pub struct Server {
+    pub port: u16,
     /// The authority's certificate.
-    authority: tempfile::NamedTempFile,
+    pub authority: tempfile::NamedTempFile,
     versions: Arc<Mutex<Vec<Version>>>,
     connections: Arc<AtomicUsize>,
 }
 
-async fn serve(names: &[&str], alpn: &[&[u8]]) -> Server {
+pub async fn serve(names: &[&str], alpn: &[&[u8]]) -> Server {
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
