@@ -11,6 +11,7 @@ pub mod import;
 mod key;
 pub mod ledger;
 mod litellm_flags;
+mod log;
 mod logs;
 mod paper;
 mod reach;
@@ -68,6 +69,8 @@ enum Command {
     Usage(usage::UsageArgs),
     /// The calls of the running gateway, and with -f those that come.
     Logs(logs::LogsArgs),
+    /// What the running gateway logs, and how to have it tell more for a while.
+    Log(log::LogArgs),
     /// Have the running gateway read its config again. A config that cannot be used changes nothing.
     Reload(config::AskArgs),
     /// Which config the running gateway serves, and what was wrong with a newer one.
@@ -150,6 +153,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Key(args)) => ask(key::run(*args, &env)),
         Some(Command::Usage(args)) => ask(usage::run(args, &env)),
         Some(Command::Logs(args)) => ask(logs::run(args, &env)),
+        Some(Command::Log(args)) => ask(log::run(args, &env)),
         Some(Command::Reload(args)) => ask(config::reload(args, &env)),
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
