@@ -57,6 +57,8 @@ fn slack_text(text: &str) -> String {
 }
 
 pub fn client() -> Result<reqwest::Client, String> {
+    // With two providers linked, rustls would not know which to take.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .timeout(BOUND)
         .redirect(reqwest::redirect::Policy::none())

@@ -6,6 +6,7 @@
 pub mod check;
 mod client;
 mod config;
+mod doctor;
 mod healthcheck;
 pub mod import;
 mod key;
@@ -77,6 +78,8 @@ enum Command {
     Status(config::AskArgs),
     /// What the config was, and the way back.
     Config(config::ConfigArgs),
+    /// Look at all that the gateway stands on, and say what to do about what is not well.
+    Doctor(doctor::DoctorArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Replace the running gateway by a new process, without a connection lost. One that does not get ready
@@ -157,6 +160,7 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Reload(args)) => ask(config::reload(args, &env)),
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
+        Some(Command::Doctor(args)) => ask(doctor::run(args, &env, &registry)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
         Some(Command::Upgrade(args)) => ask(upgrade::run(args, &env)),
         Some(Command::Drain(args)) => ask(upgrade::drain(args, &env)),

@@ -69,6 +69,8 @@ impl std::fmt::Display for Verdict {
 
 /// Asks nobody but whom it is told to.
 pub fn client() -> Result<Client, String> {
+    // With two providers linked, rustls would not know which to take.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
