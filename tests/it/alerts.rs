@@ -51,7 +51,9 @@ async fn call(gateway: &Gateway, key: &str) -> u16 {
     let body = json!({"model": "small", "messages": [], "max_tokens": 3}).to_string();
     let who = format!("Bearer {key}");
     let who = [("authorization", who.as_str())];
-    ask(gateway, "POST", "/v1/chat/completions", &who, body).await.status()
+    ask(gateway, "POST", "/v1/chat/completions", &who, body)
+        .await
+        .status()
 }
 
 #[tokio::test]
@@ -69,25 +71,52 @@ async fn budgets_are_told_once_and_in_both_shapes() {
     key.user_id = None;
     key.key_alias = Some("<app>".into());
     key.max_budget_nanos = Some(4_000_000);
-    key.extra = json!({"max_budget": 0.004, "soft_budget": 0.002}).as_object().unwrap().clone();
+    key.extra = json!({"max_budget": 0.004, "soft_budget": 0.002})
+        .as_object()
+        .unwrap()
+        .clone();
     gateway.store().await.insert_key(&key).await.unwrap();
     assert_eq!(call(&gateway, KEY).await, 200);
     let (soft, _) = told(&webhook, "soft_budget_crossed").await;
-    assert_eq!((&soft["event_group"], &soft["soft_budget"]), (&json!("key"), &json!(0.002)));
+    assert_eq!(
+        (&soft["event_group"], &soft["soft_budget"]),
+        (&json!("key"), &json!(0.002))
+    );
     assert_eq!(soft["token"], key.hash.hex());
     until("the budget is gone", async || call(&gateway, KEY).await == 429).await;
     for _ in 0..5 {
         assert_eq!(call(&gateway, KEY).await, 429);
     }
     let (hard, _) = told(&webhook, "budget_crossed").await;
-    assert_eq!((&hard["max_budget"], &hard["key_alias"]), (&json!(0.004), &json!("<app>")));
+    assert_eq!(
+        (&hard["max_budget"], &hard["key_alias"]),
+        (&json!(0.004), &json!("<app>"))
+    );
     assert!(hard["spend"].as_f64().unwrap() >= 0.003, "{hard}");
-    assert!(hard["event_message"].as_str().unwrap().contains("Budget Crossed"), "{hard}");
+    assert!(
+        hard["event_message"].as_str().unwrap().contains("Budget Crossed"),
+        "{hard}"
+    );
 
-    until("slack has heard of both", async || posted(&slack).await.len() >= 2).await;
-    let texts: Vec<String> = posted(&slack).await.iter().map(|p| p["text"].to_string()).collect();
-    assert!(texts.iter().any(|t| t.contains("soft budget crossed")), "{texts:?}");
-    assert!(texts.iter().any(|t| t.contains("*budget crossed*") && t.contains("&lt;app&gt;")), "{texts:?}");
+    until("slack has heard of both", async || {
+        posted(&slack).await.len() >= 2
+    })
+    .await;
+    let texts: Vec<String> = posted(&slack)
+        .await
+        .iter()
+        .map(|p| p["text"].to_string())
+        .collect();
+    assert!(
+        texts.iter().any(|t| t.contains("soft budget crossed")),
+        "{texts:?}"
+    );
+    assert!(
+        texts
+            .iter()
+            .any(|t| t.contains("*budget crossed*") && t.contains("&lt;app&gt;")),
+        "{texts:?}"
+    );
     assert_eq!(posted(&webhook).await.len(), 2, "each is told once");
     assert!(!gateway.log().contains("the-webhook-token"), "{}", gateway.log());
 }
@@ -136,14 +165,26 @@ async fn keys_near_their_end_are_told_of_once_whatever_restarts() {
         at.duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
     };
     gateway.key(KEY, |k| k.expires_micros = Some(expires(12))).await;
-    gateway.key("sk-key-that-stays-for-months", |k| k.expires_micros = Some(expires(2_000))).await;
+    gateway
+        .key("sk-key-that-stays-for-months", |k| {
+            k.expires_micros = Some(expires(2_000))
+        })
+        .await;
     gateway.stop().await;
     gateway.up().await;
     let (told_of, _) = told(&webhook, "key_expiring").await;
     assert_eq!(told_of["token"], plain_key(KEY).hash.hex());
-    assert!(told_of["event_message"].as_str().unwrap().contains("less than a day"), "{told_of}");
+    assert!(
+        told_of["event_message"]
+            .as_str()
+            .unwrap()
+            .contains("less than a day"),
+        "{told_of}"
+    );
     let other = "sk-another-key-of-the-alert-tests";
-    gateway.key(other, |k| k.expires_micros = Some(expires(100))).await;
+    gateway
+        .key(other, |k| k.expires_micros = Some(expires(100)))
+        .await;
     gateway.stop().await;
     gateway.up().await;
     let of_other = plain_key(other).hash.hex();
@@ -152,7 +193,9 @@ async fn keys_near_their_end_are_told_of_once_whatever_restarts() {
     })
     .await;
     let of_first = posted(&webhook).await;
-    let of_first = of_first.iter().filter(|p| p["token"] == plain_key(KEY).hash.hex());
+    let of_first = of_first
+        .iter()
+        .filter(|p| p["token"] == plain_key(KEY).hash.hex());
     assert_eq!(of_first.count(), 1, "a restart is no news");
 }
 
@@ -164,7 +207,10 @@ async fn a_ledger_that_is_stuck_is_told_of() {
     let gateway = Setup::new()
         .model("small", &upstream)
         .database(&server.database())
-        .setting("alerts", json!({"webhook_url": address(&webhook), "ledger_stuck_after": "1s"}))
+        .setting(
+            "alerts",
+            json!({"webhook_url": address(&webhook), "ledger_stuck_after": "1s"}),
+        )
         .start()
         .await;
     gateway.key(KEY, |_| {}).await;

@@ -23,7 +23,10 @@ async fn lists_models() -> Upstream {
 
 #[tokio::test]
 async fn an_admin_sees_how_the_upstreams_are() {
-    let (well, lost) = (lists_models().await, Upstream::start(|_| Script::error(404, "no list")).await);
+    let (well, lost) = (
+        lists_models().await,
+        Upstream::start(|_| Script::error(404, "no list")).await,
+    );
     let gateway = Setup::new()
         .model("small", &well)
         .model("again", &well)
@@ -42,11 +45,16 @@ async fn an_admin_sees_how_the_upstreams_are() {
     .await;
     let names = |list: &str| -> Vec<String> {
         let list = seen[list].as_array().unwrap();
-        list.iter().map(|e| e["model_name"].as_str().unwrap().to_string()).collect()
+        list.iter()
+            .map(|e| e["model_name"].as_str().unwrap().to_string())
+            .collect()
     };
     assert_eq!(names("healthy_endpoints"), ["small", "again", "speech"], "{seen}");
     assert_eq!(names("unhealthy_endpoints"), ["refused", "down"], "{seen}");
-    assert_eq!((&seen["healthy_count"], &seen["unhealthy_count"]), (&json!(3), &json!(2)));
+    assert_eq!(
+        (&seen["healthy_count"], &seen["unhealthy_count"]),
+        (&json!(3), &json!(2))
+    );
     assert_eq!(seen["healthy_endpoints"][0]["model"], "openai/up-small");
     let errors: Vec<&str> = seen["unhealthy_endpoints"]
         .as_array()
@@ -54,25 +62,42 @@ async fn an_admin_sees_how_the_upstreams_are() {
         .iter()
         .map(|e| e["error"].as_str().unwrap())
         .collect();
-    assert!(errors[0].contains("401") && errors[1].to_lowercase().contains("refused"), "{errors:?}");
+    assert!(
+        errors[0].contains("401") && errors[1].to_lowercase().contains("refused"),
+        "{errors:?}"
+    );
     for secret in [MASTER, PROVIDER, "sk-wrong"] {
         assert!(!seen.to_string().contains(secret), "{seen}");
     }
     let one = ask(&gateway, "GET", "/health?model=down", &[], "").await.json();
-    assert_eq!((&one["healthy_count"], &one["unhealthy_count"]), (&json!(0), &json!(1)));
+    assert_eq!(
+        (&one["healthy_count"], &one["unhealthy_count"]),
+        (&json!(0), &json!(1))
+    );
 
     // Everybody else sees that it lives, and no more.
     for who in ["", KEY, "sk-nobody-knows-this-key"] {
-        let who = if who.is_empty() { String::new() } else { format!("Bearer {who}") };
+        let who = if who.is_empty() {
+            String::new()
+        } else {
+            format!("Bearer {who}")
+        };
         let plain = ask(&gateway, "GET", "/health", &[("authorization", &who)], "").await;
         assert_eq!(plain.status(), 200);
         assert_eq!(plain.json()["status"], "healthy");
-        assert!(plain.json().get("healthy_endpoints").is_none(), "{}", plain.text());
+        assert!(
+            plain.json().get("healthy_endpoints").is_none(),
+            "{}",
+            plain.text()
+        );
     }
     for upstream in [&well, &lost] {
         for n in 0..upstream.count() {
             let request = upstream.request(n).await;
-            assert_eq!((request.method.as_str(), request.target.as_str()), ("GET", "/v1/models"));
+            assert_eq!(
+                (request.method.as_str(), request.target.as_str()),
+                ("GET", "/v1/models")
+            );
         }
     }
 }
@@ -87,12 +112,24 @@ async fn readiness_tells_of_everything_and_goes_by_the_store() {
         .start()
         .await;
     let ready = async || ask(&gateway, "GET", "/health/readiness", &[("authorization", "")], "").await;
-    until("redis is reached", async || ready().await.json()["redis"] == "connected").await;
+    until("redis is reached", async || {
+        ready().await.json()["redis"] == "connected"
+    })
+    .await;
     let body = ready().await.json();
-    assert_eq!((&body["status"], &body["db"]), (&json!("healthy"), &json!("connected")));
-    assert_eq!((&body["ledger"]["pending"], &body["ledger"]["healthy"]), (&json!(0), &json!(true)));
+    assert_eq!(
+        (&body["status"], &body["db"]),
+        (&json!("healthy"), &json!("connected"))
+    );
+    assert_eq!(
+        (&body["ledger"]["pending"], &body["ledger"]["healthy"]),
+        (&json!(0), &json!(true))
+    );
     redis.stop();
-    until("redis is away", async || ready().await.json()["redis"] == "Not connected").await;
+    until("redis is away", async || {
+        ready().await.json()["redis"] == "Not connected"
+    })
+    .await;
     assert_eq!(ready().await.status(), 200, "calls go on without it");
     let alone = Setup::new().model("small", &upstream).start().await;
     let body = ask(&alone, "GET", "/health/readiness", &[], "").await.json();
@@ -116,7 +153,9 @@ fn doctor(gateway: &Gateway, config: &str, args: &[&str], env: &[(&str, &str)]) 
         .envs(env.iter().copied())
         .output()
         .unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
+    let said = [out.stdout, out.stderr]
+        .map(|b| String::from_utf8(b).unwrap())
+        .concat();
     for secret in [MASTER, PROVIDER, "sk-wrong", "unused-secret", "hunter2"] {
         assert!(!said.contains(secret), "{secret}: {said}");
     }
@@ -155,9 +194,15 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
         .deployment("refused", &upstream.base(), json!({"api_key": "sk-wrong"}))
         .deployment("down", "http://127.0.0.1:1/v1", json!({}))
         .deployment("lost", "http://no-such-host.invalid/v1", json!({}))
-        .setting("listeners", json!([{"address": taken.local_addr().unwrap().to_string()}]))
+        .setting(
+            "listeners",
+            json!([{"address": taken.local_addr().unwrap().to_string()}]),
+        )
         .setting("redis", json!({"url": "redis://:hunter2@127.0.0.1:1"}))
-        .setting("tls", json!({"certificates": [{"cert": "none.pem", "key": "none.key"}]}))
+        .setting(
+            "tls",
+            json!({"certificates": [{"cert": "none.pem", "key": "none.key"}]}),
+        )
         .config();
     let url = [("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/none")];
     let (code, said) = doctor(&gateway, &broken, &["--json"], &url);
@@ -165,7 +210,9 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     let told: Value = serde_json::from_str(&said).unwrap();
     let found = |state: &str, text: &str| {
         let checks = told["checks"].as_array().unwrap();
-        let found = checks.iter().find(|c| c["state"] == state && c["message"].as_str().unwrap().contains(text));
+        let found = checks
+            .iter()
+            .find(|c| c["state"] == state && c["message"].as_str().unwrap().contains(text));
         let found = found.unwrap_or_else(|| panic!("{state} {text}: {told:#}"));
         assert_ne!(found["next"], "", "{found}");
     };
@@ -179,9 +226,16 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
         let checks = told["checks"].as_array().unwrap();
         checks.iter().find(|c| c["name"] == name).unwrap()["state"].clone()
     };
-    assert_eq!((of("database"), of("redis")), (json!("fail"), json!("fail")), "{told:#}");
+    assert_eq!(
+        (of("database"), of("redis")),
+        (json!("fail"), json!("fail")),
+        "{told:#}"
+    );
     assert!(told["problems"].as_u64().unwrap() >= 7, "{told:#}");
 
     let (code, said) = doctor(&gateway, "model_list: 7", &[], &[]);
-    assert!(code == 1 && said.contains("✗ config") && said.contains("tollkeeper check"), "{said}");
+    assert!(
+        code == 1 && said.contains("✗ config") && said.contains("tollkeeper check"),
+        "{said}"
+    );
 }

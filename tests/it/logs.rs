@@ -41,7 +41,9 @@ async fn each_request_leaves_one_line() {
         .deployment("small", &upstream.base(), prices)
         .start()
         .await;
-    gateway.key(KEY, |k| k.key_alias = Some("My\u{1b}[2J \"Project\"".into())).await;
+    gateway
+        .key(KEY, |k| k.key_alias = Some("My\u{1b}[2J \"Project\"".into()))
+        .await;
     let bearer = format!("Bearer {KEY}");
     let call = async |body: Value| {
         let who = [("authorization", bearer.as_str())];
@@ -69,7 +71,10 @@ async fn each_request_leaves_one_line() {
 
     let bad = call(json!({"model": "small", "messages": [], "user": "bad"})).await;
     let line = line_of(&gateway, bad.head.id()).await;
-    assert_eq!((&line["level"], &line["status"]), (&json!("warn"), &json!(bad.status())));
+    assert_eq!(
+        (&line["level"], &line["status"]),
+        (&json!("warn"), &json!(bad.status()))
+    );
     let none = call(json!({"model": "none", "messages": []})).await;
     let line = line_of(&gateway, none.head.id()).await;
     assert_eq!((&line["level"], &line["status"]), (&json!("info"), &json!(404)));
@@ -79,7 +84,10 @@ async fn each_request_leaves_one_line() {
     let last = call(json!({"model": "small", "messages": []})).await;
     line_of(&gateway, last.head.id()).await;
     assert!(requests(&gateway).iter().all(|l| l["lane"] != "health"));
-    let ids: Vec<Value> = requests(&gateway).iter().map(|l| l["request_id"].clone()).collect();
+    let ids: Vec<Value> = requests(&gateway)
+        .iter()
+        .map(|l| l["request_id"].clone())
+        .collect();
     let mut once = ids.clone();
     once.sort_by_key(ToString::to_string);
     once.dedup();
@@ -98,20 +106,28 @@ async fn a_flood_is_counted() {
     for model in ["small", "none"] {
         let body = json!({"model": model, "messages": []}).to_string();
         for _ in 0..60 {
-            conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+            conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes())
+                .await;
         }
     }
     // What is shown and what is counted are all there were, failures with room of their own.
     until("all are shown or counted", async || {
         let (mut succeeded, mut failed) = (0, 0);
-        for line in gateway.log().lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
+        for line in gateway
+            .log()
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+        {
             if line["msg"] == "request" && line["lane"] == "openai" {
                 match line["status"].as_u64() {
                     Some(200) => succeeded += 1,
                     _ => failed += 1,
                 }
             }
-            if line["msg"].as_str().is_some_and(|m| m.starts_with("event=requests_not_shown")) {
+            if line["msg"]
+                .as_str()
+                .is_some_and(|m| m.starts_with("event=requests_not_shown"))
+            {
                 succeeded += line["succeeded"].as_u64().unwrap();
                 failed += line["failed"].as_u64().unwrap();
             }
@@ -132,7 +148,9 @@ fn cli(gateway: &Gateway, args: &[&str]) -> (i32, String) {
         .env("TOLLKEEPER_API_KEY", MASTER)
         .output()
         .unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
+    let said = [out.stdout, out.stderr]
+        .map(|b| String::from_utf8(b).unwrap())
+        .concat();
     (out.status.code().unwrap(), said)
 }
 
@@ -143,14 +161,22 @@ async fn the_level_changes_while_it_runs() {
     gateway.key(KEY, |_| {}).await;
     let path = "/admin/v1/log";
     let state = ask(&gateway, "GET", path, &[], "").await.json();
-    assert_eq!((&state["level"], &state["from"]), (&json!("info"), &json!("config")));
+    assert_eq!(
+        (&state["level"], &state["from"]),
+        (&json!("info"), &json!("config"))
+    );
 
     let (code, said) = cli(&gateway, &["log", "level", "debug"]);
     assert!(code == 0 && said.contains("level   debug"), "{said}");
     let alive = ask(&gateway, "GET", "/health/liveness", &[], "").await;
     assert_eq!(line_of(&gateway, alive.head.id()).await["level"], "debug");
-    let audit = ask(&gateway, "GET", "/audit?table_name=log", &[], "").await.json();
-    assert_eq!(audit["audit_logs"][0]["updated_values"]["level"], "DEBUG", "{audit}");
+    let audit = ask(&gateway, "GET", "/audit?table_name=log", &[], "")
+        .await
+        .json();
+    assert_eq!(
+        audit["audit_logs"][0]["updated_values"]["level"], "DEBUG",
+        "{audit}"
+    );
 
     for (body, field) in [
         (json!({"level": "loud"}), "level"),
@@ -161,7 +187,11 @@ async fn the_level_changes_while_it_runs() {
         (json!({"level": 7}), "level"),
     ] {
         let refused = ask(&gateway, "POST", path, &[], body.to_string()).await;
-        assert!((400..=422).contains(&refused.status()), "{body}: {}", refused.text());
+        assert!(
+            (400..=422).contains(&refused.status()),
+            "{body}: {}",
+            refused.text()
+        );
         assert_eq!(refused.json()["error"]["param"], field, "{}", refused.text());
     }
     let bearer = format!("Bearer {KEY}");
@@ -171,9 +201,15 @@ async fn the_level_changes_while_it_runs() {
         assert!((401..=403).contains(&refused.status()), "{}", refused.text());
     }
 
-    let (code, said) = cli(&gateway, &["log", "filter", "warn,tollkeeper::request=info", "--json"]);
+    let (code, said) = cli(
+        &gateway,
+        &["log", "filter", "warn,tollkeeper::request=info", "--json"],
+    );
     let state: Value = serde_json::from_str(&said).unwrap();
-    assert!(code == 0 && state["filter"] == "warn,tollkeeper::request=info", "{said}");
+    assert!(
+        code == 0 && state["filter"] == "warn,tollkeeper::request=info",
+        "{said}"
+    );
     let told = chat(&gateway, &json!({"model": "small", "messages": []})).await;
     line_of(&gateway, told.head.id()).await;
     let (code, said) = cli(&gateway, &["log", "level", "configured"]);
@@ -204,18 +240,28 @@ async fn a_reader_that_takes_nothing_holds_no_call_up() {
     std::fs::write(dir.path().join("config.yaml"), setup.config()).unwrap();
     let port = free_port();
     let mut child = process::spawn(BINARY, |c| {
-        c.args(["-c", "config.yaml", "--host", "127.0.0.1", "--port", &port.to_string()])
-            .current_dir(dir.path())
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", dir.path())
-            .env("TOLLKEEPER_DATA_DIR", dir.path().join("data"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        c.args([
+            "-c",
+            "config.yaml",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port.to_string(),
+        ])
+        .current_dir(dir.path())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", dir.path())
+        .env("TOLLKEEPER_DATA_DIR", dir.path().join("data"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     });
     let at = SocketAddr::from(([127, 0, 0, 1], port));
-    until("it is ready", async || client::probe(at, "/health/readiness").await == Some(200)).await;
+    until("it is ready", async || {
+        client::probe(at, "/health/readiness").await == Some(200)
+    })
+    .await;
     let mut conn = Conn::open(at).await;
     // Names that are long make lines that are.
     let body = json!({"model": "x".repeat(400), "messages": []}).to_string();
@@ -224,7 +270,8 @@ async fn a_reader_that_takes_nothing_holds_no_call_up() {
     while dropped == 0 {
         for _ in 0..500 {
             let answer = within("a call is answered", async {
-                conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes()).await
+                conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes())
+                    .await
             })
             .await;
             assert_eq!(answer.status(), 404);
@@ -244,7 +291,10 @@ async fn a_reader_that_takes_nothing_holds_no_call_up() {
     });
     let told = within("the loss is told", hearing).await.unwrap().unwrap();
     let told: Value = serde_json::from_str(&told).unwrap();
-    assert!(told["count"].as_u64().unwrap() > 0 && told["level"] == "warn", "{told}");
+    assert!(
+        told["count"].as_u64().unwrap() > 0 && told["level"] == "warn",
+        "{told}"
+    );
     child.kill().unwrap();
     child.wait().unwrap();
 }
