@@ -28,6 +28,7 @@ use told::Told;
 const WAITING: usize = 256;
 /// For what is said once of a subject, such as that a key has seven days left: longer than that lasts.
 const ONCE: Duration = Duration::from_secs(60 * 86_400);
+const A_DAY: Duration = Duration::from_secs(86_400);
 
 /// What is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,7 +298,9 @@ impl Alerts {
     /// A certificate could not be renewed; the old one is shown on.
     pub fn certificate_renewal_failing(&self, names: &str, cause: &str) {
         let message = format!("The certificate for {names} cannot be renewed: {cause}");
-        let alert = Alert::new(Event::CertificateRenewalFailing, names, message).with("host", names);
+        let mut alert = Alert::new(Event::CertificateRenewalFailing, names, message).with("host", names);
+        // Orders fail for days where nobody acts.
+        alert.window = Some(self.settings().at_most_every.max(A_DAY));
         self.tell(alert);
     }
 }

@@ -25,12 +25,16 @@ const MOST_KEYS: u64 = 10_000;
 /// Names, and when what is shown for them ends, seconds since 1970.
 pub type Ends = Box<dyn Fn() -> Vec<(String, i64)> + Send + Sync>;
 
+/// Names whose certificates cannot be renewed, and why.
+pub type Failing = Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
+
 /// What is looked at.
 pub struct Watch {
     pub alerts: Arc<Alerts>,
     pub store: Arc<dyn Store>,
     pub ledger: Arc<Ledger>,
     pub certificates: Ends,
+    pub failing: Failing,
 }
 
 impl Watch {
@@ -52,6 +56,9 @@ impl Watch {
                 _ = at_times.tick() => {
                     for (host, end) in (self.certificates)() {
                         certificate(&self.alerts, &host, end, now());
+                    }
+                    for (names, why) in (self.failing)() {
+                        self.alerts.certificate_renewal_failing(&names, &why);
                     }
                 }
                 // A store that is away is looked at the next time.

@@ -286,12 +286,13 @@ fn start(
     let endpoints = Endpoints::new(Arc::clone(&snapshot), Arc::clone(&alerts)).map_err(unasked)?;
     let endpoints = Arc::new(endpoints);
     background.spawn(Arc::clone(&endpoints).watch());
-    let certificates = tls.clone();
+    let (certificates, orders) = (tls.clone(), tls.clone());
     let watch = Watch {
         alerts,
         store: Arc::clone(&store),
         ledger: Arc::clone(&ledger),
         certificates: Box::new(move || certificates.as_ref().map(|tls| tls.ends()).unwrap_or_default()),
+        failing: Box::new(move || orders.as_ref().map(|tls| tls.failing()).unwrap_or_default()),
     };
     background.spawn(watch.run());
     let health = Health::new(Arc::clone(&store), Arc::clone(&ledger), endpoints);

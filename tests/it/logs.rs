@@ -264,7 +264,7 @@ async fn a_reader_that_takes_nothing_holds_no_call_up() {
     .await;
     let mut conn = Conn::open(at).await;
     // Names that are long make lines that are.
-    let body = json!({"model": "x".repeat(400), "messages": []}).to_string();
+    let body = json!({"model": "x".repeat(200), "messages": []}).to_string();
     let mut dropped = 0;
     let mut calls = 0;
     while dropped == 0 {

@@ -4,7 +4,8 @@ use super::super::client::{below, http};
 use super::super::reach::local;
 use super::super::tls::certificate_of;
 use super::{Finding, State, Ward};
-use crate::conf::{Listener, LocalHost};
+use crate::conf::{CertificateFiles, Listener, LocalHost};
+use crate::tls::acme::Vault;
 use crate::tls::files::{Read, day};
 use crate::tls::now;
 use reqwest::Url;
@@ -207,27 +208,23 @@ fn certificates(ward: &Ward<'_>) -> Vec<Finding> {
         }
     };
     for files in flag.iter().chain(&own.tls.certificates).take(64) {
-        findings.push(match Read::of(files).certificate(files, now()) {
-            Err(why) => Finding::fail(
+        findings.push(certificate(files));
+    }
+    let vault = Vault::new(&own.data_dir);
+    for entry in own.tls.acme.iter().take(64) {
+        let (files, record) = (vault.files(entry), vault.record(entry));
+        let names = entry.hosts.join(", ");
+        let next = "tollkeeper tls status tells when it is tried again";
+        findings.push(if record.failures > 0 {
+            Finding::warn(
                 name,
-                why,
-                "clients are refused until it is mended; tollkeeper tls status",
-            ),
-            Ok(certificate) => {
-                let days = (certificate.facts.not_after - now()) / DAY;
-                let names = certificate.told_names();
-                let until = day(certificate.facts.not_after);
-                let chain = certificate.key.cert.len();
-                let message = format!("{names}: {days} days left, until {until}, {chain} in the chain");
-                match days < DAYS_WELL {
-                    true => Finding::warn(
-                        name,
-                        message,
-                        "renew it; new files are taken into use by themselves",
-                    ),
-                    false => Finding::ok(name, message),
-                }
-            }
+                format!("{names}: {} orders failed: {}", record.failures, record.why),
+                next,
+            )
+        } else if files.cert.exists() {
+            certificate(&files)
+        } else {
+            Finding::ok(name, format!("{names}: ordered while the gateway runs"))
         });
     }
     let local: Vec<String> = own.tls.local.iter().map(named).collect();
@@ -239,6 +236,33 @@ fn certificates(ward: &Ward<'_>) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+fn certificate(files: &CertificateFiles) -> Finding {
+    let name = "tls";
+    let certificate = match Read::of(files).certificate(files, now()) {
+        Ok(certificate) => certificate,
+        Err(why) => {
+            return Finding::fail(
+                name,
+                why,
+                "clients are refused until it is mended; tollkeeper tls status",
+            );
+        }
+    };
+    let days = (certificate.facts.not_after - now()) / DAY;
+    let names = certificate.told_names();
+    let until = day(certificate.facts.not_after);
+    let chain = certificate.key.cert.len();
+    let message = format!("{names}: {days} days left, until {until}, {chain} in the chain");
+    match days < DAYS_WELL {
+        true => Finding::warn(
+            name,
+            message,
+            "renew it; new files are taken into use by themselves",
+        ),
+        false => Finding::ok(name, message),
+    }
 }
 
 fn named(host: &LocalHost) -> String {
