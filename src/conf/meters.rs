@@ -123,10 +123,10 @@ pub(super) fn litellms(root: &Node, env: &Env, notes: &Notes, out: &mut Meters) 
             out.redis = parts.address(env).or_else(|| from_env(env));
         }
     }
-    if let Some(fields) = section(root, "general_settings", notes) {
-        if let Some(n) = fields.count("global_max_parallel_requests") {
-            out.gateway.insert("max_parallel_requests".into(), n.into());
-        }
+    if let Some(fields) = section(root, "general_settings", notes)
+        && let Some(n) = fields.count("global_max_parallel_requests")
+    {
+        out.gateway.insert("max_parallel_requests".into(), n.into());
     }
     if let Some(fields) = section(root, "router_settings", notes) {
         let [url, host, port, password, username] = ROUTER;

@@ -86,10 +86,8 @@ impl Health {
     pub fn details(&self, query: Option<&str>) -> Answer {
         let model = query.and_then(|query| {
             let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-            let named = pairs
-                .filter(|(name, _)| *name == "model")
-                .map(|(_, value)| decoded(value));
-            named.last()
+            let mut named = pairs.filter(|(name, _)| *name == "model");
+            named.next_back().map(|(_, value)| decoded(value))
         });
         let mut body = status();
         if let (Value::Object(body), Value::Object(lists)) =
