@@ -4,6 +4,7 @@
 //! built-in ones, are in the crate `filters`, which knows none of those. See `src/README.md`.
 
 pub mod admin;
+pub mod alerts;
 pub mod cli;
 pub mod conf;
 pub mod discover;

@@ -4,6 +4,7 @@
 //! are kept in the store. Requests in flight finish on the one they began with. What the files held is kept
 //! in [`History`], from where it can be put back.
 
+use crate::alerts::Alerts;
 use crate::conf::{self, Conf, Env, ModelEntry, Report, Severity};
 use crate::history::{Files, History, Version};
 use crate::proxy::models::{self, Models};
@@ -121,6 +122,7 @@ pub struct Reload {
     /// Where the process keeps its files, whatever the config says meanwhile.
     data_dir: PathBuf,
     tls: Option<Arc<Tls>>,
+    alerts: Arc<Alerts>,
     turn: tokio::sync::Mutex<Turn>,
     status: ArcSwap<Status>,
 }
@@ -163,6 +165,8 @@ pub struct Parts {
     pub data_dir: PathBuf,
     /// The certificates of the listeners, if any speaks TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Who is told of what goes wrong.
+    pub alerts: Arc<Alerts>,
 }
 
 impl Reload {
@@ -186,6 +190,7 @@ impl Reload {
             fixed: fixed(&parts.conf),
             data_dir: parts.data_dir,
             tls: parts.tls,
+            alerts: parts.alerts,
             turn: tokio::sync::Mutex::new(Turn {
                 held,
                 files,
@@ -302,6 +307,8 @@ impl Reload {
             failed,
         }));
         self.snapshot.store(Arc::new(snapshot));
+        crate::telemetry::log::apply(&turn.conf.tollkeeper.log);
+        self.alerts.apply(&turn.conf.tollkeeper.watch.alerts);
         log::info!(
             "event=config_applied generation={} origin={} added={} removed={} changed={}",
             applied.generation,
@@ -688,7 +695,6 @@ fn fixed(conf: &Conf) -> Fixed {
         ("tollkeeper.listeners", format!("{:?}", own.listeners)),
         ("tollkeeper.data_dir", format!("{:?}", own.data_dir)),
         ("tollkeeper.ledger", format!("{:?}", own.ledger)),
-        ("tollkeeper.log", format!("{:?}", own.log)),
         ("tollkeeper.timeouts.drain", format!("{:?}", own.timeouts.drain)),
         (
             "general_settings.database_url",

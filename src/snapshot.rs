@@ -1,7 +1,7 @@
 //! One generation of the config, built: what a request sees from its first byte to its last.
 
 use crate::admin::{self, Policy};
-use crate::conf::{Conf, Limits, Timeouts};
+use crate::conf::{Conf, HealthChecks, Limits, Timeouts};
 use crate::proxy::client::Networks;
 use crate::proxy::lanes::{Lanes, Management};
 /// What `/model/info` tells of.
@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub services: Arc<Services>,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// How deployments are looked after.
+    pub health: HealthChecks,
     pub networks: Networks,
     /// The same for `/metrics`, where others may count as internal.
     pub scrapers: Networks,
@@ -45,6 +47,7 @@ impl Snapshot {
             services,
             limits: conf.tollkeeper.limits.clone(),
             timeouts: conf.tollkeeper.timeouts.clone(),
+            health: conf.tollkeeper.watch.health.clone(),
             networks: Networks {
                 internal: conf.tollkeeper.internal_networks.clone(),
                 proxies: conf.tollkeeper.trusted_proxies.clone(),

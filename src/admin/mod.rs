@@ -23,6 +23,7 @@ mod error;
 pub mod fields;
 mod issue;
 mod keys;
+mod log;
 mod log_row;
 mod logs;
 mod lookup;
@@ -49,6 +50,7 @@ mod users;
 
 pub use error::Stopped;
 pub use policy::Policy;
+pub use rights::sees_all;
 pub use routes::{is_info, open_paths, paths};
 
 use crate::reload::Reload;

@@ -69,6 +69,11 @@ impl Role {
     }
 }
 
+/// May see everything.
+pub fn sees_all(caller: &Caller) -> bool {
+    matches!(Role::of(caller), Role::Master | Role::Admin | Role::Viewer)
+}
+
 /// Who asks, as a handler sees it.
 #[derive(Clone, Debug)]
 pub struct Actor {

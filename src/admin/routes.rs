@@ -8,8 +8,8 @@
 
 use super::fields::Field;
 use super::{
-    Desk, activity, audit, budgets, config, customers, error, issue, keys, logs, lookup, members, model_info,
-    models, openapi, organizations, reports, rights, rotation, spend, tags, teams, users,
+    Desk, activity, audit, budgets, config, customers, error, issue, keys, log, logs, lookup, members,
+    model_info, models, openapi, organizations, reports, rights, rotation, spend, tags, teams, users,
 };
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -39,6 +39,7 @@ const TABLES: &[&[Route]] = &[
     models::ROUTES,
     model_info::ROUTES,
     config::ROUTES,
+    log::ROUTES,
     reports::ROUTES,
     activity::ROUTES,
     audit::ROUTES,

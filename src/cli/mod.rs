@@ -6,11 +6,13 @@
 pub mod check;
 mod client;
 mod config;
+mod doctor;
 mod healthcheck;
 pub mod import;
 mod key;
 pub mod ledger;
 mod litellm_flags;
+mod log;
 mod logs;
 mod paper;
 mod reach;
@@ -71,12 +73,16 @@ enum Command {
     Usage(usage::UsageArgs),
     /// The calls of the running gateway, and with -f those that come.
     Logs(logs::LogsArgs),
+    /// What the running gateway logs, and how to have it tell more for a while.
+    Log(log::LogArgs),
     /// Have the running gateway read its config again. A config that cannot be used changes nothing.
     Reload(config::AskArgs),
     /// Which config the running gateway serves, and what was wrong with a newer one.
     Status(config::AskArgs),
     /// What the config was, and the way back.
     Config(config::ConfigArgs),
+    /// Look at all that the gateway stands on, and say what to do about what is not well.
+    Doctor(doctor::DoctorArgs),
     /// Exit code 0 when the gateway is alive, else 1: for containers.
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Replace the running gateway by a new process, without a connection lost. One that does not get ready
@@ -154,9 +160,11 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Key(args)) => ask(key::run(*args, &env)),
         Some(Command::Usage(args)) => ask(usage::run(args, &env)),
         Some(Command::Logs(args)) => ask(logs::run(args, &env)),
+        Some(Command::Log(args)) => ask(log::run(args, &env)),
         Some(Command::Reload(args)) => ask(config::reload(args, &env)),
         Some(Command::Status(args)) => ask(config::status(args, &env)),
         Some(Command::Config(args)) => ask(config::run(args, &env)),
+        Some(Command::Doctor(args)) => ask(doctor::run(args, &env, &registry)),
         Some(Command::Healthcheck(args)) => ask(healthcheck::run(args, &env)),
         Some(Command::Upgrade(args)) => ask(upgrade::run(args, &env)),
         Some(Command::Drain(args)) => ask(upgrade::drain(args, &env)),

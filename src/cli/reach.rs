@@ -38,6 +38,11 @@ impl Reach {
         Self { url, config }
     }
 
+    /// The config that the command names.
+    pub fn config(&self) -> Option<&std::path::Path> {
+        self.config.as_deref()
+    }
+
     /// The gateway and the key to ask it with. A key is never taken from the command line.
     pub fn gateway(&self, env: &Env) -> Result<Gateway, Failure> {
         let places = self.places(env);

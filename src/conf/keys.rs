@@ -156,9 +156,10 @@ pub(super) const GENERAL: &[(&str, Fate)] = &[
         Needless("budgets start anew at the moment they do"),
     ),
     ("disable_reset_budget", Missing(NOT_YET)),
-    ("background_health_checks", Missing(NOT_YET)),
-    ("health_check_interval", Missing(NOT_YET)),
-    ("health_check_details", Missing(NOT_YET)),
+    (
+        "health_check_details",
+        Needless("an admin sees them at /health, others do not"),
+    ),
     ("use_shared_health_check", Missing(NOT_YET)),
     ("max_parallel_requests", Missing(NOT_YET)),
     (

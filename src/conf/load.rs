@@ -15,7 +15,7 @@ use super::report::{Notes, Report};
 use super::secret::Secret;
 use super::text::shown;
 use super::types::{Conf, Source, Span};
-use super::{check, dotenv, fill, hide, meters, models, node, section, settings};
+use super::{check, dotenv, fill, hide, meters, models, node, section, settings, watch};
 
 /// Largest config file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -224,6 +224,7 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
         conf.router = settings::router(&root, notes);
         (conf.models, conf.skipped) = models::read(&root, env, notes);
         meters::litellms(&root, env, notes, &mut conf.meters);
+        watch::litellms(&root, env, notes, &mut conf.tollkeeper.watch);
         section::read(&root, notes, &dir, &mut conf.tollkeeper, &mut conf.meters);
     }
     meters::environment(env, &mut conf.meters);

@@ -7,7 +7,6 @@ use super::node::Node;
 use super::report::Notes;
 use super::secret::Secret;
 use super::settings::top_section;
-use super::text::shown;
 use filters::model::money::Nanos;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
@@ -36,8 +35,6 @@ pub struct Meters {
     pub redis: Option<Secret>,
     /// `tollkeeper.redis.prefix`, before every key there. Default: tollkeeper.
     pub redis_prefix: String,
-    /// `tollkeeper.alerts.webhook_url`, or `WEBHOOK_URL` where `general_settings.alerting` lists webhook.
-    pub webhook: Option<Secret>,
 }
 
 /// How long and how many may wait.
@@ -58,7 +55,7 @@ pub(super) const LITELLM: [&str; 6] = [
     "timezone",
     "cache_params",
 ];
-pub(super) const GENERAL: [&str; 2] = ["global_max_parallel_requests", "alerting"];
+pub(super) const GENERAL: [&str; 1] = ["global_max_parallel_requests"];
 pub(super) const ROUTER: [&str; 5] = [
     "redis_url",
     "redis_host",
@@ -126,22 +123,10 @@ pub(super) fn litellms(root: &Node, env: &Env, notes: &Notes, out: &mut Meters) 
             out.redis = parts.address(env).or_else(|| from_env(env));
         }
     }
-    if let Some(fields) = section(root, "general_settings", notes) {
-        if let Some(n) = fields.count("global_max_parallel_requests") {
-            out.gateway.insert("max_parallel_requests".into(), n.into());
-        }
-        let alerting = fields.texts("alerting").unwrap_or_default();
-        if alerting.iter().any(|a| a == "webhook") {
-            out.webhook = env.get("WEBHOOK_URL");
-        }
-        if let (Some(other), Some(entry)) = (
-            alerting.iter().find(|a| *a != "webhook"),
-            fields.entry("alerting"),
-        ) {
-            let message = format!("`alerting`: {} is not supported yet", shown(other));
-            let draft = fields.warning("unsupported", message, entry.key_at);
-            drop(draft.label("`webhook` is"));
-        }
+    if let Some(fields) = section(root, "general_settings", notes)
+        && let Some(n) = fields.count("global_max_parallel_requests")
+    {
+        out.gateway.insert("max_parallel_requests".into(), n.into());
     }
     if let Some(fields) = section(root, "router_settings", notes) {
         let [url, host, port, password, username] = ROUTER;
@@ -170,12 +155,6 @@ pub(super) fn own(fields: &Fields<'_>, out: &mut Meters) {
             out.redis_prefix = prefix;
         }
         redis.refuse_rest();
-    }
-    if let Some(alerts) = fields.child("alerts") {
-        if let Some(url) = alerts.secret("webhook_url").filter(|u| !u.is_empty()) {
-            out.webhook = Some(url);
-        }
-        alerts.refuse_rest();
     }
 }
 

@@ -32,14 +32,15 @@ mod settings;
 mod text;
 mod tls;
 mod types;
+mod watch;
 
 pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};
 pub use own::{
     Acme, AcmeChallenge, CertificateFiles, ClientAuth, Cors, Driver, ExternalAccount, FilterUse, Handshake,
-    Lane, LaneAuth, Ledger, Limits, Listener, LocalHost, Log, LogFormat, Metrics, Own, RateLimit, RateSource,
-    Timeouts, Tls, TlsVersion, UnknownNames,
+    Lane, LaneAuth, Ledger, Limits, Listener, LocalHost, Log, LogFormat, LogRequests, Metrics, Own,
+    RateLimit, RateSource, Timeouts, Tls, TlsVersion, UnknownNames,
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};
 pub use secret::Secret;
@@ -51,6 +52,7 @@ pub use types::{
     Conf, Dialect, General, GroupAlias, LitellmParams, LitellmSettings, ModelEntry, ModelInfo, PassThrough,
     Provider, RouterSettings, Source, Span,
 };
+pub use watch::{Alerts, HealthChecks, Watch};
 
 #[cfg(test)]
 mod tests;

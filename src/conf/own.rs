@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::secret::Secret;
 use super::services::{Hosts, Service, UnknownHosts};
 use super::types::Span;
+use super::watch::Watch;
 
 /// The section `tollkeeper:`.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +55,8 @@ pub struct Own {
     pub lanes: Vec<Lane>,
     /// The record of every call on its way to the database.
     pub ledger: Ledger,
+    /// Checks of deployments, and who hears of what goes wrong.
+    pub watch: Watch,
 }
 
 /// One address that clients connect to.
@@ -276,13 +279,19 @@ pub struct Timeouts {
     pub shutdown_delay: Duration,
 }
 
-/// Logging goes to stderr.
+/// Logging goes to stderr. Changed without a restart; `tollkeeper log` changes the level until the next change
+/// here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace` or `off`. `RUST_LOG` wins. Default: info.
     pub level: log::LevelFilter,
     /// `text`, `json`, or `auto`: text on a terminal, JSON lines otherwise. Default: auto.
     pub format: LogFormat,
+    /// Which requests leave a line: `all`, `errors`, `off`. Default: all.
+    pub requests: LogRequests,
+    /// Lines of requests in a second, of those that went well and of those that failed each; what is beyond is
+    /// counted and told in one line. Default: 200.
+    pub most_per_second: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -290,6 +299,14 @@ pub enum LogFormat {
     Auto,
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogRequests {
+    All,
+    /// Those that were refused, failed or broke off.
+    Errors,
+    Off,
 }
 
 /// Cross-origin calls from browsers.
@@ -402,10 +419,7 @@ impl Default for Own {
             limits: Limits::default(),
             rate_limit: None,
             timeouts: Timeouts::default(),
-            log: Log {
-                level: log::LevelFilter::Info,
-                format: LogFormat::Auto,
-            },
+            log: Log::default(),
             cors: Cors {
                 allow_origins: vec!["*".into()],
             },
@@ -425,6 +439,18 @@ impl Default for Own {
                 flush_every: Duration::from_secs(1),
                 keep: None,
             },
+            watch: Watch::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: log::LevelFilter::Info,
+            format: LogFormat::Auto,
+            requests: LogRequests::All,
+            most_per_second: 200,
         }
     }
 }

@@ -10,13 +10,13 @@ use super::bounds;
 use super::fields::Fields;
 use super::meters::{self, Meters};
 use super::node::{Node, Value};
-use super::own::{Driver, FilterUse, Lane, LaneAuth, LogFormat, Own, RateLimit, RateSource};
+use super::own::{Driver, FilterUse, Lane, LaneAuth, LogFormat, LogRequests, Own, RateLimit, RateSource};
 use super::pass_through::route_path;
 use super::report::Notes;
 use super::services::{self, UnknownHosts};
 use super::settings::top_section;
 use super::text::{base_url, shown};
-use super::tls;
+use super::{tls, watch};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -71,6 +71,7 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
         rate.refuse_rest();
     }
     meters::own(&fields, meters);
+    watch::own(&fields, &mut own.watch);
     if let Some(log) = fields.child("log") {
         use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
         let levels = [
@@ -88,6 +89,13 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
             ("json", LogFormat::Json),
         ];
         set(&mut own.log.format, log.choice("format", &formats));
+        let requests = [
+            ("all", LogRequests::All),
+            ("errors", LogRequests::Errors),
+            ("off", LogRequests::Off),
+        ];
+        set(&mut own.log.requests, log.choice("requests", &requests));
+        set(&mut own.log.most_per_second, log.small_count("most_per_second"));
         log.refuse_rest();
     }
     if let Some(cors) = fields.child("cors") {

@@ -14,6 +14,7 @@ use super::report::Notes;
 use super::secret::Secret;
 use super::text::{is_secret_name, nearest, shown};
 use super::types::{CALLBACKS, General, GroupAlias, LitellmSettings, RouterSettings};
+use super::watch;
 
 const SECTIONS: [&str; 7] = [
     "model_list",
@@ -223,7 +224,8 @@ pub(super) fn general(root: &Node, notes: &Notes) -> General {
         out.pass_through_endpoints
             .extend(pass_through::read(item, index, &fields));
     }
-    meters::GENERAL.iter().for_each(|name| fields.know(name));
+    let elsewhere = meters::GENERAL.iter().chain(&watch::GENERAL);
+    elsewhere.for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::GENERAL);
     out
 }

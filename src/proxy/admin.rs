@@ -10,6 +10,8 @@ use pingora_proxy::Session;
 use std::sync::Arc;
 use tower::ServiceExt;
 
+/// A path of the management API that admins and admin viewers may look at.
+pub(super) const OVERSEEN: &str = "/config/status";
 const MAX_BODY: u64 = 1 << 20;
 /// A page of the ledger is the largest answer there is.
 const MAX_ANSWER: usize = 64 << 20;

@@ -150,6 +150,9 @@ impl ProxyHttp for Gateway {
             Kind::Health => {
                 let answer = match session.req_header().uri.path() {
                     "/health/readiness" => self.health.readiness().await,
+                    "/health" if self.is_overseer(session, state).await => {
+                        self.health.details(session.req_header().uri.query())
+                    }
                     "/health" => self.health.status(),
                     _ => self.health.liveness(),
                 };
@@ -299,6 +302,26 @@ impl Gateway {
                 .await
             }
         }
+    }
+
+    /// Whether the client shows a key that may see everything, on a lane that wants none. Judged as on the
+    /// management API's lane; whoever guesses keys waits as there.
+    async fn is_overseer(&self, session: &Session, state: &mut State) -> bool {
+        let host = state::host(session);
+        let snapshot = Arc::clone(&state.snapshot);
+        let Some(lane) = snapshot.lanes.find(&host, admin::OVERSEEN, "GET") else {
+            return false;
+        };
+        if !matches!(lane.kind, Kind::Admin) || slowed_down(state, session, lane).await.is_some() {
+            return false;
+        }
+        let open = std::mem::replace(&mut state.cx.auth, lane.auth);
+        let judged = lane
+            .chain
+            .request_filter(&mut state.cx, session.req_header())
+            .await;
+        state.cx.auth = open;
+        matches!(judged, Ok(Verdict::Continue)) && crate::admin::sees_all(&state.cx.caller)
     }
 
     /// Runs the head's chain and, if it lets the request in, answers.

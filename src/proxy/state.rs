@@ -177,7 +177,8 @@ impl State {
             let used = self.cx.metered.used.unwrap_or_default();
             stay.settle(used.prompt_tokens.saturating_add(used.completion_tokens));
         }
-        crate::telemetry::log::request_line(&self.cx, &outcome);
+        let is_quiet = matches!(self.lane.kind, Kind::Health | Kind::Metrics);
+        crate::telemetry::log::request_line(&self.cx, &outcome, is_quiet);
     }
 }
 

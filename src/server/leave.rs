@@ -295,6 +295,7 @@ pub(super) fn watch_signals(
             }
             if told {
                 log::warn!("told to stop a second time: leaving at once");
+                log::logger().flush();
                 std::process::exit(EXIT_FAILED);
             }
             told = true;

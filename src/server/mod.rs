@@ -10,11 +10,14 @@ mod world;
 use self::leave::{Running, Stage, on_hangup, watch_signals};
 use self::listen::{Doors, listeners, redirect, services, sockets};
 use self::replace::Replacing;
-use self::world::{Books, Voices, WallClock, agreement, meter_settings, open_store};
+use self::world::{Books, Voices, WallClock, agreement, meter_settings, open_store, redis_state};
+use crate::alerts::Alerts;
+use crate::alerts::watch::Watch;
 use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
 use crate::gauges::Gauges;
 use crate::greeting::Greeting;
 use crate::health::Health;
+use crate::health::endpoints::Endpoints;
 use crate::ledger::{self, Ledger};
 use crate::notify::Notify;
 use crate::proxy::door::caps::Caps;
@@ -22,7 +25,6 @@ use crate::proxy::drain::InFlight;
 use crate::proxy::linger::GoodBye;
 use crate::proxy::{self, Gateway, peer::Peers};
 use crate::reload::{self, Origin, Reload};
-use crate::shared::alerts::Alerts;
 use crate::shared::keys::KeyCache;
 use crate::shared::meters::{self, Gate, Meters};
 use crate::shared::parties::Parties;
@@ -92,6 +94,8 @@ pub fn serve(options: &Serve, registry: Registry, env: &Env) -> i32 {
         Ok(running) => return running.run(inherited),
         Err(failed) => failed,
     };
+    // What was logged on the way is told before the reason.
+    log::logger().flush();
     let (code, plain) = match failed {
         Failed::Config(report) => {
             eprintln!("{}", report.render(true));
@@ -205,10 +209,12 @@ fn start(
         Arc::clone(&parties),
         Arc::clone(&clock),
     ));
-    let (alerts, posting) = Alerts::new(conf.meters.webhook.as_ref().map(|u| u.expose().into()))
+    let (alerts, posting) = Alerts::open(&conf.tollkeeper.watch.alerts, Some(&data_dir))
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("alerts cannot be sent: {e}")))?;
+    let alerts = Arc::new(alerts);
     background.spawn(posting);
     let (agreement, replica) = agreement(&background, &conf, &data_dir)?.unzip();
+    let redis = agreement.clone();
     let unlanded = Arc::clone(&ledger);
     let world = meters::World {
         store: Arc::clone(&store),
@@ -218,7 +224,7 @@ fn start(
         agreement,
         events: Arc::new(Voices {
             telemetry: Arc::clone(&telemetry),
-            alerts,
+            alerts: Arc::clone(&alerts),
         }),
     };
     let settings = meter_settings(&conf).map_err(Failed::Unusable)?;
@@ -251,6 +257,7 @@ fn start(
         conf: conf.clone(),
         data_dir: data_dir.clone(),
         tls: tls.clone(),
+        alerts: Arc::clone(&alerts),
     }));
     // The models of the store serve from the first call on. One that is away is asked again later.
     let _ = background.block_on(async {
@@ -276,7 +283,21 @@ fn start(
     }
 
     let in_flight = Arc::new(InFlight::default());
-    let health = Arc::new(Health::new(Arc::clone(&store), Arc::clone(&ledger)));
+    let unasked = |e: String| Failed::Other(EXIT_FAILED, format!("upstreams cannot be looked at: {e}"));
+    let endpoints = Endpoints::new(Arc::clone(&snapshot), Arc::clone(&alerts)).map_err(unasked)?;
+    let endpoints = Arc::new(endpoints);
+    background.spawn(Arc::clone(&endpoints).watch());
+    let (certificates, orders) = (tls.clone(), tls.clone());
+    let watch = Watch {
+        alerts,
+        store: Arc::clone(&store),
+        ledger: Arc::clone(&ledger),
+        certificates: Box::new(move || certificates.as_ref().map(|tls| tls.ends()).unwrap_or_default()),
+        failing: Box::new(move || orders.as_ref().map(|tls| tls.failing()).unwrap_or_default()),
+    };
+    background.spawn(watch.run());
+    let health = Health::new(Arc::clone(&store), Arc::clone(&ledger), endpoints);
+    let health = Arc::new(health.also("redis", redis_state(redis)));
     let (catalog, policy, master) = (
         Arc::clone(&snapshot),
         Arc::clone(&snapshot),

@@ -2,17 +2,17 @@
 //! told of a call. Which part gets what is said in [`super::start`].
 
 use super::{EXIT_FAILED, EXIT_UNAVAILABLE, Failed};
+use crate::alerts::Alerts;
 use crate::conf::Conf;
+use crate::health::Further;
 use crate::ledger::Ledger;
 use crate::shared::agreement::Agreement;
-use crate::shared::alerts::Alerts;
 use crate::shared::meters::{self, Crossed, Events, Meters};
 use crate::shared::period::{self, Calendar, Reset};
 use crate::store::{self, Address, Store};
 use crate::telemetry::metrics::Telemetry;
 use crate::upgrade::replica::Replica;
-use filters::contract::ports::{Clock, Ledger as LedgerPort, Why};
-use filters::model::account::Kind;
+use filters::contract::ports::{Clock, Ledger as LedgerPort, Refused};
 use filters::model::limits::Limits;
 use filters::model::record::Record;
 use std::path::Path;
@@ -34,7 +34,7 @@ impl LedgerPort for Books {
 /// What is told of limits outside of answers.
 pub(super) struct Voices {
     pub(super) telemetry: Arc<Telemetry>,
-    pub(super) alerts: Alerts,
+    pub(super) alerts: Arc<Alerts>,
 }
 
 impl Events for Voices {
@@ -43,8 +43,9 @@ impl Events for Voices {
         self.alerts.soft_budget_crossed(crossed);
     }
 
-    fn refused(&self, kind: Kind, why: &Why) {
-        self.telemetry.limit_refused(kind, why);
+    fn refused(&self, refused: &Refused) {
+        self.telemetry.limit_refused(refused.kind, &refused.why);
+        self.alerts.refused(refused);
     }
 }
 
@@ -95,6 +96,15 @@ pub(super) fn agreement(
     let _context = background.enter();
     let agreement = Agreement::connect(&url, &conf.meters.redis_prefix, &replica.name);
     Ok(Some((agreement, replica)))
+}
+
+/// How Redis is, for readiness; null where the config names none.
+pub(super) fn redis_state(agreement: Option<Arc<Agreement>>) -> Further {
+    Box::new(move || match &agreement {
+        Some(agreement) if agreement.is_up() => "connected".into(),
+        Some(_) => "Not connected".into(),
+        None => serde_json::Value::Null,
+    })
 }
 
 pub(super) struct WallClock;

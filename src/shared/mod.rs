@@ -1,8 +1,7 @@
-//! What all requests share: known keys and parties, meters, alerts. In this process' memory, and, between
+//! What all requests share: known keys and parties, meters. In this process' memory, and, between
 //! replicas, in Redis.
 
 pub mod agreement;
-pub mod alerts;
 pub mod keys;
 pub mod meters;
 pub mod parties;

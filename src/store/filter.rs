@@ -182,6 +182,7 @@ pub fn keys(filter: &KeyFilter, dialect: Dialect) -> Result<Clause<'_>> {
         Some(false) => c.and(&format!("(expires IS NULL OR expires > {now})")),
         None => {}
     }
+    c.cmp("expires <", filter.expires_before_micros.map(Arg::Time));
     if let Some(text) = &filter.search {
         c.within(&["key_alias".into(), "key_name".into()], text)?;
     }

@@ -59,6 +59,8 @@ pub struct KeyFilter {
     pub blocked: Option<bool>,
     /// Whether the expiry has passed, by the database's clock.
     pub expired: Option<bool>,
+    /// Those that expire before this moment, microseconds since 1970.
+    pub expires_before_micros: Option<i64>,
     pub sort: KeySort,
     pub order: Order,
 }

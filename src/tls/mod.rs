@@ -131,6 +131,11 @@ impl Tls {
         self.shelf.load().ends()
     }
 
+    /// Names whose certificates an authority does not give, and why.
+    pub fn failing(&self) -> Vec<(String, String)> {
+        self.tender.failing()
+    }
+
     /// Looks after files and the local network's certificates for as long as the process lives.
     pub async fn watch(self: Arc<Self>) {
         let mut look = tokio::time::interval(LOOK);

@@ -5,6 +5,7 @@
 
 mod acme;
 mod agreement;
+mod alerts;
 mod books;
 mod calls;
 mod cli;
@@ -17,11 +18,13 @@ mod fallback;
 mod framing;
 mod h2_floods;
 mod hangups;
+mod health;
 mod import;
 mod kit;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod logs;
 mod metrics;
 mod models_api;
 mod objects;

@@ -77,6 +77,11 @@ fn reload(dir: &std::path::Path, store: &Arc<dyn Store>) -> Arc<Reload> {
         conf,
         data_dir: dir.join("data"),
         tls: None,
+        alerts: Arc::new(
+            crate::alerts::Alerts::open(&conf::Alerts::default(), None)
+                .unwrap()
+                .0,
+        ),
     }))
 }
 

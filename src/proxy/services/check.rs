@@ -89,8 +89,8 @@ async fn look(road: &Road, service: &Service, backend: &Backend) {
 /// One check. `Err` says what was wrong.
 async fn ask(road: &Road, service: &Service, backend: &Backend, check: &HealthCheck) -> Result<(), String> {
     let base = &backend.base;
-    let peer = road.peers.peer(base, service.timeouts.connect).await?;
-    let mut peer = service.peer(&peer, false);
+    let place = road.peers.place(base, service.timeouts.connect).await?;
+    let mut peer = service.peer(&place.peer, false);
     peer.options.read_timeout = Some(check.timeout);
     let (mut client, _) = road
         .connector

@@ -288,6 +288,23 @@ fn is_about_one_key(e: &RedisError) -> bool {
     }
 }
 
+/// Asks once whether anybody answers at an address, on a connection of its own: how long that took. Takes at
+/// most a few seconds.
+pub async fn ping(url: &Secret) -> Result<Duration, String> {
+    let client = client(url, &Settings::default())?;
+    let asked = timeout(CONNECT, async {
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let begun = Instant::now();
+        redis::cmd("PING").exec_async(&mut connection).await?;
+        Ok::<_, RedisError>(begun.elapsed())
+    });
+    match asked.await {
+        Ok(Ok(took)) => Ok(took),
+        Ok(Err(e)) => Err(plain(&e)),
+        Err(_) => Err("it does not answer in time".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

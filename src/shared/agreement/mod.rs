@@ -14,6 +14,8 @@
 
 mod line;
 
+pub use line::ping;
+
 use filters::model::secret::Secret;
 use line::Line;
 use redis::{Script, ScriptInvocation};

@@ -68,7 +68,7 @@ pub struct Settings {
 /// What is told of limits outside of answers.
 pub trait Events: Send + Sync {
     fn soft_budget_crossed(&self, crossed: &Crossed<'_>);
-    fn refused(&self, kind: Kind, why: &Why);
+    fn refused(&self, refused: &Refused);
 }
 
 /// A soft budget that was passed just now. Nano-dollars, microseconds since 1970.
@@ -495,7 +495,7 @@ pub struct Gate(pub Arc<Meters>);
 
 impl Gate {
     fn told(&self, refused: Box<Refused>) -> Box<Refused> {
-        self.0.world.events.refused(refused.kind, &refused.why);
+        self.0.world.events.refused(&refused);
         refused
     }
 }

@@ -18,7 +18,7 @@ impl Events for Heard {
         self.0.lock().unwrap().push(line);
     }
 
-    fn refused(&self, _kind: Kind, _why: &Why) {}
+    fn refused(&self, _refused: &Refused) {}
 }
 
 struct Bench {

@@ -39,6 +39,11 @@ mod migrations {
     refinery::embed_migrations!("migrations/postgres");
 }
 
+/// How many migrations this build knows.
+pub(super) fn known_migrations() -> usize {
+    migrations::migrations::runner().get_migrations().len()
+}
+
 /// Replicas that start at once queue up on this advisory lock: `tollkeep` in ASCII.
 const MIGRATION_LOCK: i64 = 0x746f_6c6c_6b65_6570;
 /// How long one attempt to connect and migrate may take, waiting for another replica included.

@@ -40,6 +40,11 @@ mod migrations {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
+/// How many migrations this build knows.
+pub(super) fn known_migrations() -> usize {
+    migrations::migrations::runner().get_migrations().len()
+}
+
 /// How long a lock of another process on the file is waited for.
 const BUSY: Duration = Duration::from_secs(4);
 /// How long a call may take, its wait for the writer included.

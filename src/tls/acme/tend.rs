@@ -77,6 +77,16 @@ impl Tender {
         self.news.notify_one();
     }
 
+    /// Names whose orders have failed more than once in a row, and why.
+    pub fn failing(&self) -> Vec<(String, String)> {
+        let entries = self.entries.load_full();
+        let records = entries
+            .iter()
+            .map(|entry| (entry.hosts.join(","), self.record(entry)));
+        let failing = records.filter(|(_, record)| record.failures > 1);
+        failing.map(|(names, record)| (names, record.why)).collect()
+    }
+
     /// Orders what is due; `tls` shows each certificate that was got.
     pub async fn run(&self, tls: &Arc<Tls>) {
         loop {

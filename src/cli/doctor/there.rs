@@ -1,0 +1,374 @@
+//! What the gateway talks to: the database, Redis, the upstreams; and the running gateway itself.
+
+use super::super::client::EXIT_UNAVAILABLE;
+use super::here::version;
+use super::{Finding, Ward};
+use crate::health::probe::{self, Seen, Target, Verdict};
+use crate::proxy::models::Models;
+use crate::shared::agreement;
+use crate::store::probe::{Facts, facts};
+use crate::store::{Address, Settings};
+use filters::model::deployment::{Base, Deployment};
+use futures::StreamExt;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Upstreams that are looked at at once.
+const AT_ONCE: usize = 32;
+/// For a name to be found.
+const NAMES: Duration = Duration::from_secs(3);
+/// A database that takes longer slows every first call of a key.
+const SLOW: Duration = Duration::from_millis(100);
+/// Models that are named in a line.
+const MOST_NAMED: usize = 6;
+
+pub async fn database(ward: &Ward<'_>) -> Finding {
+    let name = "database";
+    let general = &ward.conf.general;
+    let address = match &general.database_url {
+        Some(url) => Address::parse(url.expose()),
+        None => Ok(Address::Sqlite(
+            ward.conf.tollkeeper.data_dir.join("tollkeeper.db"),
+        )),
+    };
+    let address = match address {
+        Ok(address) => address,
+        Err(e) => return Finding::fail(name, e.to_string(), "mend database_url or $DATABASE_URL"),
+    };
+    let is_file = matches!(address, Address::Sqlite(_));
+    let asked = tokio::time::timeout_at(ward.deadline, facts(&address, &Settings::default())).await;
+    let found = match asked {
+        Ok(Ok(found)) => found,
+        Ok(Err(e)) => {
+            return Finding::fail(
+                name,
+                e.to_string(),
+                "is it running, and may this user connect? known keys go on working, new ones do not",
+            );
+        }
+        Err(_) => {
+            return Finding::fail(
+                name,
+                "no answer in time",
+                "is it running, and is a firewall between?",
+            );
+        }
+    };
+    match found {
+        None => Finding::ok(name, "an SQLite file that is made at the first start"),
+        Some(found) => judge(name, &found, is_file),
+    }
+}
+
+fn judge(name: &str, found: &Facts, is_file: bool) -> Finding {
+    let Facts {
+        version,
+        applied,
+        known,
+        took,
+        ahead_micros,
+    } = found;
+    let message = format!("{version}, schema {applied}/{known}, {} ms", took.as_millis());
+    let finding = if applied < known && *applied == 0 {
+        Finding::warn(name, message, "its tables are made when the gateway starts")
+    } else if applied < known {
+        Finding::warn(
+            name,
+            message,
+            "a gateway of this version brings it up to date when it starts",
+        )
+    } else if applied > known {
+        Finding::warn(
+            name,
+            message,
+            "a newer gateway has been here; this one can use it",
+        )
+    } else if *took > SLOW {
+        Finding::warn(name, message, "that is slow: is it far away, or busy?")
+    } else {
+        Finding::ok(name, message)
+    };
+    match is_file {
+        true => finding,
+        false => finding.with_clock("the database", ahead_micros / 1_000_000),
+    }
+}
+
+pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
+    let name = "redis";
+    let url = ward.conf.meters.redis.as_ref()?.expose().into();
+    let asked = tokio::time::timeout_at(ward.deadline, agreement::ping(&url)).await;
+    Some(match asked {
+        Ok(Ok(took)) => Finding::ok(name, format!("it answers, {} ms", took.as_millis())),
+        Ok(Err(why)) => Finding::fail(
+            name,
+            why,
+            "is it running? meanwhile each replica counts for itself",
+        ),
+        Err(_) => Finding::fail(
+            name,
+            "no answer in time",
+            "is it running, and is a firewall between?",
+        ),
+    })
+}
+
+/// One finding per upstream, whatever number of deployments it serves.
+pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
+    let models = match Models::new(ward.conf) {
+        Ok(models) => models,
+        // It was told as the config's.
+        Err(_) => return Vec::new(),
+    };
+    let mut all: BTreeMap<String, (Target, Vec<Arc<Deployment>>)> = BTreeMap::new();
+    for d in models.deployments() {
+        let Some(target) = Target::of(d) else { continue };
+        // Two keys at one server are two things to look at.
+        let mut place = target.url.clone();
+        while all.get(&place).is_some_and(|(known, _)| *known != target) {
+            place.push(' ');
+        }
+        all.entry(place)
+            .or_insert_with(|| (target, Vec::new()))
+            .1
+            .push(Arc::clone(d));
+    }
+    let client = match probe::client() {
+        Ok(client) => client,
+        Err(why) => {
+            return vec![Finding::fail(
+                "upstreams",
+                why,
+                "TLS cannot be set up: are there root certificates?",
+            )];
+        }
+    };
+    let looks = all.into_values().map(|(target, of)| {
+        let client = &client;
+        async move {
+            match tokio::time::timeout_at(ward.deadline, backend(client, &target, &of)).await {
+                Ok(finding) => finding,
+                Err(_) => Finding::warn(&named(&of), format!("{}: not looked at in time", target.url), ""),
+            }
+        }
+    });
+    futures::stream::iter(looks).buffered(AT_ONCE).collect().await
+}
+
+fn named(of: &[Arc<Deployment>]) -> String {
+    of.first().map(|d| d.base.host.clone()).unwrap_or_default()
+}
+
+async fn backend(client: &reqwest::Client, target: &Target, of: &[Arc<Deployment>]) -> Finding {
+    let name = named(of);
+    let base = target.url.trim_end_matches("/models");
+    if let Some(first) = of.first()
+        && let Err(why) = resolved(&first.base).await
+    {
+        let next = format!(
+            "{}; is the name right, and known where the gateway runs?",
+            clients_get(of)
+        );
+        return Finding::fail(&name, format!("{base}: {why}"), next);
+    }
+    let seen = target.look(client, true).await;
+    let finding = said(&name, base, target, of, &seen);
+    match seen.date {
+        Some(date) => finding.with_clock(&name, date - seconds()),
+        None => finding,
+    }
+}
+
+/// Looks a name up; an address needs none.
+async fn resolved(base: &Base) -> Result<(), String> {
+    let host = base.host.as_str();
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    let found = tokio::time::timeout(NAMES, tokio::net::lookup_host((host, base.port))).await;
+    match found.map(|found| found.is_ok_and(|mut addresses| addresses.next().is_some())) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("the name {host} leads nowhere")),
+        Err(_) => Err(format!(
+            "looking the name {host} up takes longer than {} s",
+            NAMES.as_secs()
+        )),
+    }
+}
+
+fn clients_get(of: &[Arc<Deployment>]) -> String {
+    format!(
+        "calls of {} fail here",
+        list(of.iter().map(|d| d.model_name.as_str()))
+    )
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    let more = names.len().saturating_sub(MOST_NAMED);
+    names.truncate(MOST_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    names.join(", ") + &more
+}
+
+fn said(name: &str, base: &str, target: &Target, of: &[Arc<Deployment>], seen: &Seen) -> Finding {
+    let message = format!("{base}: {}", seen.verdict);
+    let fail = |next: &str| Finding::fail(name, &message, format!("{}; {next}", clients_get(of)));
+    match &seen.verdict {
+        Verdict::Away(why) => {
+            let why = why.to_ascii_lowercase();
+            fail(if why.contains("refused") {
+                "is it running, and is this its port?"
+            } else if why.contains("certificate") || why.contains("unknownissuer") {
+                "is its certificate for this name, and is its authority in the system's store?"
+            } else {
+                "is it running, and is a firewall between?"
+            })
+        }
+        Verdict::KeyRefused(_) if target.has_key() => fail("mend its api_key"),
+        Verdict::KeyRefused(_) => fail("it wants a key: name one as api_key"),
+        Verdict::Failing(_) => fail("its own log says why"),
+        Verdict::Reached(_) => Finding::ok(name, format!("{message}, {} ms", seen.took.as_millis())),
+        Verdict::Well => {
+            let there = seen.models.as_deref();
+            let count = there.map_or_else(String::new, |m| format!("{} models, ", m.len()));
+            let message = format!("{base}: {count}{} ms", seen.took.as_millis());
+            let missing = of
+                .iter()
+                .filter(|d| !there.is_none_or(|there| offers(there, &d.upstream_model)));
+            let missing = list(missing.map(|d| d.upstream_model.as_str()));
+            if missing.is_empty() {
+                return Finding::ok(name, message);
+            }
+            let there = list(there.unwrap_or_default().iter().map(String::as_str));
+            Finding::warn(
+                name,
+                format!("{message}; it does not list {missing}"),
+                format!("it lists {there}"),
+            )
+        }
+    }
+}
+
+/// Ollama lists `llama3:latest` and takes `llama3`; a pattern is filled in with each call.
+fn offers(there: &[String], model: &str) -> bool {
+    model.contains('*')
+        || there.is_empty()
+        || there
+            .iter()
+            .any(|m| m == model || m.strip_suffix(":latest") == Some(model))
+}
+
+pub async fn gateway(ward: &Ward<'_>) -> Finding {
+    let name = "gateway";
+    let ours = env!("CARGO_PKG_VERSION");
+    let (base, from) = match ward.reach.places(ward.env).address() {
+        Ok(found) => found,
+        Err(failure) => return Finding::fail(name, failure.message, ""),
+    };
+    let Some(theirs) = version(base.as_str()).await else {
+        return Finding::warn(
+            name,
+            format!("nobody answers at {base} (from {from})"),
+            "start it with `tollkeeper`, or say where it is with --url or TOLLKEEPER_URL",
+        );
+    };
+    if theirs != ours {
+        return Finding::warn(
+            name,
+            format!("{base} runs version {theirs}, and this is {ours}"),
+            "restart it to run this version",
+        );
+    }
+    let message = format!("{base} runs version {theirs}");
+    let Ok(gateway) = ward.reach.gateway(ward.env) else {
+        return Finding::ok(name, message);
+    };
+    let asked = tokio::time::timeout_at(ward.deadline, gateway.get("/config/status", &[])).await;
+    let status = match asked {
+        Ok(Ok(reply)) => reply.json,
+        Ok(Err(failure)) if failure.code == EXIT_UNAVAILABLE => {
+            return Finding::warn(name, format!("{message}; {}", failure.message), "");
+        }
+        Ok(Err(_)) => return Finding::ok(name, format!("{message} (the key at hand may not look further)")),
+        Err(_) => {
+            return Finding::warn(
+                name,
+                format!("{message}; it does not answer in time"),
+                "its log says why",
+            );
+        }
+    };
+    if status.get("last_failure").is_some_and(|f| !f.is_null()) {
+        return Finding::warn(
+            name,
+            format!("{message}, and serves an older config: the new one was refused"),
+            "tollkeeper status tells why",
+        );
+    }
+    let waiting = status.get("restart_required").and_then(Value::as_array);
+    match waiting.filter(|w| !w.is_empty()) {
+        Some(waiting) => {
+            let names = list(waiting.iter().filter_map(Value::as_str));
+            Finding::warn(
+                name,
+                format!("{message}; {names} wait for a restart"),
+                "restart it",
+            )
+        }
+        None => Finding::ok(name, message),
+    }
+}
+
+fn seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    #[test]
+    fn a_schema_is_judged_by_its_number() {
+        let judge = |applied, millis| {
+            let found = Facts {
+                version: "PostgreSQL 15.1".into(),
+                applied,
+                known: 4,
+                took: Duration::from_millis(millis),
+                ahead_micros: 0,
+            };
+            judge("database", &found, false).state
+        };
+        assert_eq!(
+            (judge(4, 3), judge(0, 3), judge(2, 3)),
+            (State::Ok, State::Warn, State::Warn)
+        );
+        assert_eq!((judge(5, 3), judge(4, 300)), (State::Warn, State::Warn));
+    }
+
+    #[test]
+    fn a_model_may_be_listed_in_other_words() {
+        let there = ["llama3:latest".to_string(), "qwen".to_string()];
+        for (model, want) in [
+            ("qwen", true),
+            ("llama3", true),
+            ("qwen/*", true),
+            ("llama", false),
+        ] {
+            assert_eq!(offers(&there, model), want, "{model}");
+        }
+        assert!(offers(&[], "anything"));
+    }
+}
