@@ -3,17 +3,18 @@
 use crate::contract::cx::{Arrival, Auth};
 use crate::contract::ports::{
     Admitted, Asked, Catalog, Clock, Keys, Ledger, Limiter, Metrics, Observation, Ports, Refused, Standing,
-    Unavailable, Why,
+    Traces, Unavailable, Wanted, Why,
 };
 use crate::contract::upstream::Edits;
 use crate::contract::{Call, Chain, Cx, Outcome, Result, Stop, Upstream};
 use crate::model::account::Kind;
 use crate::model::call::Endpoint;
 use crate::model::deployment::{Base, Deployment};
-use crate::model::key::{Holder, Key, KeyHash, MasterKey, key_name};
+use crate::model::key::{Caller, Holder, Key, KeyHash, MasterKey, key_name};
 use crate::model::price::ServiceTier;
 use crate::model::record::{Record, Status};
 use crate::model::secret::Secret;
+use crate::model::trace::{Capture, Trace};
 use crate::model::usage::Usage;
 use crate::wire::splice::Rope;
 use async_trait::async_trait;
@@ -32,6 +33,7 @@ pub struct Kit {
     pub keys: Arc<FakeKeys>,
     pub limits: Arc<FakeLimits>,
     pub ledger: Arc<FakeLedger>,
+    pub traces: Arc<FakeTraces>,
     pub clock: Arc<FakeClock>,
 }
 
@@ -42,6 +44,7 @@ impl Kit {
             limiter: self.limits.clone(),
             ledger: self.ledger.clone(),
             metrics: Arc::new(NoMetrics),
+            traces: self.traces.clone(),
             clock: self.clock.clone(),
             master: Some(MasterKey::new(Secret::new(MASTER))),
         }
@@ -432,6 +435,50 @@ struct NoMetrics;
 
 impl Metrics for NoMetrics {
     fn observe(&self, _seen: &Observation<'_>) {}
+}
+
+/// Keeps what it is told. Until [`FakeTraces::want`] it wants nothing.
+#[derive(Default)]
+pub struct FakeTraces {
+    wanted: Mutex<(Capture, usize)>,
+    told: Mutex<Vec<Trace>>,
+}
+
+impl FakeTraces {
+    /// What is wanted of calls from now on, and how many bytes of a question and of an answer. Filters that
+    /// were built before do not know.
+    pub fn want(&self, capture: Capture, max_bytes: usize) {
+        *lock(&self.wanted) = (capture, max_bytes);
+    }
+
+    pub fn told(&self) -> Vec<Trace> {
+        lock(&self.told).clone()
+    }
+}
+
+impl Traces for FakeTraces {
+    fn most(&self) -> Capture {
+        lock(&self.wanted).0
+    }
+
+    fn wants(&self, _caller: &Caller) -> Wanted {
+        Wanted {
+            capture: lock(&self.wanted).0,
+            redacted: false,
+        }
+    }
+
+    fn max_bytes(&self) -> usize {
+        lock(&self.wanted).1
+    }
+
+    fn may_hide(&self) -> bool {
+        true
+    }
+
+    fn emit(&self, trace: Box<Trace>) {
+        lock(&self.told).push(*trace);
+    }
 }
 
 /// A clock that stands still.

@@ -7,6 +7,7 @@ pub mod limits;
 pub mod metrics;
 pub mod passthrough;
 pub mod spend;
+pub mod trace;
 pub mod translate;
 pub mod usage;
 
@@ -30,6 +31,7 @@ pub fn registry() -> Registry {
             settings(s).map(|c| share(passthrough::Passthrough::new(c)))
         })
         .with("spend", |s, p| none(s).map(|()| share(spend::Spend::new(p))))
+        .with("trace", |s, p| none(s).map(|()| share(trace::Trace::new(p))))
         .with("translate", |s, p| {
             none(s).map(|()| share(translate::Translate::new(p)))
         })
@@ -38,9 +40,10 @@ pub fn registry() -> Registry {
 
 /// The chain of a lane that carries model calls, in order. Responses run it backwards, so whatever
 /// stands before `translate` sees canonical bytes whatever the provider spoke.
-pub const CALL_CHAIN: [&str; 8] = [
+pub const CALL_CHAIN: [&str; 9] = [
     "cors",
     "auth",
+    "trace",
     "access",
     "limits",
     "metrics",

@@ -1,16 +1,18 @@
 //! The state of one request. Typed; each field has one writer, named here.
 
 use super::call::Call;
-use super::ports::{Admitted, Catalog};
+use super::ports::{Admitted, Catalog, Wanted};
 use crate::dialects::StreamTranslator;
 use crate::model::deployment::Deployment;
 use crate::model::key::Caller;
 use crate::model::price::ServiceTier;
 use crate::model::record::Attempt;
+use crate::model::trace::{Context, SpanId};
 use crate::model::usage::Usage;
 use crate::wire::sse::Splitter;
 use bytes::Bytes;
 use http::Extensions;
+use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -74,6 +76,8 @@ pub struct Cx {
     pub recorded: bool,
     /// What the call cost, nano-dollars; None = not priced or not known yet. Written by `spend`.
     pub cost_nanos: Option<i64>,
+    /// What is kept of the call for those who watch, if anybody does. Written by `trace`.
+    pub traced: Option<Box<Traced>>,
     /// State of filters that are not built in.
     pub ext: Extensions,
 }
@@ -133,6 +137,7 @@ impl Cx {
             collected: Vec::new(),
             recorded: false,
             cost_nanos: None,
+            traced: None,
             ext: Extensions::new(),
         }
     }
@@ -185,4 +190,35 @@ pub struct Metered {
     pub error: Option<String>,
     /// What the call used, once that is settled: told, or estimated.
     pub used: Option<Usage>,
+}
+
+/// What `trace` keeps of a call until it is over.
+pub struct Traced {
+    pub wanted: Wanted,
+    pub context: Context,
+    /// The span of the call itself.
+    pub root: SpanId,
+    /// What headers said of the trace, under the names of `metadata`; bounded.
+    pub hints: Vec<(Box<str>, Box<str>)>,
+    pub tries: SmallVec<[Begun; 1]>,
+    pub answer: Kept,
+}
+
+/// One try at one deployment, from its beginning.
+pub struct Begun {
+    pub span: SpanId,
+    pub deployment: Arc<Deployment>,
+    pub model: String,
+    pub at: Instant,
+}
+
+/// What is kept of an answer.
+#[derive(Default)]
+pub struct Kept {
+    /// An answer that came in one piece: shared, not copied.
+    pub whole: Bytes,
+    /// One that came in several.
+    pub pieces: Vec<u8>,
+    /// There was more than is kept.
+    pub cut: bool,
 }

@@ -7,6 +7,7 @@ use crate::model::key::{Caller, Holder, KeyHash, MasterKey};
 use crate::model::limits::Measure;
 use crate::model::price::ServiceTier;
 use crate::model::record::{Attempt, Record};
+use crate::model::trace::{Capture, Trace};
 use crate::model::usage::Usage;
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -188,6 +189,28 @@ pub struct Observation<'a> {
     pub litellm_names: bool,
 }
 
+/// Those who watch calls: Langfuse, OpenTelemetry.
+pub trait Traces: Send + Sync {
+    /// The most that is ever wanted of any call. `Off` = nobody watches, and nothing is kept for nobody.
+    fn most(&self) -> Capture;
+    /// What is wanted of this caller's calls.
+    fn wants(&self, caller: &Caller) -> Wanted;
+    /// Bytes of a question and of an answer that are kept at most, each.
+    fn max_bytes(&self) -> usize;
+    /// Whether a caller may keep a call from being watched (`no-log`).
+    fn may_hide(&self) -> bool;
+    /// Takes a finished call over. Never waits: what does not fit is counted and let go of.
+    fn emit(&self, trace: Box<Trace>);
+}
+
+/// How much of a call is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub capture: Capture,
+    /// Content would be wanted, but must be left out.
+    pub redacted: bool,
+}
+
 /// Time of day, so that tests can set it.
 pub trait Clock: Send + Sync {
     /// Microseconds since 1970, UTC.
@@ -216,6 +239,7 @@ pub struct Ports {
     pub limiter: Arc<dyn Limiter>,
     pub ledger: Arc<dyn Ledger>,
     pub metrics: Arc<dyn Metrics>,
+    pub traces: Arc<dyn Traces>,
     pub clock: Arc<dyn Clock>,
     /// The master key of the snapshot that the chain belongs to.
     pub master: Option<MasterKey>,
@@ -231,6 +255,7 @@ impl Ports {
             limiter: Arc::new(Unlimited),
             ledger: nowhere.clone(),
             metrics: nowhere.clone(),
+            traces: nowhere.clone(),
             clock: nowhere,
             master: None,
         }
@@ -256,6 +281,29 @@ impl Ledger for Nowhere {
 
 impl Metrics for Nowhere {
     fn observe(&self, _seen: &Observation<'_>) {}
+}
+
+impl Traces for Nowhere {
+    fn most(&self) -> Capture {
+        Capture::Off
+    }
+
+    fn wants(&self, _caller: &Caller) -> Wanted {
+        Wanted {
+            capture: Capture::Off,
+            redacted: false,
+        }
+    }
+
+    fn max_bytes(&self) -> usize {
+        0
+    }
+
+    fn may_hide(&self) -> bool {
+        true
+    }
+
+    fn emit(&self, _trace: Box<Trace>) {}
 }
 
 impl Clock for Nowhere {

@@ -10,4 +10,5 @@ pub mod party;
 pub mod price;
 pub mod record;
 pub mod secret;
+pub mod trace;
 pub mod usage;
