@@ -24,6 +24,7 @@ pub mod snapshot;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 pub mod upgrade;
 
 /// Runs Tollkeeper with these filters; the whole `main` of a binary of your own:

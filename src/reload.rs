@@ -695,6 +695,7 @@ fn fixed(conf: &Conf) -> Fixed {
         ("tollkeeper.listeners", format!("{:?}", own.listeners)),
         ("tollkeeper.data_dir", format!("{:?}", own.data_dir)),
         ("tollkeeper.ledger", format!("{:?}", own.ledger)),
+        ("tollkeeper.tracing", own.tracing.fingerprint()),
         ("tollkeeper.timeouts.drain", format!("{:?}", own.timeouts.drain)),
         (
             "general_settings.database_url",

@@ -42,30 +42,15 @@ pub(super) const TOP: &[(&str, Fate)] = &[
 
 /// `litellm_settings` beyond those that are used.
 pub(super) const LITELLM: &[(&str, Fate)] = &[
-    (
-        "callbacks",
-        Missing("of these only `prometheus` is known so far; Prometheus metrics are always on"),
-    ),
-    (
-        "success_callback",
-        Missing("of these only `prometheus` is known so far; Prometheus metrics are always on"),
-    ),
-    (
-        "failure_callback",
-        Missing("of these only `prometheus` is known so far; Prometheus metrics are always on"),
-    ),
     ("set_verbose", Needless("use `tollkeeper.log.level: debug`")),
     ("json_logs", Needless("use `tollkeeper.log.format: json`")),
     ("telemetry", Needless("nothing is ever sent home")),
     ("force_ipv4", Missing(NOT_YET)),
     ("service_callback", Missing(NOT_YET)),
-    ("turn_off_message_logging", Needless("prompts are never logged")),
-    ("redact_user_api_key_info", Needless("keys are never logged")),
     (
         "redact_messages_in_exceptions",
-        Needless("prompts are never logged"),
+        Needless("errors never hold prompts"),
     ),
-    ("langfuse_default_tags", Missing(NOT_YET)),
     ("cache", Missing(NOT_YET)),
     ("fallbacks", Missing(NOT_YET)),
     ("context_window_fallbacks", Missing(NOT_YET)),
@@ -77,7 +62,6 @@ pub(super) const LITELLM: &[(&str, Fate)] = &[
     ("internal_user_budget_duration", Missing(NOT_YET)),
     ("default_internal_user_params", Missing(NOT_YET)),
     ("max_end_user_budget_id", Missing(NOT_YET)),
-    ("default_team_settings", Missing(NOT_YET)),
     ("default_team_params", Missing(NOT_YET)),
     ("max_user_budget", Missing(NOT_YET)),
     (

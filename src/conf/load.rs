@@ -15,7 +15,7 @@ use super::report::{Notes, Report};
 use super::secret::Secret;
 use super::text::shown;
 use super::types::{Conf, Source, Span};
-use super::{check, dotenv, fill, hide, meters, models, node, section, settings, watch};
+use super::{check, dotenv, fill, hide, meters, models, node, section, settings, tracing, watch};
 
 /// Largest config file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -225,9 +225,11 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
         (conf.models, conf.skipped) = models::read(&root, env, notes);
         meters::litellms(&root, env, notes, &mut conf.meters);
         watch::litellms(&root, env, notes, &mut conf.tollkeeper.watch);
+        tracing::litellms(&root, notes, &mut conf.tollkeeper.tracing);
         section::read(&root, notes, &dir, &mut conf.tollkeeper, &mut conf.meters);
     }
     meters::environment(env, &mut conf.meters);
+    tracing::environment(env, notes, &mut conf.tollkeeper.tracing);
     let general = &mut conf.general;
     let either = |first: &str, second: &str| env.get(first).or_else(|| env.get(second));
     if general.master_key.is_none() {

@@ -31,6 +31,7 @@ mod services;
 mod settings;
 mod text;
 mod tls;
+mod tracing;
 mod types;
 mod watch;
 
@@ -48,6 +49,7 @@ pub use services::{
     Backend, HeaderChanges, HealthCheck, Hosts, Service, ServiceTimeouts, Strategy, UnknownHosts,
 };
 pub use settings::weakness;
+pub use tracing::{Langfuse, On, Otlp, Project, TeamProject, Tracing};
 pub use types::{
     Conf, Dialect, General, GroupAlias, LitellmParams, LitellmSettings, ModelEntry, ModelInfo, PassThrough,
     Provider, RouterSettings, Source, Span,

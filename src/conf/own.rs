@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::secret::Secret;
 use super::services::{Hosts, Service, UnknownHosts};
+use super::tracing::Tracing;
 use super::types::Span;
 use super::watch::Watch;
 
@@ -57,6 +58,8 @@ pub struct Own {
     pub ledger: Ledger,
     /// Checks of deployments, and who hears of what goes wrong.
     pub watch: Watch,
+    /// Who is told of calls: Langfuse, OpenTelemetry.
+    pub tracing: Tracing,
 }
 
 /// One address that clients connect to.
@@ -440,6 +443,7 @@ impl Default for Own {
                 keep: None,
             },
             watch: Watch::default(),
+            tracing: Tracing::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::report::Notes;
 use super::services::{self, UnknownHosts};
 use super::settings::top_section;
 use super::text::{base_url, shown};
-use super::{tls, watch};
+use super::{tls, tracing, watch};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -72,6 +72,7 @@ pub(super) fn read(root: &Node, notes: &Notes, dir: &Path, own: &mut Own, meters
     }
     meters::own(&fields, meters);
     watch::own(&fields, &mut own.watch);
+    tracing::own(&fields, &mut own.tracing);
     if let Some(log) = fields.child("log") {
         use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
         let levels = [

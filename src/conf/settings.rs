@@ -7,13 +7,13 @@ use serde_json::{Map, Value as Json};
 
 use super::fields::{Fields, unset};
 use super::keys::{self, Fate};
-use super::meters;
+use super::{meters, tracing};
 use super::node::{Entry, Node, Value};
 use super::pass_through;
 use super::report::Notes;
 use super::secret::Secret;
 use super::text::{is_secret_name, nearest, shown};
-use super::types::{CALLBACKS, General, GroupAlias, LitellmSettings, RouterSettings};
+use super::types::{General, GroupAlias, LitellmSettings, RouterSettings};
 use super::watch;
 
 const SECTIONS: [&str; 7] = [
@@ -291,15 +291,7 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
         all: written(&fields),
     };
     meters::LITELLM.iter().for_each(|name| fields.know(name));
-    for list in CALLBACKS {
-        // Prometheus is all that is told of calls so far.
-        let written = fields.all().iter().find(|e| e.key == list);
-        let names = written.map(|e| e.value.to_json());
-        let only = |names: &Vec<Json>| names.iter().all(|n| n.as_str() == Some("prometheus"));
-        if names.is_some_and(|n| n.as_array().is_some_and(only)) {
-            fields.know(list);
-        }
-    }
+    tracing::LITELLM.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::LITELLM);
     out
 }

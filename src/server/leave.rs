@@ -9,6 +9,7 @@ use crate::notify::Notify;
 use crate::reload::{Origin, Reload};
 use crate::shared::meters::Meters;
 use crate::tls::Tls;
+use crate::traces::Exporters;
 use crate::upgrade::{self, control, new::Inherited, replica::Replica};
 use async_trait::async_trait;
 use pingora::server::{ExecutionPhase, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
@@ -53,6 +54,7 @@ pub(super) struct Running {
     pub(super) background: tokio::runtime::Runtime,
     pub(super) ledger: Arc<Ledger>,
     pub(super) meters: Arc<Meters>,
+    pub(super) traces: Arc<Exporters>,
     pub(super) health: Arc<Health>,
     /// After SIGTERM, before the listeners close.
     pub(super) delay: Duration,
@@ -76,6 +78,7 @@ impl Running {
             background,
             ledger,
             meters,
+            traces,
             health,
             delay,
             greeting,
@@ -174,8 +177,12 @@ impl Running {
             }
             // What was handed over last may still be in a connection's buffer.
             std::thread::sleep(LAST_BYTES);
+            let told = std::thread::spawn(move || traces.finish(LAST_FLUSH));
             let landed = background.block_on(ledger.drain(LAST_FLUSH));
             let _ = background.block_on(async { tokio::time::timeout(LAST_WORD, meters.part()).await });
+            if !told.join().unwrap_or(true) {
+                log::warn!("event=traces_left_behind cause=\"they could not be sent in time\"");
+            }
             log::info!(
                 "stopped: {} requests cut off, ledger {}",
                 replacing.in_flight.count(),

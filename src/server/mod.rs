@@ -32,6 +32,7 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Telemetry;
 use crate::telemetry::metrics::page::Page;
 use crate::tls::Tls;
+use crate::traces::Exporters;
 use crate::upgrade::new::Inherited;
 use crate::{admin, discover, master_key, upgrade};
 use anstream::eprintln;
@@ -232,6 +233,9 @@ fn start(
     let meters = Meters::new(world, settings);
     background.spawn(Arc::clone(&keys).listen(Arc::clone(&meters)));
     background.spawn(Arc::clone(&meters).tend());
+    let traces = Exporters::start(&conf.tollkeeper.tracing, &conf.env)
+        .map(Arc::new)
+        .map_err(|e| Failed::Other(EXIT_FAILED, format!("calls cannot be traced: {e}")))?;
     let ports = Ports {
         keys: Arc::clone(&keys) as _,
         limiter: Arc::new(Gate(Arc::clone(&meters))),
@@ -240,6 +244,7 @@ fn start(
             meters: Arc::clone(&meters),
         }),
         metrics: Arc::clone(&telemetry) as _,
+        traces: Arc::clone(&traces) as _,
         clock: Arc::clone(&clock),
         master: Some(MasterKey::new(key.secret.expose().into())),
     };
@@ -376,6 +381,7 @@ fn start(
         server,
         background,
         ledger,
+        traces,
         meters: Arc::clone(&meters),
         health: Arc::clone(&health),
         delay: conf.tollkeeper.timeouts.shutdown_delay,

@@ -7,7 +7,7 @@ use crate::contract::cx::{Begun, Kept, Traced};
 use crate::contract::ports::{Ports, Traces, Wanted};
 use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstream, Verdict};
 use crate::model::call::Endpoint;
-use crate::model::deployment::{Base, Deployment};
+use crate::model::deployment::Deployment;
 use crate::model::record::Status;
 use crate::model::trace::{Capture, Context, Input, Output, SpanId, Trace as Told, Try};
 use crate::wire::peek::{self, Kind};
@@ -16,7 +16,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, request, response};
 use serde_json::Value;
 use smallvec::SmallVec;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -207,8 +206,9 @@ fn heard(headers: &HeaderMap, wanted: &mut Wanted) -> (Context, Vec<(Box<str>, B
                 }
                 continue;
             }
-            "x-litellm-session-id" | "x-claude-code-session-id" => "session_id",
-            "x-litellm-trace-id" => "trace_id",
+            "x-litellm-session-id" => "litellm_session_id",
+            "x-claude-code-session-id" => "claude_code_session_id",
+            "x-litellm-trace-id" => "litellm_trace_id",
             name => match name.strip_prefix("langfuse_") {
                 Some(name) => name,
                 None => continue,
@@ -217,14 +217,9 @@ fn heard(headers: &HeaderMap, wanted: &mut Wanted) -> (Context, Vec<(Box<str>, B
         if let Ok(text) = std::str::from_utf8(value.as_bytes())
             && hints.len() < MOST_HINTS
             && !text.is_empty()
+            && !hints.iter().any(|(n, _)| **n == *hint)
         {
-            // Langfuse's own header says more than one that merely means the same.
-            let own = name.as_str().starts_with("langfuse_");
-            match hints.iter_mut().find(|(n, _)| **n == *hint) {
-                Some(there) if own => there.1 = bounded(text).into(),
-                Some(_) => {}
-                None => hints.push((bounded(hint).into(), bounded(text).into())),
-            }
+            hints.push((bounded(hint).into(), bounded(text).into()));
         }
     }
     let context = match (parent.flatten(), state) {
@@ -244,32 +239,12 @@ fn bounded(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LONGEST_HINT)).unwrap_or(text)
 }
 
-/// Whether an upstream is one's own: an address of a private network, a name that only such networks know,
-/// or whatever `model_info.internal` says.
+/// Whether an upstream is one's own; `model_info.internal` has the last word.
 fn is_internal(d: &Deployment) -> bool {
     if let Some(Value::Bool(internal)) = d.model_info.get("internal") {
         return *internal;
     }
-    is_internal_base(&d.base)
-}
-
-fn is_internal_base(base: &Base) -> bool {
-    let host = base.host.as_str();
-    match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-        Err(_) => {
-            const OURS: [&str; 6] = [
-                ".internal",
-                ".local",
-                ".lan",
-                ".localhost",
-                ".home.arpa",
-                ".svc",
-            ];
-            !host.contains('.') || OURS.iter().any(|end| host.ends_with(end))
-        }
-    }
+    d.base.is_internal()
 }
 
 /// Keeps as much of an answer as may be kept.
@@ -537,7 +512,14 @@ mod tests {
         assert_eq!(context.parent.unwrap().to_string(), "00f067aa0ba902b7");
         assert_eq!(context.state.as_deref(), Some("a=b"));
         let hints: Vec<_> = hints.iter().map(|(n, v)| (&**n, &**v)).collect();
-        assert_eq!(hints, [("session_id", "s2"), ("trace_user_id", "u1")]);
+        assert_eq!(
+            hints,
+            [
+                ("claude_code_session_id", "s1"),
+                ("trace_user_id", "u1"),
+                ("session_id", "s2")
+            ]
+        );
         assert_eq!((wanted.capture, wanted.redacted), (Capture::Full, false));
 
         assert!(check(&[("traceparent", parent), ("traceparent", parent)]).0.parent.is_none());
@@ -556,26 +538,8 @@ mod tests {
 
     #[test]
     fn only_ones_own_upstreams_are_told_of_a_trace() {
-        let of = |url: &str| is_internal_base(&Base::parse(url).unwrap());
-        for ours in [
-            "http://127.0.0.1:1",
-            "http://10.1.2.3",
-            "http://[fd00::1]",
-            "http://llama-swap:8080",
-            "https://gpu.lan",
-            "http://x.svc",
-        ] {
-            assert!(of(ours), "{ours}");
-        }
-        for theirs in [
-            "https://api.openai.com",
-            "http://8.8.8.8",
-            "https://[2606:4700::1]",
-            "https://lan.example",
-        ] {
-            assert!(!of(theirs), "{theirs}");
-        }
         let mut d = testkit::deployment("openai");
+        assert!(is_internal(&d), "loopback is");
         d.model_info.insert("internal".into(), false.into());
         assert!(!is_internal(&d), "the config's word counts");
     }

@@ -2,6 +2,7 @@
 
 use super::price::Price;
 use super::secret::Secret;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// One entry of `model_list`, ready to be called. Immutable; lives as long as its snapshot.
@@ -87,6 +88,26 @@ impl Base {
         })
     }
 
+    /// Whether this is one's own network: a private address, or a name that only such networks know.
+    pub fn is_internal(&self) -> bool {
+        let host = self.host.as_str();
+        match host.parse::<IpAddr>() {
+            Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+            Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+            Err(_) => {
+                const OURS: [&str; 6] = [
+                    ".internal",
+                    ".local",
+                    ".lan",
+                    ".localhost",
+                    ".home.arpa",
+                    ".svc",
+                ];
+                !host.contains('.') || OURS.iter().any(|end| host.ends_with(end))
+            }
+        }
+    }
+
     /// The `Host` header: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
         let mut text = String::with_capacity(self.host.len() + 8);
@@ -108,6 +129,29 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ones_own_networks() {
+        let of = |url: &str| Base::parse(url).unwrap().is_internal();
+        for ours in [
+            "http://127.0.0.1:1",
+            "http://10.1.2.3",
+            "http://[fd00::1]",
+            "http://llama-swap:8080",
+            "https://gpu.lan",
+            "http://x.svc",
+        ] {
+            assert!(of(ours), "{ours}");
+        }
+        for theirs in [
+            "https://api.openai.com",
+            "http://8.8.8.8",
+            "https://[2606:4700::1]",
+            "https://lan.example",
+        ] {
+            assert!(!of(theirs), "{theirs}");
+        }
+    }
 
     #[test]
     fn bases() {

@@ -254,7 +254,7 @@ pub struct Trace {
     pub tags: Vec<String>,
     /// The request's `metadata` as JSON text, as the caller wrote it: any shape.
     pub metadata: Option<Bytes>,
-    /// What headers said of the trace, under the names of `metadata`.
+    /// What headers said of the trace, under the names of `metadata`; each name once.
     pub hints: Vec<(Box<str>, Box<str>)>,
     /// Parameters of the call, as one JSON object.
     pub parameters: String,

@@ -1,0 +1,248 @@
+//! A call as Langfuse takes it through OpenTelemetry: one span for the call and a generation for each try,
+//! complete and sent once, under the attribute names of Langfuse's own SDK.
+
+use super::proto::{Frame, Kind, Span};
+use super::story::{self, Story};
+use filters::model::call::Endpoint;
+use filters::model::record::Status;
+use filters::model::trace::Try;
+use std::fmt::Write;
+
+/// What is said of every call alike.
+pub struct Flavour {
+    pub environment: Option<String>,
+    pub release: Option<String>,
+    /// Nothing of whose key it was.
+    pub redact_keys: bool,
+    /// LiteLLM's `langfuse_default_tags`.
+    pub default_tags: Vec<String>,
+    /// Bytes of content, each way.
+    pub max_bytes: usize,
+}
+
+/// Buffers that are used again.
+#[derive(Default)]
+pub struct Scratch {
+    span: Vec<u8>,
+    json: String,
+}
+
+impl Scratch {
+    /// For one span at a time.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.span
+    }
+}
+
+impl Flavour {
+    /// Writes the spans of a call behind those in `spans`, and says how many.
+    pub fn write(&self, story: &Story<'_>, scratch: &mut Scratch, spans: &mut Vec<u8>) -> u32 {
+        let t = story.trace;
+        let asked = story.asked_trace();
+        let trace = asked.unwrap_or(t.context.trace).0;
+        // A span of another trace cannot be the one above.
+        let inherited = t.context.parent.filter(|_| asked.is_none_or(|id| id == t.context.trace));
+        let parent = story.asked_parent().or(inherited).map(|id| id.0);
+        let call_name = format!("litellm-{}", t.endpoint.call_type());
+        let trace_name = match story.given("trace_name") {
+            Some(name) => Some(name),
+            None if story.continues() => None,
+            None => Some(call_name.clone()),
+        };
+        let tags = self.tags(story);
+        let Scratch { span: buffer, json } = scratch;
+
+        let frame = Frame {
+            trace,
+            span: t.root.0,
+            parent,
+            state: t.context.state.as_deref(),
+            name: trace_name.as_deref().unwrap_or(&call_name),
+            kind: Kind::Server,
+            started_micros: t.started_micros,
+            ended_micros: t.ended_micros,
+        };
+        let mut root = Span::begin(buffer, &frame);
+        self.shared(&mut root, story, trace_name.as_deref(), &tags);
+        root.text("langfuse.observation.type", "span");
+        root.some("langfuse.observation.input", story.input.as_deref());
+        root.some("langfuse.observation.output", story.output.as_deref());
+        self.whose(&mut root, story);
+        root.text("langfuse.observation.metadata.request_id", &t.request_id);
+        root.text("langfuse.observation.metadata.endpoint", story::route(t.endpoint));
+        root.int("langfuse.observation.metadata.http_status", u64::from(t.http_status));
+        if let Some(agent) = &t.user_agent {
+            root.text("langfuse.observation.metadata.user_agent", agent);
+        }
+        level(&mut root, t.status, story.error());
+        root.end(spans);
+
+        let name = story.given("generation_name");
+        let last = t.tries.len().saturating_sub(1);
+        for (n, attempt) in t.tries.iter().enumerate() {
+            let own = if n == last { story.asked_generation() } else { None };
+            let frame = Frame {
+                trace,
+                span: own.unwrap_or(attempt.span).0,
+                parent: Some(t.root.0),
+                state: t.context.state.as_deref(),
+                name: name.as_deref().unwrap_or(&call_name),
+                kind: Kind::Client,
+                started_micros: attempt.started_micros,
+                ended_micros: attempt.ended_micros,
+            };
+            let mut span = Span::begin(buffer, &frame);
+            self.shared(&mut span, story, trace_name.as_deref(), &tags);
+            self.generation(&mut span, story, attempt, n == last, json);
+            span.end(spans);
+        }
+        1 + t.tries.len() as u32
+    }
+
+    /// What Langfuse wants on every span of a trace.
+    fn shared(&self, span: &mut Span<'_>, story: &Story<'_>, name: Option<&str>, tags: &[String]) {
+        span.some("langfuse.trace.name", name);
+        span.some("user.id", story.user.as_deref());
+        span.some("session.id", story.session.as_deref());
+        if !tags.is_empty() {
+            span.texts("langfuse.trace.tags", tags.iter().map(String::as_str));
+        }
+        let version = story.given("trace_version").or_else(|| story.given("version"));
+        span.some("langfuse.version", version.as_deref());
+        let release = story.given("trace_release").or_else(|| story.given("release"));
+        span.some("langfuse.release", release.as_deref().or(self.release.as_deref()));
+        span.some("langfuse.environment", self.environment.as_deref());
+        let mut key = String::new();
+        for (name, value) in story.trace_metadata() {
+            key.clear();
+            let _ = write!(key, "langfuse.trace.metadata.{name}");
+            span.text(&key, &value);
+        }
+    }
+
+    /// Whose call it was, under LiteLLM's names.
+    fn whose(&self, span: &mut Span<'_>, story: &Story<'_>) {
+        if self.redact_keys {
+            return;
+        }
+        let caller = &story.trace.caller;
+        if let Some(hash) = caller.key_hash() {
+            span.text("langfuse.observation.metadata.user_api_key_hash", &hash.hex());
+        }
+        span.some("langfuse.observation.metadata.user_api_key_user_id", caller.user_id());
+        span.some(
+            "langfuse.observation.metadata.user_api_key_end_user_id",
+            story.trace.end_user.as_deref(),
+        );
+        let Some(key) = caller.key() else { return };
+        span.some(
+            "langfuse.observation.metadata.user_api_key_alias",
+            key.key_alias.as_deref(),
+        );
+        span.some("langfuse.observation.metadata.user_api_key_team_id", key.team_id.as_deref());
+        let team = key.team.as_ref().and_then(|t| t.alias.as_deref());
+        span.some("langfuse.observation.metadata.user_api_key_team_alias", team);
+        span.some(
+            "langfuse.observation.metadata.user_api_key_org_id",
+            key.organization_id(),
+        );
+    }
+
+    fn generation(&self, span: &mut Span<'_>, story: &Story<'_>, attempt: &Try, last: bool, json: &mut String) {
+        let t = story.trace;
+        span.text("langfuse.observation.type", observation_type(t.endpoint));
+        span.text("langfuse.observation.model.name", &attempt.model);
+        if t.parameters.len() > 2 {
+            span.text("langfuse.observation.model.parameters", &t.parameters);
+        }
+        if last {
+            span.some("langfuse.observation.input", story.input.as_deref());
+            if attempt.error.is_none() {
+                span.some("langfuse.observation.output", story.output.as_deref());
+            }
+            if story::usage_details(t, json) {
+                span.text("langfuse.observation.usage_details", json);
+            }
+            if story::cost_details(t, json) {
+                span.text("langfuse.observation.cost_details", json);
+            }
+            if let Some(first) = t.first_byte_micros.filter(|_| t.stream) {
+                json.clear();
+                let _ = write!(json, "\"{}\"", story::iso(first));
+                span.text("langfuse.observation.completion_start_time", json);
+            }
+        }
+        if let Some((name, version)) = story.prompt() {
+            span.text("langfuse.observation.prompt.name", &name);
+            if let Some(version) = version {
+                span.int("langfuse.observation.prompt.version", version);
+            }
+        }
+        self.whose(span, story);
+        span.text("langfuse.observation.metadata.model_group", &t.model_group);
+        span.text("langfuse.observation.metadata.requested_model", &t.requested_model);
+        span.text("langfuse.observation.metadata.deployment", &attempt.deployment.id);
+        span.text("langfuse.observation.metadata.provider", &attempt.deployment.provider);
+        if attempt.status > 0 {
+            span.int("langfuse.observation.metadata.upstream_status", u64::from(attempt.status));
+        }
+        if let Some(metadata) = story.requester_metadata() {
+            span.text("langfuse.observation.metadata.requester_metadata", &metadata);
+        }
+        if let Some(error) = &attempt.error {
+            let status = if last { t.status } else { Status::Failure };
+            level(span, status, story::cut(error, 4096));
+        }
+    }
+
+    /// The call's tags, and those that are put on every call.
+    pub fn tags(&self, story: &Story<'_>) -> Vec<String> {
+        let mut tags: Vec<String> = story.tags.iter().map(|t| t.to_string()).collect();
+        let key = story.trace.caller.key().filter(|_| !self.redact_keys);
+        for name in &self.default_tags {
+            let value = match name.as_str() {
+                "user_api_key_alias" => key.and_then(|k| k.key_alias.as_deref()),
+                "user_api_key_user_id" => key.and_then(|k| k.user_id.as_deref()),
+                "user_api_key_team_id" => key.and_then(|k| k.team_id.as_deref()),
+                "user_api_key_team_alias" => key.and_then(|k| k.team.as_ref()?.alias.as_deref()),
+                "cache_hit" => Some("False"),
+                _ => None,
+            };
+            if let Some(value) = value {
+                tags.push(format!("{name}:{value}"));
+            }
+        }
+        tags
+    }
+}
+
+/// Langfuse's name for what an endpoint does.
+pub fn observation_type(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Embeddings => "embedding",
+        Endpoint::Rerank => "retriever",
+        Endpoint::Moderations => "guardrail",
+        _ => "generation",
+    }
+}
+
+/// `ERROR` for what failed, `WARNING` where the client left.
+pub fn level_of(status: Status) -> &'static str {
+    match status {
+        Status::Success => "DEFAULT",
+        Status::Aborted => "WARNING",
+        Status::Failure | Status::Cut => "ERROR",
+    }
+}
+
+fn level(span: &mut Span<'_>, status: Status, why: &str) {
+    let level = level_of(status);
+    span.text("langfuse.observation.level", level);
+    if status != Status::Success {
+        span.text("langfuse.observation.status_message", why);
+    }
+    if level == "ERROR" {
+        span.failed(why);
+    }
+}
+

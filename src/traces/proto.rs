@@ -1,0 +1,314 @@
+//! Writes spans as OTLP has them in protobuf, straight into bytes and in one pass. Knows the wire and no
+//! attribute's meaning.
+
+/// What a span is to the one above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Internal = 1,
+    Server = 2,
+    Client = 3,
+}
+
+/// What identifies a span and says when it was. Times are microseconds since 1970.
+pub struct Frame<'a> {
+    pub trace: [u8; 16],
+    pub span: [u8; 8],
+    pub parent: Option<[u8; 8]>,
+    pub state: Option<&'a str>,
+    pub name: &'a str,
+    pub kind: Kind,
+    pub started_micros: i64,
+    pub ended_micros: i64,
+}
+
+/// One span being written. Nothing is allocated but what grows the buffer.
+pub struct Span<'b> {
+    out: &'b mut Vec<u8>,
+}
+
+const SPAN_ATTRIBUTE: u8 = 9;
+const RESOURCE_ATTRIBUTE: u8 = 1;
+
+impl<'b> Span<'b> {
+    /// Begins a span in an empty buffer.
+    pub fn begin(out: &'b mut Vec<u8>, frame: &Frame<'_>) -> Self {
+        out.clear();
+        bytes(out, 1, &frame.trace);
+        bytes(out, 2, &frame.span);
+        if let Some(state) = frame.state {
+            bytes(out, 3, state.as_bytes());
+        }
+        if let Some(parent) = &frame.parent {
+            bytes(out, 4, parent);
+        }
+        bytes(out, 5, frame.name.as_bytes());
+        key(out, 6, 0);
+        varint(out, frame.kind as u64);
+        let nanos = |micros: i64| u64::try_from(micros).unwrap_or(0).saturating_mul(1000);
+        fixed64(out, 7, nanos(frame.started_micros));
+        fixed64(out, 8, nanos(frame.ended_micros.max(frame.started_micros)));
+        Self { out }
+    }
+
+    pub fn text(&mut self, name: &str, value: &str) {
+        text(self.out, SPAN_ATTRIBUTE, name, value);
+    }
+
+    /// Nothing when there is nothing.
+    pub fn some(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(name, value);
+        }
+    }
+
+    pub fn texts<'v>(&mut self, name: &str, values: impl Iterator<Item = &'v str> + Clone) {
+        // ArrayValue { values: AnyValue { string_value } }, each of which needs its length first.
+        let each = |v: &str| field_len(v.len());
+        let array: usize = values.clone().map(|v| field_len(each(v))).sum();
+        let any = field_len(array);
+        attribute(self.out, SPAN_ATTRIBUTE, name, any);
+        key(self.out, 5, 2);
+        varint(self.out, array as u64);
+        for value in values {
+            key(self.out, 1, 2);
+            varint(self.out, each(value) as u64);
+            bytes(self.out, 1, value.as_bytes());
+        }
+    }
+
+    pub fn int(&mut self, name: &str, value: u64) {
+        attribute(self.out, SPAN_ATTRIBUTE, name, 1 + varint_len(value));
+        key(self.out, 3, 0);
+        varint(self.out, value);
+    }
+
+    pub fn float(&mut self, name: &str, value: f64) {
+        attribute(self.out, SPAN_ATTRIBUTE, name, 9);
+        fixed64(self.out, 4, value.to_bits());
+    }
+
+    pub fn flag(&mut self, name: &str, value: bool) {
+        attribute(self.out, SPAN_ATTRIBUTE, name, 2);
+        key(self.out, 2, 0);
+        self.out.push(u8::from(value));
+    }
+
+    /// The span ended in an error.
+    pub fn failed(&mut self, message: &str) {
+        let len = field_len(message.len()) + 2;
+        key(self.out, 15, 2);
+        varint(self.out, len as u64);
+        bytes(self.out, 2, message.as_bytes());
+        key(self.out, 3, 0);
+        self.out.push(2);
+    }
+
+    /// Puts the whole span behind those in `spans`.
+    pub fn end(self, spans: &mut Vec<u8>) {
+        bytes(spans, 2, self.out);
+    }
+}
+
+/// The beginning of an export request for `spans` bytes of spans: these follow it.
+pub fn envelope(resource: &[(&str, &str)], scope: (&str, &str), spans: usize) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    for (name, value) in resource {
+        text(&mut attributes, RESOURCE_ATTRIBUTE, name, value);
+    }
+    let mut scope_fields = Vec::new();
+    bytes(&mut scope_fields, 1, scope.0.as_bytes());
+    bytes(&mut scope_fields, 2, scope.1.as_bytes());
+    let scope_spans = field_len(scope_fields.len()) + spans;
+    let resource_spans = field_len(attributes.len()) + field_len(scope_spans);
+    let mut out = Vec::with_capacity(64 + attributes.len() + scope_fields.len());
+    key(&mut out, 1, 2);
+    varint(&mut out, resource_spans as u64);
+    bytes(&mut out, 1, &attributes);
+    key(&mut out, 2, 2);
+    varint(&mut out, scope_spans as u64);
+    bytes(&mut out, 1, &scope_fields);
+    out
+}
+
+/// What a receiver did not take of what it took: spans, and why. None = it took all, or says nothing that
+/// can be read.
+pub fn partial_success(answer: &[u8]) -> Option<(u64, String)> {
+    let partial = fields(answer).find(|f| f.0 == 1).and_then(|f| match f.1 {
+        Value::Bytes(bytes) => Some(bytes),
+        Value::Number(_) => None,
+    })?;
+    let (mut rejected, mut why) = (0, String::new());
+    for (number, value) in fields(partial) {
+        match (number, value) {
+            (1, Value::Number(n)) => rejected = n,
+            (2, Value::Bytes(text)) => why = String::from_utf8_lossy(text).into_owned(),
+            _ => {}
+        }
+    }
+    (rejected > 0).then_some((rejected, why))
+}
+
+enum Value<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+}
+
+/// The fields of a message, as far as it can be read.
+fn fields(mut rest: &[u8]) -> impl Iterator<Item = (u64, Value<'_>)> {
+    std::iter::from_fn(move || {
+        let tag = read_varint(&mut rest)?;
+        let value = match tag & 7 {
+            0 => Value::Number(read_varint(&mut rest)?),
+            1 => {
+                let (fixed, more) = rest.split_at_checked(8)?;
+                rest = more;
+                Value::Number(u64::from_le_bytes(fixed.try_into().ok()?))
+            }
+            2 => {
+                let len = usize::try_from(read_varint(&mut rest)?).ok()?;
+                let (bytes, more) = rest.split_at_checked(len)?;
+                rest = more;
+                Value::Bytes(bytes)
+            }
+            _ => return None,
+        };
+        Some((tag >> 3, value))
+    })
+}
+
+fn read_varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut n = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (first, more) = rest.split_first()?;
+        *rest = more;
+        n |= u64::from(first & 0x7f) << shift;
+        if first & 0x80 == 0 {
+            return Some(n);
+        }
+    }
+    None
+}
+
+/// A text attribute: KeyValue { key, AnyValue { string_value } }.
+fn text(out: &mut Vec<u8>, field: u8, name: &str, value: &str) {
+    attribute(out, field, name, field_len(value.len()));
+    bytes(out, 1, value.as_bytes());
+}
+
+/// The beginning of an attribute whose value takes `any` bytes.
+fn attribute(out: &mut Vec<u8>, field: u8, name: &str, any: usize) {
+    key(out, field, 2);
+    varint(out, (field_len(name.len()) + field_len(any)) as u64);
+    bytes(out, 1, name.as_bytes());
+    key(out, 2, 2);
+    varint(out, any as u64);
+}
+
+/// Bytes that a field with `len` bytes in it takes. All field numbers here are below 16.
+fn field_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
+fn varint_len(n: u64) -> usize {
+    (70 - (n | 1).leading_zeros() as usize) / 7
+}
+
+fn key(out: &mut Vec<u8>, field: u8, wire: u8) {
+    out.push(field << 3 | wire);
+}
+
+fn varint(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
+    key(out, field, 2);
+    varint(out, value.len() as u64);
+    out.extend_from_slice(value);
+}
+
+fn fixed64(out: &mut Vec<u8>, field: u8, n: u64) {
+    key(out, field, 1);
+    out.extend_from_slice(&n.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry_proto::tonic::collector::trace::v1::{
+        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+    };
+    use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+    use prost::Message;
+
+    #[test]
+    fn what_is_written_is_read_by_others() {
+        let (mut span, mut spans) = (Vec::new(), Vec::new());
+        for n in 0..2u8 {
+            let frame = Frame {
+                trace: [7; 16],
+                span: [n + 1; 8],
+                parent: (n > 0).then_some([1; 8]),
+                state: Some("a=b"),
+                name: "name",
+                kind: Kind::Client,
+                started_micros: 1_000_000,
+                ended_micros: 2_000_000,
+            };
+            let mut s = Span::begin(&mut span, &frame);
+            s.text("text", &"é".repeat(300));
+            s.texts("tags", ["a", "bb", ""].into_iter());
+            s.int("int", u64::from(u32::MAX) * 300);
+            s.float("float", 0.5);
+            s.flag("flag", true);
+            s.failed("why");
+            s.end(&mut spans);
+        }
+        let mut whole = envelope(&[("service.name", "x")], ("scope", "1"), spans.len());
+        whole.extend_from_slice(&spans);
+        let read = ExportTraceServiceRequest::decode(&whole[..]).unwrap();
+        assert_eq!(read.encoded_len(), whole.len(), "nothing is left out");
+        let resource = &read.resource_spans[0];
+        assert_eq!(resource.resource.as_ref().unwrap().attributes[0].key, "service.name");
+        let scope = &resource.scope_spans[0];
+        assert_eq!(scope.scope.as_ref().unwrap().name, "scope");
+        assert_eq!(scope.spans.len(), 2);
+        let s = &scope.spans[1];
+        assert_eq!((s.parent_span_id.as_slice(), s.kind, s.trace_state.as_str()), (&[1; 8][..], 3, "a=b"));
+        assert_eq!((s.start_time_unix_nano, s.end_time_unix_nano), (1_000_000_000, 2_000_000_000));
+        let status = s.status.as_ref().unwrap();
+        assert_eq!((status.code, status.message.as_str()), (2, "why"));
+        let values: Vec<_> = s
+            .attributes
+            .iter()
+            .map(|a| a.value.as_ref().unwrap().value.clone().unwrap())
+            .collect();
+        let Any::ArrayValue(tags) = &values[1] else { panic!("{values:?}") };
+        assert_eq!(tags.values.len(), 3);
+        assert_eq!(values[0], Any::StringValue("é".repeat(300)));
+        assert_eq!(values[2], Any::IntValue(i64::from(u32::MAX) * 300));
+        assert_eq!(values[3], Any::DoubleValue(0.5));
+        assert_eq!(values[4], Any::BoolValue(true));
+    }
+
+    #[test]
+    fn partial_successes_are_read() {
+        let answer = ExportTraceServiceResponse {
+            partial_success: Some(ExportTracePartialSuccess {
+                rejected_spans: 3,
+                error_message: "no".into(),
+            }),
+        };
+        let answer = answer.encode_to_vec();
+        assert_eq!(partial_success(&answer), Some((3, "no".into())));
+        assert_eq!(partial_success(b""), None);
+        assert_eq!(partial_success(b"{}"), None);
+        for cut in 0..answer.len() {
+            let _ = partial_success(&answer[..cut]);
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! A call as every exporter tells it: what the caller's `metadata` and headers say of the trace, in
+//! LiteLLM's words, and the content within its bounds. Which attribute each part becomes is the exporters'.
+
+use super::answer;
+use filters::model::call::Endpoint;
+use filters::model::money::Nanos;
+use filters::model::record::Status;
+use filters::model::trace::{Capture, Input, SpanId, Trace, TraceId};
+use memchr::memmem;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Longest id of a session or user, characters: Langfuse drops longer ones.
+const LONGEST_ID: usize = 200;
+/// Longest name of a span, and longest key and value of what callers add, bytes.
+const LONGEST_NAME: usize = 256;
+const LONGEST_KEY: usize = 128;
+const LONGEST_VALUE: usize = 4096;
+/// Most tags, and most keys of what callers add.
+const MOST_TAGS: usize = 64;
+const MOST_KEYS: usize = 64;
+/// Encoded bytes longer than this within content are told by their length.
+const LONGEST_ENCODED: usize = 512;
+/// What stands where content must not, as LiteLLM has it.
+pub const REDACTED: &str = "redacted-by-litellm";
+
+/// Everything about a call that has to be worked out.
+pub struct Story<'t> {
+    pub trace: &'t Trace,
+    meta: Map<String, Value>,
+    pub user: Option<Cow<'t, str>>,
+    pub session: Option<String>,
+    pub tags: Vec<Cow<'t, str>>,
+    pub input: Option<Cow<'t, str>>,
+    pub output: Option<Cow<'t, str>>,
+}
+
+impl<'t> Story<'t> {
+    /// `most`: bytes of content, each way.
+    pub fn of(trace: &'t Trace, most: usize) -> Self {
+        let meta = meta(trace);
+        let session = ["session_id", "litellm_session_id", "claude_code_session_id"]
+            .iter()
+            .find_map(|n| text(&meta, n))
+            .map(|s| id(&s).into_owned());
+        let user = match text(&meta, "trace_user_id") {
+            Some(user) => Some(Cow::Owned(id(&user).into_owned())),
+            None => trace.end_user.as_deref().map(id),
+        };
+        let (mut input, mut output) = match trace.capture {
+            Capture::Full => (
+                trace.input.as_ref().map(|i| bounded(asked(i), most)),
+                trace
+                    .output
+                    .as_ref()
+                    .and_then(|o| answer::said(trace.endpoint, o))
+                    .map(|o| bounded(o, most)),
+            ),
+            _ if trace.redacted => (Some(REDACTED.into()), Some(REDACTED.into())),
+            _ => (None, None),
+        };
+        let masks = |name: &str| match meta.get(name) {
+            Some(Value::Bool(on)) => *on,
+            Some(Value::String(text)) => text.eq_ignore_ascii_case("true"),
+            _ => false,
+        };
+        if masks("mask_input") {
+            input = Some(REDACTED.into());
+        }
+        if masks("mask_output") {
+            output = Some(REDACTED.into());
+        }
+        let own = trace.caller.key().map_or(&[][..], |k| &k.tags);
+        let mut tags: Vec<Cow<'t, str>> = Vec::new();
+        for tag in own.iter().chain(&trace.tags).take(2 * MOST_TAGS) {
+            let tag = clean(tag, LONGEST_ID);
+            if tags.len() < MOST_TAGS && !tag.is_empty() && !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        Self {
+            trace,
+            meta,
+            user,
+            session,
+            tags,
+            input,
+            output,
+        }
+    }
+
+    /// A text that the caller gave under this name.
+    pub fn given(&self, name: &str) -> Option<String> {
+        text(&self.meta, name).map(|t| clean(&t, LONGEST_NAME).into_owned())
+    }
+
+    /// The trace id that the caller asks for in LiteLLM's words. What is not one becomes one the way
+    /// Langfuse's SDK makes it of a seed, so that the caller can find it.
+    pub fn asked_trace(&self) -> Option<TraceId> {
+        let names = ["trace_id", "existing_trace_id", "litellm_trace_id"];
+        let given = names.iter().find_map(|n| text(&self.meta, n))?;
+        Some(trace_id(&given))
+    }
+
+    /// The trace is there already and keeps its name.
+    pub fn continues(&self) -> bool {
+        self.meta.contains_key("existing_trace_id")
+    }
+
+    pub fn asked_parent(&self) -> Option<SpanId> {
+        text(&self.meta, "parent_observation_id").map(|given| span_id(&given))
+    }
+
+    pub fn asked_generation(&self) -> Option<SpanId> {
+        text(&self.meta, "generation_id").map(|given| span_id(&given))
+    }
+
+    /// A Langfuse prompt: its name and version.
+    pub fn prompt(&self) -> Option<(String, Option<u64>)> {
+        let prompt = self.meta.get("prompt")?.as_object()?;
+        let version = prompt.get("version").and_then(Value::as_u64);
+        text(prompt, "name").map(|name| (clean(&name, LONGEST_NAME).into_owned(), version))
+    }
+
+    /// The caller's `trace_metadata`: keys and values as text.
+    pub fn trace_metadata(&self) -> impl Iterator<Item = (String, String)> {
+        let given = self.meta.get("trace_metadata").and_then(Value::as_object);
+        given.into_iter().flatten().take(MOST_KEYS).filter_map(|(name, value)| {
+            let value = match value {
+                Value::Null => return None,
+                Value::String(text) => clean(text, LONGEST_VALUE).into_owned(),
+                other => cut(&other.to_string(), LONGEST_VALUE).to_owned(),
+            };
+            let name = clean(name, LONGEST_KEY).into_owned();
+            (!name.is_empty()).then_some((name, value))
+        })
+    }
+
+    /// The caller's whole `metadata`, as it was written.
+    pub fn requester_metadata(&self) -> Option<Cow<'t, str>> {
+        let bytes = self.trace.metadata.as_deref().filter(|m| m.len() > 2)?;
+        Some(bounded(String::from_utf8_lossy(bytes), 4 * LONGEST_VALUE))
+    }
+
+    /// The call did not end as it should.
+    pub fn failed(&self) -> bool {
+        self.trace.status != Status::Success
+    }
+
+    /// Why, in a sentence.
+    pub fn error(&self) -> &str {
+        match &self.trace.error {
+            Some(error) => cut(error, LONGEST_VALUE),
+            None => self.trace.status.as_str(),
+        }
+    }
+}
+
+/// The caller's `metadata`, and what headers said over it.
+fn meta(trace: &Trace) -> Map<String, Value> {
+    let mut meta: Map<String, Value> = trace
+        .metadata
+        .as_deref()
+        .and_then(|m| serde_json::from_slice(m).ok())
+        .unwrap_or_default();
+    for (name, value) in &trace.hints {
+        meta.insert(name.to_string(), value.to_string().into());
+    }
+    meta
+}
+
+/// A text, or a number as one; nothing when it is empty or anything else.
+fn text<'m>(meta: &'m Map<String, Value>, name: &str) -> Option<Cow<'m, str>> {
+    match meta.get(name)? {
+        Value::String(text) => (!text.trim().is_empty()).then_some(Cow::Borrowed(text.as_str())),
+        Value::Number(n) => Some(Cow::Owned(n.to_string())),
+        _ => None,
+    }
+}
+
+fn trace_id(given: &str) -> TraceId {
+    let plain = given.trim().replace('-', "").to_ascii_lowercase();
+    TraceId::from_hex(&plain).unwrap_or_else(|| {
+        let mut id = [0; 16];
+        for (slot, b) in id.iter_mut().zip(Sha256::digest(given.as_bytes())) {
+            *slot = b;
+        }
+        TraceId(id)
+    })
+}
+
+fn span_id(given: &str) -> SpanId {
+    SpanId::from_hex(given.trim()).unwrap_or_else(|| {
+        let mut id = [0; 8];
+        for (slot, b) in id.iter_mut().zip(Sha256::digest(given.as_bytes())) {
+            *slot = b;
+        }
+        SpanId(id)
+    })
+}
+
+fn id(text: &str) -> Cow<'_, str> {
+    match clean(text, usize::MAX) {
+        whole if whole.chars().count() <= LONGEST_ID => whole,
+        long => Cow::Owned(long.chars().take(LONGEST_ID).collect()),
+    }
+}
+
+/// `text` up to `most` bytes, characters whole.
+pub fn cut(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or_default()
+}
+
+/// The same without control characters: what callers name things must not command a terminal or break a
+/// line.
+fn clean(text: &str, most: usize) -> Cow<'_, str> {
+    let text = cut(text, most);
+    if text.chars().any(char::is_control) {
+        return Cow::Owned(text.chars().filter(|c| !c.is_control()).collect());
+    }
+    Cow::Borrowed(text)
+}
+
+/// Content within its bound; NUL, which no database takes, is made visible.
+fn bounded(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
+    let text = match text.contains('\0') {
+        true => Cow::Owned(text.replace('\0', "\u{fffd}")),
+        false => text,
+    };
+    if text.len() <= most {
+        return text;
+    }
+    let mut short = cut(&text, most).to_owned();
+    let _ = write!(short, "… [{} more bytes]", text.len() - short.len());
+    Cow::Owned(short)
+}
+
+/// What was asked, as one JSON object of the body's fields, byte for byte.
+fn asked(input: &Input) -> Cow<'_, str> {
+    match input {
+        Input::Cut { name, begin } => {
+            let begin = String::from_utf8_lossy(begin);
+            Cow::Owned(format!("{{\"{name}\":{begin}… [cut]"))
+        }
+        Input::Fields { body, fields } => {
+            let mut out = String::with_capacity(body.len() + 2);
+            for (name, value) in fields {
+                let value = body.get(value.clone()).unwrap_or_default();
+                out.push(if out.is_empty() { '{' } else { ',' });
+                out.push('"');
+                out.push_str(name);
+                out.push_str("\":");
+                without_media(&String::from_utf8_lossy(value), &mut out);
+            }
+            out.push('}');
+            Cow::Owned(out)
+        }
+    }
+}
+
+/// Pictures and sounds within content are told by their length.
+fn without_media(text: &str, out: &mut String) {
+    const MARK: &str = ";base64,";
+    let mut rest = text;
+    while let Some(at) = memmem::find(rest.as_bytes(), MARK.as_bytes()) {
+        let (before, encoded) = rest.split_at(at + MARK.len());
+        out.push_str(before);
+        let len = encoded
+            .bytes()
+            .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'-' | b'_'))
+            .count();
+        let (encoded, more) = encoded.split_at(len);
+        if len > LONGEST_ENCODED {
+            let _ = write!(out, "[{} bytes]", len / 4 * 3);
+        } else {
+            out.push_str(encoded);
+        }
+        rest = more;
+    }
+    out.push_str(rest);
+}
+
+/// Microseconds since 1970 as ISO 8601.
+pub fn iso(micros: i64) -> String {
+    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| String::new(), |t| format!("{t:.6}"))
+}
+
+/// Usage in buckets that do not overlap, as one JSON object. None = nothing was counted.
+pub fn usage_details(trace: &Trace, out: &mut String) -> bool {
+    let Some(u) = trace.usage.filter(|u| !u.is_empty()) else {
+        return false;
+    };
+    out.clear();
+    let mut put = |name: &str, n: u64, always: bool| {
+        if n > 0 || always {
+            out.push(if out.is_empty() { '{' } else { ',' });
+            let _ = write!(out, "\"{name}\":{n}");
+        }
+    };
+    let cached = u.cached_tokens.saturating_add(u.cache_creation_tokens);
+    let tokens = u.total_tokens() > 0;
+    put("input", u.prompt_tokens.saturating_sub(cached), tokens);
+    put("input_cached_tokens", u.cached_tokens, false);
+    put("input_cache_creation_tokens", u.cache_creation_tokens, false);
+    put("output", u.completion_tokens.saturating_sub(u.reasoning_tokens), tokens);
+    put("output_reasoning_tokens", u.reasoning_tokens, false);
+    put("total", u.total_tokens(), tokens);
+    put("input_characters", u.characters, false);
+    put("output_images", u.images, false);
+    put("queries", u.queries, false);
+    if u.seconds_milli > 0 {
+        out.push(if out.is_empty() { '{' } else { ',' });
+        let _ = write!(out, "\"input_seconds\":{}.{:03}", u.seconds_milli / 1000, u.seconds_milli % 1000);
+    }
+    if out.is_empty() {
+        return false;
+    }
+    out.push('}');
+    true
+}
+
+/// What the call cost, dollars, as one JSON object.
+pub fn cost_details(trace: &Trace, out: &mut String) -> bool {
+    let Some(nanos) = trace.cost_nanos else {
+        return false;
+    };
+    out.clear();
+    let _ = write!(out, "{{\"total\":{}}}", Nanos(nanos));
+    true
+}
+
+/// The path of an endpoint as clients know it.
+pub fn route(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Chat => "/v1/chat/completions",
+        Endpoint::Completions => "/v1/completions",
+        Endpoint::Embeddings => "/v1/embeddings",
+        Endpoint::Speech => "/v1/audio/speech",
+        Endpoint::Transcriptions => "/v1/audio/transcriptions",
+        Endpoint::Translations => "/v1/audio/translations",
+        Endpoint::Images => "/v1/images/generations",
+        Endpoint::Moderations => "/v1/moderations",
+        Endpoint::Rerank => "/v1/rerank",
+        Endpoint::Responses => "/v1/responses",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traces::sample;
+    use bytes::Bytes;
+
+    fn with(metadata: &str) -> Trace {
+        Trace {
+            metadata: Some(Bytes::copy_from_slice(metadata.as_bytes())),
+            ..sample::trace()
+        }
+    }
+
+    #[test]
+    fn litellms_words_are_understood() {
+        let mut trace = with(
+            r#"{"trace_id":"my-trace","session_id":"s","trace_user_id":7,"tags":["a"],"trace_metadata":{"k":"v","n":[1],"z":null},
+                "prompt":{"name":"p","version":3},"generation_id":"00f067aa0ba902b7","parent_observation_id":"x"}"#,
+        );
+        trace.hints = vec![("trace_user_id".into(), "u2".into()), ("claude_code_session_id".into(), "c".into())];
+        let s = Story::of(&trace, 1000);
+        assert_eq!((s.session.as_deref(), s.user.as_deref()), (Some("s"), Some("u2")));
+        // `create_trace_id(seed="my-trace")` of Langfuse's SDK.
+        assert_eq!(
+            s.asked_trace().unwrap().to_string(),
+            hex(&Sha256::digest(b"my-trace")[..16])
+        );
+        assert_eq!(s.asked_generation().unwrap().to_string(), "00f067aa0ba902b7");
+        assert_eq!(s.asked_parent().unwrap().to_string(), hex(&Sha256::digest(b"x")[..8]));
+        let pairs: Vec<_> = s.trace_metadata().collect();
+        assert_eq!(pairs, [("k".into(), "v".into()), ("n".into(), "[1]".into())]);
+        assert_eq!(s.prompt(), Some(("p".into(), Some(3))));
+        let uuid = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736";
+        assert_eq!(trace_id(uuid).to_string(), uuid.replace('-', ""));
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    #[test]
+    fn metadata_of_any_shape_is_carried_or_cut() {
+        let deep = format!("{}{}", "{\"a\":".repeat(3000), "}".repeat(3000));
+        let long = "é\u{0}\u{1b}".repeat(5000);
+        let huge = serde_json::json!({"session_id": long, "trace_name": long, "trace_metadata": {&long: &long}}).to_string();
+        for metadata in [
+            "",
+            "null",
+            "[]",
+            "{\"session_id\":{}}",
+            "{\"trace_id\":[1],\"prompt\":\"x\",\"trace_metadata\":[1],\"tags\":{}}",
+            "\u{1}nonsense",
+            &deep,
+            &huge,
+        ] {
+            let trace = with(metadata);
+            let s = Story::of(&trace, 100);
+            assert!(s.session.as_ref().is_none_or(|s| s.chars().count() <= LONGEST_ID));
+            assert!(s.given("trace_name").is_none_or(|n| n.len() <= LONGEST_NAME && !n.contains('\0')));
+            let (_, _, _) = (s.asked_trace(), s.prompt(), s.requester_metadata());
+            assert!(s.trace_metadata().all(|(k, v)| k.len() <= LONGEST_KEY && v.len() <= LONGEST_VALUE));
+        }
+    }
+
+    #[test]
+    fn content_is_bounded_and_hidden_where_asked() {
+        let trace = sample::trace();
+        let s = Story::of(&trace, 1000);
+        assert_eq!(s.input.as_deref(), Some(sample::INPUT));
+        assert_eq!(s.output.as_deref(), Some(sample::OUTPUT));
+        let s = Story::of(&trace, 10);
+        assert!(s.input.unwrap().ends_with("more bytes]"));
+        let masked = with(r#"{"mask_input":true,"mask_output":"True"}"#);
+        let s = Story::of(&masked, 1000);
+        assert_eq!((s.input.as_deref(), s.output.as_deref()), (Some(REDACTED), Some(REDACTED)));
+        let quiet = Trace {
+            capture: Capture::Metadata,
+            redacted: true,
+            ..sample::trace()
+        };
+        assert_eq!(Story::of(&quiet, 1000).input.as_deref(), Some(REDACTED));
+        let quiet = Trace {
+            redacted: false,
+            ..quiet
+        };
+        assert_eq!(Story::of(&quiet, 1000).input, None);
+    }
+
+    #[test]
+    fn pictures_are_told_by_their_length() {
+        let mut out = String::new();
+        let picture = "A".repeat(4000);
+        without_media(&format!("x;base64,{picture}\" y;base64,AAAA z"), &mut out);
+        assert_eq!(out, "x;base64,[3000 bytes]\" y;base64,AAAA z");
+    }
+
+    #[test]
+    fn usage_does_not_overlap() {
+        let mut trace = sample::trace();
+        let mut out = String::new();
+        assert!(usage_details(&trace, &mut out));
+        assert_eq!(
+            out,
+            r#"{"input":6,"input_cached_tokens":4,"output":3,"output_reasoning_tokens":2,"total":15}"#
+        );
+        assert!(cost_details(&trace, &mut out));
+        assert_eq!(out, r#"{"total":0.00051}"#);
+        trace.usage = None;
+        trace.cost_nanos = None;
+        assert!(!usage_details(&trace, &mut out) && !cost_details(&trace, &mut out));
+    }
+
+    #[test]
+    fn times_are_written_as_everybody_reads_them() {
+        assert_eq!(iso(1_700_000_000_123_456), "2023-11-14T22:13:20.123456Z");
+    }
+}

@@ -1,0 +1,478 @@
+//! The one thread behind the calls: takes over what is over, writes it down for each receiver, and packs.
+//! Carrying is done by the roads' own tasks, on this thread too.
+
+use super::batch::{Batch, Sender};
+use super::genai;
+use super::langfuse::{Flavour, Scratch};
+use super::legacy;
+use super::project::{self, Found, Target};
+use super::road::{Packed, Road};
+use super::send::{Address, Format};
+use super::stats::{Exporter, Lost, Share};
+use super::story::Story;
+use super::{Shared, Weighed};
+use crate::conf::{Env, Langfuse, Otlp, Tracing};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use filters::model::deployment::Base;
+use filters::model::record::Status;
+use filters::model::trace::Trace;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, Url};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// Langfuse projects of keys and teams that are served at once.
+const MOST_PROJECTS: usize = 64;
+/// While the process leaves, what came last is packed this often.
+const LEAVING: Duration = Duration::from_millis(20);
+
+/// One receiver: what waits for it in any form.
+struct Lane {
+    road: Rc<Road>,
+    sender: Sender,
+    batch: Option<Batch>,
+    /// Calls that cannot be written down yet: the receiver has not said what it takes.
+    waiting: VecDeque<Arc<Weighed>>,
+    packed_at: Instant,
+    used_at: Instant,
+    carrying: AbortHandle,
+}
+
+/// How calls are written down for a receiver.
+#[derive(Clone, Copy)]
+enum Words {
+    Langfuse,
+    GenAi,
+}
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    tracing: Tracing,
+    env: Env,
+    client: Client,
+    flavour: Flavour,
+    otlp: Option<Lane>,
+    projects: HashMap<Target, Lane>,
+    scratch: Scratch,
+    one: Vec<u8>,
+    leaving: watch::Receiver<bool>,
+    refused_warned: bool,
+}
+
+impl Worker {
+    pub fn new(shared: Arc<Shared>, client: Client, tracing: Tracing, env: Env) -> Self {
+        let langfuse = tracing.langfuse.as_ref();
+        Self {
+            leaving: shared.leaving.subscribe(),
+            shared,
+            env,
+            client,
+            flavour: Flavour {
+                environment: langfuse.and_then(|l| l.environment.clone()),
+                release: langfuse.and_then(|l| l.release.clone()),
+                redact_keys: tracing.redact_keys,
+                default_tags: tracing.default_tags.clone(),
+                max_bytes: usize::try_from(tracing.max_bytes).unwrap_or(usize::MAX),
+            },
+            otlp: None,
+            projects: HashMap::new(),
+            scratch: Scratch::default(),
+            one: Vec::new(),
+            refused_warned: false,
+            tracing,
+        }
+    }
+
+    /// Works until the process ends. To be run within a `LocalSet`.
+    pub async fn run(mut self) {
+        if let Some(otlp) = &self.tracing.otlp {
+            match otlp_address(otlp) {
+                Ok(address) => {
+                    let resource = vec![
+                        ("service.name".to_string(), otlp.service_name.clone()),
+                        ("service.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+                    ];
+                    self.otlp = Some(self.lane(Exporter::Otlp, &otlp.endpoint, address, resource));
+                }
+                Err(why) => log::error!("event=traces_not_sent exporter=otlp cause={why:?}"),
+            }
+        }
+        // Known from the start, so that the server is asked what it takes before the first call is over.
+        if let Some(langfuse) = self.tracing.langfuse.clone()
+            && let Some(project) = langfuse.project.clone()
+        {
+            let target = Target {
+                host: langfuse.host.clone(),
+                project,
+            };
+            self.open(Exporter::Langfuse, target, Instant::now());
+        }
+        loop {
+            let is_leaving = *self.leaving.borrow();
+            let pause = if is_leaving { LEAVING } else { self.tracing.flush_every };
+            let mut leaving = self.leaving.clone();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shared.wake.notified() => {}
+                _ = leaving.changed(), if !is_leaving => {}
+            }
+            self.turn();
+        }
+    }
+
+    /// Takes over what is there and packs what is due.
+    fn turn(&mut self) {
+        let now = Instant::now();
+        let taken = std::mem::take(&mut *self.shared.intake.lock());
+        for weighed in taken {
+            self.tell(Arc::new(weighed), now);
+        }
+        let every = match *self.leaving.borrow() {
+            true => Duration::ZERO,
+            false => self.tracing.flush_every,
+        };
+        let Self {
+            otlp,
+            projects,
+            scratch,
+            one,
+            shared,
+            flavour,
+            ..
+        } = self;
+        let mut pen = Pen {
+            flavour,
+            scratch,
+            one,
+            shared,
+        };
+        for (words, lane) in each(otlp, projects) {
+            lane.catch_up(words, &mut pen);
+            // What would only wait behind others may as well grow.
+            let due = now >= lane.packed_at + every && (every.is_zero() || !lane.road.is_busy());
+            if due || lane.batch.as_ref().is_some_and(Batch::is_enough) {
+                lane.pack(now, &shared.stats.held);
+            }
+        }
+        self.shrink();
+    }
+
+    /// Writes a call down for all who are to be told of it.
+    fn tell(&mut self, weighed: Arc<Weighed>, now: Instant) {
+        let trace = &*weighed.trace;
+        let failed = trace.status != Status::Success;
+        if let Some(langfuse) = &self.tracing.langfuse
+            && trace.context.trace.share() < langfuse.sample
+        {
+            let found = project::find(langfuse, &self.tracing, &self.env, trace, failed);
+            let (exporter, target) = match found {
+                Found::Own(target) => (Exporter::OwnProjects, Some(target)),
+                Found::Default(target) => (Exporter::Langfuse, Some(target)),
+                Found::Refused(host) => {
+                    self.refused(&host);
+                    (Exporter::OwnProjects, None)
+                }
+                Found::None => (Exporter::Langfuse, None),
+            };
+            if let Some(target) = target {
+                self.tell_project(exporter, target, &weighed, now);
+            }
+        }
+        let Self {
+            otlp,
+            tracing,
+            flavour,
+            scratch,
+            one,
+            shared,
+            ..
+        } = self;
+        if let (Some(lane), Some(conf)) = (otlp, &tracing.otlp) {
+            let fits = if failed { conf.on.failure } else { conf.on.success };
+            let sampled = match trace.context.parent {
+                Some(_) => trace.context.sampled,
+                None => trace.context.trace.share() < conf.sample,
+            };
+            if fits && sampled {
+                let mut pen = Pen {
+                    flavour,
+                    scratch,
+                    one,
+                    shared,
+                };
+                lane.used_at = now;
+                lane.tell(Words::GenAi, &weighed, &mut pen);
+            }
+        }
+    }
+
+    fn tell_project(&mut self, exporter: Exporter, target: Target, weighed: &Arc<Weighed>, now: Instant) {
+        if !self.projects.contains_key(&target) && !self.open(exporter, target.clone(), now) {
+            self.shared.stats.lost(exporter, Lost::Projects, 1);
+            return;
+        }
+        let Self {
+            projects,
+            flavour,
+            scratch,
+            one,
+            shared,
+            ..
+        } = self;
+        if let Some(lane) = projects.get_mut(&target) {
+            lane.used_at = now;
+            let mut pen = Pen {
+                flavour,
+                scratch,
+                one,
+                shared,
+            };
+            lane.tell(Words::Langfuse, weighed, &mut pen);
+        }
+    }
+
+    /// A road to a project; False = there are too many, and all of them are in use.
+    fn open(&mut self, exporter: Exporter, target: Target, now: Instant) -> bool {
+        if self.projects.len() >= MOST_PROJECTS {
+            let idle = self
+                .projects
+                .iter()
+                .filter(|(_, lane)| lane.bytes() == 0 && !lane.road.is_busy())
+                .min_by_key(|(_, lane)| lane.used_at)
+                .map(|(target, _)| target.clone());
+            let Some(lane) = idle.and_then(|t| self.projects.remove(&t)) else {
+                return false;
+            };
+            lane.carrying.abort();
+        }
+        let address = match langfuse_address(&target) {
+            Ok(address) => address,
+            Err(why) => {
+                log::error!(
+                    "event=traces_not_sent exporter={} host={} cause={why:?}",
+                    exporter.as_str(),
+                    target.host
+                );
+                return false;
+            }
+        };
+        let resource = vec![
+            ("service.name".to_string(), "tollkeeper".to_string()),
+            ("service.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        ];
+        let mut lane = self.lane(exporter, &target.host, address, resource);
+        lane.used_at = now;
+        self.projects.insert(target, lane);
+        true
+    }
+
+    fn lane(&self, exporter: Exporter, url: &str, address: Address, resource: Vec<(String, String)>) -> Lane {
+        let base = Base::parse(url);
+        let name = base.as_ref().map(Base::authority).unwrap_or_default();
+        let road = Road::new(
+            exporter,
+            name,
+            address,
+            Arc::clone(&self.shared.stats),
+            self.leaving.clone(),
+        );
+        let carrying = tokio::task::spawn_local(Rc::clone(&road).carry(self.client.clone()));
+        Lane {
+            road,
+            sender: Sender {
+                resource,
+                compress: base.is_ok_and(|b| !b.is_internal()),
+            },
+            batch: None,
+            waiting: VecDeque::new(),
+            packed_at: Instant::now(),
+            used_at: Instant::now(),
+            carrying: carrying.abort_handle(),
+        }
+    }
+
+    fn refused(&mut self, host: &str) {
+        self.shared.stats.lost(Exporter::OwnProjects, Lost::Address, 1);
+        if !std::mem::replace(&mut self.refused_warned, true) {
+            let host: String = host.chars().filter(|c| !c.is_control()).take(200).collect();
+            log::warn!(
+                "event=traces_not_sent exporter={} host={host:?} cause=\"a key or a team names an address that \
+                 tollkeeper.tracing.langfuse.hosts does not\"",
+                Exporter::OwnProjects.as_str()
+            );
+        }
+    }
+
+    /// Lets go of what has waited longest at whoever has most, until there is room for new calls.
+    fn shrink(&mut self) {
+        let most = self.shared.queue_bytes / 4 * 3;
+        let Self {
+            otlp,
+            projects,
+            shared,
+            ..
+        } = self;
+        while shared.stats.held.load(std::sync::atomic::Ordering::Relaxed) > most {
+            let fattest = each(otlp, projects).map(|(_, lane)| lane).max_by_key(|l| l.bytes());
+            if !fattest.is_some_and(Lane::drop_oldest) {
+                break;
+            }
+        }
+    }
+}
+
+fn each<'a>(
+    otlp: &'a mut Option<Lane>,
+    projects: &'a mut HashMap<Target, Lane>,
+) -> impl Iterator<Item = (Words, &'a mut Lane)> {
+    let langfuse = projects.values_mut().map(|lane| (Words::Langfuse, lane));
+    langfuse.chain(otlp.iter_mut().map(|lane| (Words::GenAi, lane)))
+}
+
+/// What writing takes.
+struct Pen<'a> {
+    flavour: &'a Flavour,
+    scratch: &'a mut Scratch,
+    one: &'a mut Vec<u8>,
+    shared: &'a Shared,
+}
+
+impl Lane {
+    /// Bytes that wait here, in any form.
+    fn bytes(&self) -> usize {
+        let waiting: usize = self.waiting.iter().map(|w| w.share.bytes()).sum();
+        waiting + self.road.bytes() + self.batch.as_ref().map_or(0, Batch::bytes)
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        if self.road.drop_oldest() {
+            return true;
+        }
+        let oldest = self.waiting.pop_front();
+        if oldest.is_some() {
+            self.road.lost(Lost::Full, 1);
+        }
+        oldest.is_some()
+    }
+
+    fn tell(&mut self, words: Words, weighed: &Arc<Weighed>, pen: &mut Pen<'_>) {
+        if self.road.is_shut() {
+            self.road.lost(Lost::Refused, 1);
+            return;
+        }
+        match self.road.format() {
+            Some(format) => self.write(words, format, &weighed.trace, pen),
+            None => self.waiting.push_back(Arc::clone(weighed)),
+        }
+    }
+
+    /// Writes down what has waited for the format to be known.
+    fn catch_up(&mut self, words: Words, pen: &mut Pen<'_>) {
+        if let Some(format) = self.road.format() {
+            while let Some(weighed) = self.waiting.pop_front() {
+                self.write(words, format, &weighed.trace, pen);
+            }
+        } else if self.road.is_shut() {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.road.lost(Lost::Refused, waiting.len() as u64);
+        }
+    }
+
+    fn write(&mut self, words: Words, format: Format, trace: &Trace, pen: &mut Pen<'_>) {
+        pen.one.clear();
+        match (words, format) {
+            (Words::Langfuse, Format::Otlp) => {
+                let story = Story::of(trace, pen.flavour.max_bytes);
+                pen.flavour.write(&story, pen.scratch, pen.one);
+            }
+            (Words::Langfuse, Format::Legacy) => {
+                let story = Story::of(trace, pen.flavour.max_bytes);
+                legacy::write(pen.flavour, &story, pen.one);
+            }
+            (Words::GenAi, _) => {
+                let story = Story::of(trace, pen.flavour.max_bytes);
+                genai::write(pen.flavour, pen.shared.otlp_capture, &story, pen.scratch, pen.one);
+            }
+        }
+        let held = &pen.shared.stats.held;
+        let misfit = |b: &Batch| b.format() != format || !b.fits(pen.one.len());
+        if self.batch.as_ref().is_some_and(misfit) {
+            self.pack(Instant::now(), held);
+        }
+        let batch = match &mut self.batch {
+            Some(batch) if batch.format() == format => batch,
+            slot => slot.insert(Batch::new(format, held)),
+        };
+        batch.add(pen.one);
+        if batch.is_enough() {
+            self.pack(Instant::now(), held);
+        }
+    }
+
+    /// Hands what is written down over to the road.
+    fn pack(&mut self, now: Instant, held: &Arc<std::sync::atomic::AtomicUsize>) {
+        self.packed_at = now;
+        let Some(batch) = self.batch.as_mut().filter(|b| !b.is_empty()) else {
+            return;
+        };
+        let (parcel, calls) = batch.pack(&self.sender, self.road.is_behind());
+        let share = Share::of(held, parcel.bytes.len());
+        self.road.put(Packed { parcel, calls, share });
+    }
+}
+
+fn langfuse_address(target: &Target) -> Result<Address, String> {
+    let url = |path: &str| Url::parse(&format!("{}{path}", target.host)).map_err(|e| e.to_string());
+    let project = &target.project;
+    let basic = STANDARD.encode(format!("{}:{}", project.public_key, project.secret_key.expose()));
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", secret(&format!("Basic {basic}"))?);
+    // The real-time path, from Langfuse 4 on; older ones do not look at it.
+    headers.insert("x-langfuse-ingestion-version", HeaderValue::from_static("4"));
+    headers.insert("x-langfuse-sdk-name", HeaderValue::from_static("tollkeeper"));
+    headers.insert(
+        "x-langfuse-sdk-version",
+        HeaderValue::from_static(env!("CARGO_PKG_VERSION")),
+    );
+    headers.insert("x-langfuse-public-key", secret(&project.public_key)?);
+    Ok(Address {
+        otlp: url("/api/public/otel/v1/traces")?,
+        legacy: Some(url("/api/public/ingestion")?),
+        health: Some(url("/api/public/health")?),
+        headers,
+    })
+}
+
+fn otlp_address(otlp: &Otlp) -> Result<Address, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &otlp.headers {
+        let name = HeaderName::try_from(name.as_str()).map_err(|e| e.to_string())?;
+        headers.insert(name, secret(value.expose())?);
+    }
+    Ok(Address {
+        otlp: Url::parse(&otlp.endpoint).map_err(|e| e.to_string())?,
+        legacy: None,
+        health: None,
+        headers,
+    })
+}
+
+/// A value that is not shown. The error does not quote it.
+fn secret(text: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| "a header's value cannot be sent".to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Whether calls that end so are told of anywhere.
+pub(super) fn listens(tracing: &Tracing, failed: bool) -> bool {
+    // Keys and teams may want what the gateway's own project does not.
+    let langfuse = tracing.langfuse.as_ref().map(|_: &Langfuse| true);
+    let otlp = tracing.otlp.as_ref().map(|o| if failed { o.on.failure } else { o.on.success });
+    langfuse.or(otlp).unwrap_or(false)
+}
