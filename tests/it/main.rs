@@ -41,5 +41,6 @@ mod spend_api;
 mod store;
 mod tidy;
 mod tls;
+mod traces;
 mod upgrade;
 mod upstream_tls;

@@ -4,6 +4,7 @@ pub mod client;
 pub mod gateway;
 pub mod postgres;
 pub mod process;
+pub mod receiver;
 pub mod redis;
 pub mod upstream;
 
