@@ -4,6 +4,8 @@
 #   .venv          the tests, their upstreams, the newest OpenAI SDK
 #   .venv-openai1  the same tests under an early 1.x
 #   .venv-openai2  the same tests under the last 2.x
+#   .venv-langfuse         Langfuse's SDK, for the names of what it is told
+#   .venv-langfuse-legacy  one that still has the schema of the older API
 #   .venv-node     Node itself, only where the machine has none that is new enough
 #   tests/clients/node/node_modules
 #
@@ -47,6 +49,8 @@ node_is_enough() {
 venv .venv -r tests/clients/requirements.txt
 venv .venv-openai1 -r tests/clients/requirements-openai1.txt
 venv .venv-openai2 -r tests/clients/requirements-openai2.txt
+venv .venv-langfuse -r tests/traces/requirements.txt
+venv .venv-langfuse-legacy -r tests/traces/requirements-legacy.txt
 
 if ! node_is_enough; then
   # Debian's own may be older than the SDK allows, and its npm brings hundreds

@@ -25,5 +25,8 @@ tests/clients/run.sh
 step "dashboards and alerts on a real Prometheus"
 tests/observe/run.sh
 
+step "traces against Langfuse's SDKs"
+tests/traces/run.sh
+
 step "answers against the API's descriptions"
 tests/schema/run.sh

@@ -11,7 +11,7 @@ use super::fields::{Field, Fields, Kind};
 use super::rights::Actor;
 use super::routes::{Route, Who};
 use super::shapes;
-use super::{Desk, duration, settle, terms};
+use super::{Desk, callbacks, duration, settle, terms};
 use crate::store::{Change, KeyFilter, MAX_ROWS, Page, StoreError, Table, Taken};
 use axum::Json;
 use axum::body::Body;
@@ -184,7 +184,9 @@ pub fn apply(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
         key.max_budget_nanos = fields.amount("max_budget")?.map(|Nanos(n)| n);
     }
     if fields.has("metadata") {
-        key.metadata = fields.object("metadata")?;
+        let mut metadata = fields.object("metadata")?;
+        callbacks::restore(&mut metadata, &key.metadata);
+        key.metadata = metadata;
         // Shown among the metadata, as LiteLLM does, and not set there.
         RAISED.iter().for_each(|f| drop(key.metadata.remove(f.name)));
     }

@@ -14,6 +14,7 @@ mod ask;
 mod audit;
 mod bounds;
 mod budgets;
+mod callbacks;
 mod config;
 mod customers;
 mod daily;

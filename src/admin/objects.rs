@@ -9,7 +9,7 @@ use super::error::{Result, Stopped, missing, not_found, wrong_value};
 use super::fields::{self, Field, Fields, Kind};
 use super::rights::Actor;
 use super::shapes::iso;
-use super::{Desk, duration, keys};
+use super::{Desk, callbacks, duration, keys};
 use crate::shared::period;
 use crate::store::{Balance, Change, Doc, DocFilter, KeyFilter, Page, StoreError, Table, Taken};
 use axum::body::Body;
@@ -220,7 +220,10 @@ pub fn keep(groups: &[&[Field]], given: &Fields, kept: &mut Map<String, Value>, 
                 kept.remove(*name);
             }
             Some(value) => {
-                let value = kind.read(name, value)?;
+                let mut value = kind.read(name, value)?;
+                if let (Value::Object(new), Some(Value::Object(old))) = (&mut value, kept.get(*name)) {
+                    callbacks::restore(new, old);
+                }
                 check_periods(name, &value, now)?;
                 kept.insert((*name).into(), value);
             }
@@ -271,7 +274,10 @@ pub fn shown(groups: &[&[Field]], kept: &Map<String, Value>) -> Map<String, Valu
     let fields = groups.iter().flat_map(|g| g.iter());
     fields
         .map(|Field { name, kind, .. }| {
-            let value = kept.get(*name).filter(|v| !v.is_null()).cloned();
+            let mut value = kept.get(*name).filter(|v| !v.is_null()).cloned();
+            if let ("metadata", Some(Value::Object(metadata))) = (*name, &mut value) {
+                callbacks::hide(metadata);
+            }
             ((*name).to_string(), value.unwrap_or_else(|| kind.unset()))
         })
         .collect()

@@ -1,6 +1,6 @@
 //! How keys, users and times look in answers.
 
-use super::terms;
+use super::{callbacks, terms};
 use filters::model::key::Key;
 use filters::model::money::Nanos;
 use jiff::Timestamp;
@@ -71,6 +71,7 @@ fn metadata(key: &Key) -> Map<String, Value> {
         metadata.insert("temp_budget_increase".into(), json!(Nanos(more)));
         metadata.insert("temp_budget_expiry".into(), json!(iso(until)));
     }
+    callbacks::hide(&mut metadata);
     metadata
 }
 

@@ -7,14 +7,13 @@ use serde_json::{Map, Value as Json};
 
 use super::fields::{Fields, unset};
 use super::keys::{self, Fate};
-use super::{meters, tracing};
 use super::node::{Entry, Node, Value};
 use super::pass_through;
 use super::report::Notes;
 use super::secret::Secret;
 use super::text::{is_secret_name, nearest, shown};
 use super::types::{General, GroupAlias, LitellmSettings, RouterSettings};
-use super::watch;
+use super::{meters, tracing, watch};
 
 const SECTIONS: [&str; 7] = [
     "model_list",

@@ -290,11 +290,7 @@ pub(super) fn own(fields: &Fields<'_>, out: &mut Tracing) {
         if !CONTENT.contains(&bytes)
             && let Some(entry) = tracing.entry("max_bytes")
         {
-            drop(tracing.error(
-                "size",
-                "`max_bytes` must be from 1KiB to 512KiB",
-                entry.value.at,
-            ));
+            drop(tracing.error("size", "`max_bytes` must be from 1KiB to 512KiB", entry.value.at));
         }
     }
     if let Some(bytes) = tracing.bytes("queue_bytes") {
@@ -393,12 +389,18 @@ fn share(fields: &Fields<'_>, slot: &mut f64) {
 }
 
 fn address(text: &str) -> Result<String, String> {
-    base_url(text).map(|url| url.trim_end_matches('/').to_owned()).map_err(str::to_owned)
+    base_url(text)
+        .map(|url| url.trim_end_matches('/').to_owned())
+        .map_err(str::to_owned)
 }
 
 /// What the environment says, where the file is silent.
 pub(super) fn environment(env: &Env, notes: &Notes, out: &mut Tracing) {
-    let text = |name: &str| env.get(name).map(|s| s.expose().trim().to_string()).filter(|t| !t.is_empty());
+    let text = |name: &str| {
+        env.get(name)
+            .map(|s| s.expose().trim().to_string())
+            .filter(|t| !t.is_empty())
+    };
     let number = |name: &str| text(name).and_then(|t| t.parse::<f64>().ok());
     let url = |name: &str| {
         let given = text(name)?;
@@ -426,7 +428,8 @@ pub(super) fn environment(env: &Env, notes: &Notes, out: &mut Tracing) {
                 }
                 (None, None) if !out.teams.is_empty() => {}
                 _ => {
-                    let message = "Langfuse is asked for, and LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set";
+                    let message =
+                        "Langfuse is asked for, and LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set";
                     drop(
                         notes
                             .warning("env", message)
@@ -440,7 +443,10 @@ pub(super) fn environment(env: &Env, notes: &Notes, out: &mut Tracing) {
         {
             langfuse.sample = share;
         }
-        langfuse.environment = langfuse.environment.take().or_else(|| text("LANGFUSE_TRACING_ENVIRONMENT"));
+        langfuse.environment = langfuse
+            .environment
+            .take()
+            .or_else(|| text("LANGFUSE_TRACING_ENVIRONMENT"));
         langfuse.release = langfuse.release.take().or_else(|| text("LANGFUSE_RELEASE"));
         if let Some(seconds) = number("LANGFUSE_FLUSH_INTERVAL").filter(|s| (0.01..=3600.0).contains(s))
             && out.flush_every == Tracing::default().flush_every
@@ -555,7 +561,10 @@ mod tests {
         let on = |text: &str| tracing(text, &KEYS).langfuse.unwrap();
         let l = on("litellm_settings: {success_callback: [\"langfuse\"]}");
         assert_eq!((l.on.success, l.on.failure), (true, false));
-        assert_eq!((l.host.as_str(), l.project.unwrap().public_key.as_str()), (CLOUD, "pk"));
+        assert_eq!(
+            (l.host.as_str(), l.project.unwrap().public_key.as_str()),
+            (CLOUD, "pk")
+        );
         let l = on("litellm_settings: {callbacks: langfuse_otel}");
         assert_eq!(l.on, On::ALL);
         let l = on("litellm_settings: {success_callback: [langfuse], failure_callback: [langfuse]}");
@@ -566,7 +575,9 @@ mod tests {
             ("LANGFUSE_OTEL_HOST", "https://c.d", "https://c.d"),
         ] {
             let text = "litellm_settings: {callbacks: [langfuse]}";
-            let l = tracing(text, &[KEYS[0], KEYS[1], (name, value)]).langfuse.unwrap();
+            let l = tracing(text, &[KEYS[0], KEYS[1], (name, value)])
+                .langfuse
+                .unwrap();
             assert_eq!(l.host, want);
         }
     }
@@ -576,9 +587,18 @@ mod tests {
         let text = "litellm_settings: {callbacks: [otel]}";
         let endpoint = |name: &str, value: &str| tracing(text, &[(name, value)]).otlp.unwrap().endpoint;
         let base = "http://otel:4318";
-        assert_eq!(endpoint("OTEL_EXPORTER_OTLP_ENDPOINT", base), "http://otel:4318/v1/traces");
-        assert_eq!(endpoint("OTEL_ENDPOINT", "http://otel:4318/v1/traces"), "http://otel:4318/v1/traces");
-        assert_eq!(endpoint("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://o/x"), "http://o/x");
+        assert_eq!(
+            endpoint("OTEL_EXPORTER_OTLP_ENDPOINT", base),
+            "http://otel:4318/v1/traces"
+        );
+        assert_eq!(
+            endpoint("OTEL_ENDPOINT", "http://otel:4318/v1/traces"),
+            "http://otel:4318/v1/traces"
+        );
+        assert_eq!(
+            endpoint("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://o/x"),
+            "http://o/x"
+        );
         let o = tracing(
             text,
             &[
@@ -592,7 +612,10 @@ mod tests {
         .unwrap();
         let headers: Vec<_> = o.headers.iter().map(|(n, v)| (n.as_str(), v.expose())).collect();
         assert_eq!(headers, [("authorization", "Basic abc"), ("x-a", "b")]);
-        assert_eq!((o.sample, o.capture, o.service_name.as_str()), (0.25, Capture::Metadata, "tollkeeper"));
+        assert_eq!(
+            (o.sample, o.capture, o.service_name.as_str()),
+            (0.25, Capture::Metadata, "tollkeeper")
+        );
     }
 
     #[test]
@@ -614,8 +637,14 @@ tollkeeper:
             &[],
         );
         let (l, o) = (t.langfuse.clone().unwrap(), t.otlp.clone().unwrap());
-        assert_eq!((l.on, o.on, t.redact, t.max_bytes), (On::ALL, On::ALL, true, 64 << 10));
-        assert_eq!((l.capture, o.capture, l.sample), (Capture::Metadata, Capture::Full, 0.5));
+        assert_eq!(
+            (l.on, o.on, t.redact, t.max_bytes),
+            (On::ALL, On::ALL, true, 64 << 10)
+        );
+        assert_eq!(
+            (l.capture, o.capture, l.sample),
+            (Capture::Metadata, Capture::Full, 0.5)
+        );
         assert_eq!((t.teams.len(), t.teams[0].team_id.as_str()), (1, "t1"));
         assert!(!format!("{t:?}").contains("sk1"), "secrets are not printed");
         assert!(t.fingerprint().contains("sk1"));
@@ -630,10 +659,15 @@ tollkeeper:
             ("tollkeeper: {tracing: {langfuse: {public_key: p}}}", "secret_key"),
             ("tollkeeper: {tracing: {langfuse: {sample: 2}}}", "sample"),
             ("tollkeeper: {tracing: {otlp: {capture: all}}}", "capture"),
-            ("tollkeeper: {tracing: {otlp: {capture: full}}}", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+            (
+                "tollkeeper: {tracing: {otlp: {capture: full}}}",
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+            ),
             ("tollkeeper: {tracing: {jaeger: {}}}", "jaeger"),
         ] {
-            let report = load_text("test", text, &Env::default()).unwrap_err().render(false);
+            let report = load_text("test", text, &Env::default())
+                .unwrap_err()
+                .render(false);
             assert!(report.contains(want), "{report}");
         }
     }

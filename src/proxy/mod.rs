@@ -374,6 +374,7 @@ impl Gateway {
             for name in [
                 "access-control-allow-origin",
                 "access-control-expose-headers",
+                "traceresponse",
                 "vary",
             ] {
                 if let Some(value) = parts.headers.get(name).and_then(|v| v.to_str().ok()) {

@@ -182,7 +182,8 @@ impl Growing {
         if let Some(text) = delta.content {
             self.content.get_or_insert_default().push_str(&text);
         }
-        self.reasoning.push_str(&delta.reasoning_content.unwrap_or_default());
+        self.reasoning
+            .push_str(&delta.reasoning_content.unwrap_or_default());
         self.refusal.push_str(&delta.refusal.unwrap_or_default());
         for call in delta.tool_calls.unwrap_or_default() {
             let Some(tool) = grow(&mut self.tools, call.index) else {
@@ -197,7 +198,10 @@ impl Growing {
 
     fn message(self) -> Value {
         let mut message = Map::new();
-        message.insert("role".into(), self.role.unwrap_or_else(|| "assistant".into()).into());
+        message.insert(
+            "role".into(),
+            self.role.unwrap_or_else(|| "assistant".into()).into(),
+        );
         message.insert("content".into(), json!(self.content));
         for (name, text) in [("reasoning_content", self.reasoning), ("refusal", self.refusal)] {
             if !text.is_empty() {
@@ -256,7 +260,9 @@ fn streamed(endpoint: Endpoint, output: &Output) -> Option<Cow<'static, str>> {
         take(&rest);
     }
     if endpoint == Endpoint::Responses {
-        return last.or_else(|| (!text.is_empty()).then_some(text)).map(Cow::Owned);
+        return last
+            .or_else(|| (!text.is_empty()).then_some(text))
+            .map(Cow::Owned);
     }
     let plain = endpoint == Endpoint::Completions;
     let mut all = growing.into_iter().map(|g| match plain {
@@ -290,16 +296,42 @@ mod tests {
 
     #[test]
     fn whole_answers() {
-        let chat = r#"{"id":"x","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"}}],"usage":{}}"#;
-        check(Endpoint::Chat, false, chat, r#"{"role":"assistant","content":"Hi"}"#);
+        let chat =
+            r#"{"id":"x","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"}}],"usage":{}}"#;
+        check(
+            Endpoint::Chat,
+            false,
+            chat,
+            r#"{"role":"assistant","content":"Hi"}"#,
+        );
         let two = r#"{"choices":[{"message":{"content":"a"}},{"message":{"content":"b"}}]}"#;
         check(Endpoint::Chat, false, two, r#"[{"content":"a"},{"content":"b"}]"#);
-        check(Endpoint::Completions, false, r#"{"choices":[{"text":"a\nb"}]}"#, "a\nb");
-        check(Endpoint::Responses, false, r#"{"output":[{"type":"message"}]}"#, r#"[{"type":"message"}]"#);
+        check(
+            Endpoint::Completions,
+            false,
+            r#"{"choices":[{"text":"a\nb"}]}"#,
+            "a\nb",
+        );
+        check(
+            Endpoint::Responses,
+            false,
+            r#"{"output":[{"type":"message"}]}"#,
+            r#"[{"type":"message"}]"#,
+        );
         check(Endpoint::Transcriptions, false, r#"{"text":"heard"}"#, "heard");
-        check(Endpoint::Transcriptions, false, "1\n00:00 heard", "1\n00:00 heard");
+        check(
+            Endpoint::Transcriptions,
+            false,
+            "1\n00:00 heard",
+            "1\n00:00 heard",
+        );
         check(Endpoint::Moderations, false, r#"{"results":[1]}"#, "[1]");
-        check(Endpoint::Chat, false, r#"{"choices":[{"mess"#, r#"{"choices":[{"mess"#);
+        check(
+            Endpoint::Chat,
+            false,
+            r#"{"choices":[{"mess"#,
+            r#"{"choices":[{"mess"#,
+        );
         check(Endpoint::Chat, false, "", "");
     }
 
@@ -308,7 +340,12 @@ mod tests {
         let chat = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
             data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"lo\"}}]}\n\n\
             : comment\n\ndata: {\"choices\":[]}\n\ndata: nonsense\n\ndata: [DONE]\n\n";
-        check(Endpoint::Chat, true, chat, r#"{"role":"assistant","content":"Hello"}"#);
+        check(
+            Endpoint::Chat,
+            true,
+            chat,
+            r#"{"role":"assistant","content":"Hello"}"#,
+        );
         let tools = "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"c1\",\"function\":{\"name\":\"f\",\"arguments\":\"\"}}]}}]}\n\n\
             data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"arguments\":\"{}\"}}]}}]}\n\n\
             data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":99999999}]}}]}\n\n";
@@ -326,7 +363,8 @@ mod tests {
         );
         let responses = "event: response.output_text.delta\ndata: {\"delta\":\"Hi\"}\n\n";
         check(Endpoint::Responses, true, responses, "Hi");
-        let last = format!("{responses}event: response.completed\ndata: {{\"response\":{{\"output\":[1]}}}}\n\n");
+        let last =
+            format!("{responses}event: response.completed\ndata: {{\"response\":{{\"output\":[1]}}}}\n\n");
         check(Endpoint::Responses, true, &last, "[1]");
     }
 }

@@ -86,8 +86,11 @@ impl Batch {
         self.share.set(0);
         let (begin, end) = match self.format {
             Format::Otlp => {
-                let resource: Vec<(&str, &str)> =
-                    sender.resource.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+                let resource: Vec<(&str, &str)> = sender
+                    .resource
+                    .iter()
+                    .map(|(n, v)| (n.as_str(), v.as_str()))
+                    .collect();
                 let scope = ("tollkeeper", env!("CARGO_PKG_VERSION"));
                 (proto::envelope(&resource, scope, body.len()), Vec::new())
             }

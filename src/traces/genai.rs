@@ -50,7 +50,10 @@ pub fn write(
         root.texts("tollkeeper.tags", story.tags.iter().map(AsRef::as_ref));
     }
     if let Some(nanos) = t.cost_nanos {
-        root.float("tollkeeper.cost.usd", filters::model::money::Nanos(nanos).to_dollars_f64());
+        root.float(
+            "tollkeeper.cost.usd",
+            filters::model::money::Nanos(nanos).to_dollars_f64(),
+        );
     }
     if story.failed() {
         root.text("error.type", t.error_kind.unwrap_or(t.status.as_str()));
@@ -147,7 +150,10 @@ fn answered(span: &mut Span<'_>, story: &Story<'_>) {
         span.int("gen_ai.usage.output_tokens", u.completion_tokens);
         for (name, n) in [
             ("gen_ai.usage.cache_read.input_tokens", u.cached_tokens),
-            ("gen_ai.usage.cache_creation.input_tokens", u.cache_creation_tokens),
+            (
+                "gen_ai.usage.cache_creation.input_tokens",
+                u.cache_creation_tokens,
+            ),
             ("gen_ai.usage.reasoning.output_tokens", u.reasoning_tokens),
         ] {
             if n > 0 {
@@ -167,12 +173,20 @@ fn content(span: &mut Span<'_>, story: &Story<'_>) {
         let messages = serde_json::from_str::<Value>(input)
             .ok()
             .and_then(|v| v.get("messages").map(messages));
-        span.text("gen_ai.input.messages", &messages.unwrap_or_else(|| plain("user", input)));
+        span.text(
+            "gen_ai.input.messages",
+            &messages.unwrap_or_else(|| plain("user", input)),
+        );
     }
     if let Some(output) = &story.output {
-        let message = serde_json::from_str::<Value>(output).ok().filter(Value::is_object);
+        let message = serde_json::from_str::<Value>(output)
+            .ok()
+            .filter(Value::is_object);
         let said = message.map(|m| messages(&Value::Array(vec![m])));
-        span.text("gen_ai.output.messages", &said.unwrap_or_else(|| plain("assistant", output)));
+        span.text(
+            "gen_ai.output.messages",
+            &said.unwrap_or_else(|| plain("assistant", output)),
+        );
     }
 }
 

@@ -41,7 +41,10 @@ impl Flavour {
         let asked = story.asked_trace();
         let trace = asked.unwrap_or(t.context.trace).0;
         // A span of another trace cannot be the one above.
-        let inherited = t.context.parent.filter(|_| asked.is_none_or(|id| id == t.context.trace));
+        let inherited = t
+            .context
+            .parent
+            .filter(|_| asked.is_none_or(|id| id == t.context.trace));
         let parent = story.asked_parent().or(inherited).map(|id| id.0);
         let call_name = format!("litellm-{}", t.endpoint.call_type());
         let trace_name = match story.given("trace_name") {
@@ -65,12 +68,18 @@ impl Flavour {
         let mut root = Span::begin(buffer, &frame);
         self.shared(&mut root, story, trace_name.as_deref(), &tags);
         root.text("langfuse.observation.type", "span");
+        if parent.is_none() {
+            root.flag("langfuse.internal.is_app_root", true);
+        }
         root.some("langfuse.observation.input", story.input.as_deref());
         root.some("langfuse.observation.output", story.output.as_deref());
         self.whose(&mut root, story);
         root.text("langfuse.observation.metadata.request_id", &t.request_id);
         root.text("langfuse.observation.metadata.endpoint", story::route(t.endpoint));
-        root.int("langfuse.observation.metadata.http_status", u64::from(t.http_status));
+        root.int(
+            "langfuse.observation.metadata.http_status",
+            u64::from(t.http_status),
+        );
         if let Some(agent) = &t.user_agent {
             root.text("langfuse.observation.metadata.user_agent", agent);
         }
@@ -129,7 +138,10 @@ impl Flavour {
         if let Some(hash) = caller.key_hash() {
             span.text("langfuse.observation.metadata.user_api_key_hash", &hash.hex());
         }
-        span.some("langfuse.observation.metadata.user_api_key_user_id", caller.user_id());
+        span.some(
+            "langfuse.observation.metadata.user_api_key_user_id",
+            caller.user_id(),
+        );
         span.some(
             "langfuse.observation.metadata.user_api_key_end_user_id",
             story.trace.end_user.as_deref(),
@@ -139,7 +151,10 @@ impl Flavour {
             "langfuse.observation.metadata.user_api_key_alias",
             key.key_alias.as_deref(),
         );
-        span.some("langfuse.observation.metadata.user_api_key_team_id", key.team_id.as_deref());
+        span.some(
+            "langfuse.observation.metadata.user_api_key_team_id",
+            key.team_id.as_deref(),
+        );
         let team = key.team.as_ref().and_then(|t| t.alias.as_deref());
         span.some("langfuse.observation.metadata.user_api_key_team_alias", team);
         span.some(
@@ -148,7 +163,14 @@ impl Flavour {
         );
     }
 
-    fn generation(&self, span: &mut Span<'_>, story: &Story<'_>, attempt: &Try, last: bool, json: &mut String) {
+    fn generation(
+        &self,
+        span: &mut Span<'_>,
+        story: &Story<'_>,
+        attempt: &Try,
+        last: bool,
+        json: &mut String,
+    ) {
         let t = story.trace;
         span.text("langfuse.observation.type", observation_type(t.endpoint));
         span.text("langfuse.observation.model.name", &attempt.model);
@@ -180,11 +202,20 @@ impl Flavour {
         }
         self.whose(span, story);
         span.text("langfuse.observation.metadata.model_group", &t.model_group);
-        span.text("langfuse.observation.metadata.requested_model", &t.requested_model);
+        span.text(
+            "langfuse.observation.metadata.requested_model",
+            &t.requested_model,
+        );
         span.text("langfuse.observation.metadata.deployment", &attempt.deployment.id);
-        span.text("langfuse.observation.metadata.provider", &attempt.deployment.provider);
+        span.text(
+            "langfuse.observation.metadata.provider",
+            &attempt.deployment.provider,
+        );
         if attempt.status > 0 {
-            span.int("langfuse.observation.metadata.upstream_status", u64::from(attempt.status));
+            span.int(
+                "langfuse.observation.metadata.upstream_status",
+                u64::from(attempt.status),
+            );
         }
         if let Some(metadata) = story.requester_metadata() {
             span.text("langfuse.observation.metadata.requester_metadata", &metadata);
@@ -245,4 +276,3 @@ fn level(span: &mut Span<'_>, status: Status, why: &str) {
         span.failed(why);
     }
 }
-

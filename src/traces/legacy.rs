@@ -55,7 +55,14 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
         ("version", json!(version)),
         ("release", json!(release)),
         ("environment", json!(flavour.environment)),
-        ("metadata", if trace_metadata.is_empty() { Value::Null } else { trace_metadata.into() }),
+        (
+            "metadata",
+            if trace_metadata.is_empty() {
+                Value::Null
+            } else {
+                trace_metadata.into()
+            },
+        ),
     ]);
     event(out, &ended, "trace-create", t.root, trace);
 
@@ -71,28 +78,52 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
         };
         let mut details = String::new();
         let usage = is_last && story::usage_details(t, &mut details);
-        let usage: Value = if usage { serde_json::from_str(&details).unwrap_or_default() } else { Value::Null };
+        let usage: Value = if usage {
+            serde_json::from_str(&details).unwrap_or_default()
+        } else {
+            Value::Null
+        };
         let cost = is_last && story::cost_details(t, &mut details);
-        let cost: Value = if cost { serde_json::from_str(&details).unwrap_or_default() } else { Value::Null };
+        let cost: Value = if cost {
+            serde_json::from_str(&details).unwrap_or_default()
+        } else {
+            Value::Null
+        };
         let counted = t.usage.filter(|_| is_last).map(|u| {
             json!({"input": u.prompt_tokens, "output": u.completion_tokens, "total": u.total_tokens(), "unit": "TOKENS",
                 "totalCost": t.cost_nanos.map(Nanos)})
         });
         let parent = story.asked_parent().map(|p| p.to_string());
         let prompt = story.prompt();
-        let first = t.first_byte_micros.filter(|_| t.stream && is_last).map(story::iso);
+        let first = t
+            .first_byte_micros
+            .filter(|_| t.stream && is_last)
+            .map(story::iso);
         let generation = body([
             ("id", id.to_string().into()),
             ("traceId", trace_id.clone().into()),
             ("parentObservationId", json!(parent)),
-            ("name", story.given("generation_name").unwrap_or_else(|| call_name.clone()).into()),
+            (
+                "name",
+                story
+                    .given("generation_name")
+                    .unwrap_or_else(|| call_name.clone())
+                    .into(),
+            ),
             ("startTime", story::iso(attempt.started_micros).into()),
             ("endTime", story::iso(attempt.ended_micros).into()),
             ("completionStartTime", json!(first)),
             ("model", attempt.model.clone().into()),
             ("modelParameters", parameters(&t.parameters)),
             ("input", if is_last { input.clone() } else { Value::Null }),
-            ("output", if attempt.error.is_none() { output.clone() } else { Value::Null }),
+            (
+                "output",
+                if attempt.error.is_none() {
+                    output.clone()
+                } else {
+                    Value::Null
+                },
+            ),
             ("usage", json!(counted)),
             ("usageDetails", usage),
             ("costDetails", cost),
@@ -102,7 +133,15 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
             ("environment", json!(flavour.environment)),
             ("promptName", json!(prompt.as_ref().map(|p| &p.0))),
             ("promptVersion", json!(prompt.as_ref().and_then(|p| p.1))),
-            ("metadata", metadata(flavour, story, &attempt.deployment.id, &attempt.deployment.provider)),
+            (
+                "metadata",
+                metadata(
+                    flavour,
+                    story,
+                    &attempt.deployment.id,
+                    &attempt.deployment.provider,
+                ),
+            ),
         ]);
         event(out, &ended, "generation-create", id, generation);
     }
@@ -152,7 +191,10 @@ fn metadata(flavour: &Flavour, story: &Story<'_>, deployment: &str, provider: &s
         whose("user_api_key_alias", key.and_then(|k| k.key_alias.as_deref())),
         whose("user_api_key_user_id", t.caller.user_id()),
         whose("user_api_key_team_id", key.and_then(|k| k.team_id.as_deref())),
-        whose("user_api_key_team_alias", key.and_then(|k| k.team.as_ref()?.alias.as_deref())),
+        whose(
+            "user_api_key_team_alias",
+            key.and_then(|k| k.team.as_ref()?.alias.as_deref()),
+        ),
         whose("user_api_key_org_id", key.and_then(|k| k.organization_id())),
         whose("user_api_key_end_user_id", t.end_user.as_deref()),
         ("request_id".into(), t.request_id.clone().into()),
@@ -187,15 +229,27 @@ mod tests {
         let kinds: Vec<_> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["trace-create", "generation-create", "generation-create"]);
         let (t, failed, good) = (&events[0]["body"], &events[1]["body"], &events[2]["body"]);
-        assert_eq!((&t["name"], &t["userId"]), (&json!("litellm-acompletion"), &json!("end-user")));
+        assert_eq!(
+            (&t["name"], &t["userId"]),
+            (&json!("litellm-acompletion"), &json!("end-user"))
+        );
         assert_eq!(t["input"], serde_json::from_str::<Value>(sample::INPUT).unwrap());
-        assert_eq!((&failed["level"], &failed["statusMessage"]), (&json!("ERROR"), &json!("it answered 500")));
+        assert_eq!(
+            (&failed["level"], &failed["statusMessage"]),
+            (&json!("ERROR"), &json!("it answered 500"))
+        );
         assert!(failed.get("output").is_none() && failed.get("usageDetails").is_none());
         assert_eq!(good["level"], "DEFAULT");
-        assert_eq!(good["output"], serde_json::from_str::<Value>(sample::OUTPUT).unwrap());
+        assert_eq!(
+            good["output"],
+            serde_json::from_str::<Value>(sample::OUTPUT).unwrap()
+        );
         assert_eq!(good["usageDetails"]["total"], 15);
         assert_eq!(good["costDetails"]["total"], 0.00051);
-        assert_eq!(good["modelParameters"], json!({"temperature": 0.5, "stream": true}));
+        assert_eq!(
+            good["modelParameters"],
+            json!({"temperature": 0.5, "stream": true})
+        );
         assert_eq!(good["traceId"], t["id"]);
         assert!(good["completionStartTime"].is_string());
     }

@@ -185,3 +185,130 @@ impl Traces for Exporters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::{On, Otlp};
+    use filters::model::trace::{SpanId, TraceId};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use prost::Message;
+    use std::collections::HashSet;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{SocketAddr, TcpListener};
+
+    const QUEUE: usize = 1 << 20;
+
+    fn exporters(at: SocketAddr) -> Exporters {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let tracing = Tracing {
+            otlp: Some(Otlp {
+                endpoint: format!("http://{at}/v1/traces"),
+                on: On {
+                    success: true,
+                    failure: true,
+                },
+                ..Otlp::default()
+            }),
+            queue_bytes: QUEUE as u64,
+            flush_every: Duration::from_millis(5),
+            ..Tracing::default()
+        };
+        Exporters::start(&tracing, &Env::default()).unwrap()
+    }
+
+    /// Takes one request after the other on connections of their own, and hands the bodies on.
+    fn serve(listener: TcpListener) -> std::sync::mpsc::Receiver<Vec<u8>> {
+        let (tx, rx) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let (mut length, mut gzip, mut line) = (0, false, String::new());
+                while stream.read_line(&mut line).unwrap_or(0) > 2 {
+                    let lower = line.to_ascii_lowercase();
+                    if let Some(n) = lower.strip_prefix("content-length:") {
+                        length = n.trim().parse().unwrap();
+                    }
+                    gzip |= lower.starts_with("content-encoding: gzip");
+                    line.clear();
+                }
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).unwrap();
+                let body = if gzip {
+                    batch::unpacked(&body).unwrap()
+                } else {
+                    body
+                };
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                stream.get_mut().write_all(answer).unwrap();
+                if tx.send(body).is_err() {
+                    return;
+                }
+            }
+        });
+        rx
+    }
+
+    fn call(n: u32) -> Box<Trace> {
+        let mut trace = sample::trace();
+        let mut id = [1; 16];
+        id[12..].copy_from_slice(&n.to_be_bytes());
+        trace.context.trace = TraceId(id);
+        trace.root = SpanId::random();
+        trace.tries.clear();
+        Box::new(trace)
+    }
+
+    #[test]
+    fn a_receiver_that_is_away_costs_a_bounded_memory_and_what_fitted_is_told_once() {
+        // Nobody listens there yet.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        drop(listener);
+        let exporters = exporters(at);
+        let stats = Arc::clone(&exporters.shared.stats);
+        let all = 5000;
+        for n in 0..all {
+            exporters.emit(call(n));
+            assert!(stats.held.load(Relaxed) <= QUEUE, "memory is bounded");
+            // As calls come, and not faster than any thread can follow.
+            if n % 100 == 0 {
+                std::thread::yield_now();
+            }
+        }
+        let bodies = serve(TcpListener::bind(at).unwrap());
+        assert!(
+            exporters.finish(Duration::from_secs(30)),
+            "everything goes in the end"
+        );
+        let text = exporters.render();
+        let count = |name: &str| -> u32 {
+            let line = text.lines().find(|l| l.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        let sent = count("tollkeeper_traces_sent_total{exporter=\"otlp\"}");
+        let lost = count("tollkeeper_traces_lost_total{exporter=\"otlp\",reason=\"full\"}");
+        assert_eq!(sent + lost, all, "each call is accounted for");
+        assert!(sent > 100 && lost > 0, "{sent} sent, {lost} lost");
+        let mut told = Vec::new();
+        for body in bodies.try_iter() {
+            let read = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+            let scopes = read.resource_spans.into_iter().flat_map(|r| r.scope_spans);
+            told.extend(scopes.flat_map(|s| s.spans).map(|s| s.trace_id));
+        }
+        let unique: HashSet<_> = told.iter().cloned().collect();
+        assert_eq!(
+            (told.len(), unique.len()),
+            (sent as usize, sent as usize),
+            "each once"
+        );
+    }
+
+    #[test]
+    fn nobody_to_tell_costs_nothing() {
+        let none = Exporters::start(&Tracing::default(), &Env::default()).unwrap();
+        assert_eq!(none.most(), Capture::Off);
+        none.emit(call(0));
+        assert!(none.finish(Duration::ZERO) && none.render().is_empty());
+    }
+}

@@ -31,8 +31,15 @@ pub enum Found {
 
 /// The objects that may speak of tracing, the most specific first.
 fn voices(holder: &Holder) -> impl Iterator<Item = &Map<String, Value>> {
-    let team = holder.team.as_ref().and_then(|t| t.fields.get("metadata")).and_then(Value::as_object);
-    [Some(&holder.key.metadata), team].into_iter().flatten().filter(|m| !m.is_empty())
+    let team = holder
+        .team
+        .as_ref()
+        .and_then(|t| t.fields.get("metadata"))
+        .and_then(Value::as_object);
+    [Some(&holder.key.metadata), team]
+        .into_iter()
+        .flatten()
+        .filter(|m| !m.is_empty())
 }
 
 /// The project of a call that is over.
@@ -85,7 +92,11 @@ struct Own {
 
 fn own(voice: &Map<String, Value>, env: &Env) -> Option<Own> {
     let list = voice.get("logging").and_then(Value::as_array);
-    let entries = list.into_iter().flatten().take(MOST_ENTRIES).filter_map(Value::as_object);
+    let entries = list
+        .into_iter()
+        .flatten()
+        .take(MOST_ENTRIES)
+        .filter_map(Value::as_object);
     for entry in entries {
         let name = entry.get("callback_name").and_then(Value::as_str);
         if !matches!(name, Some("langfuse" | "langfuse_otel")) {
@@ -105,11 +116,16 @@ fn own(voice: &Map<String, Value>, env: &Env) -> Option<Own> {
     let settings = voice.get("callback_settings").and_then(Value::as_object)?;
     let names = |list: &str| {
         let list = settings.get(list).and_then(Value::as_array);
-        list.is_some_and(|l| l.iter().any(|n| matches!(n.as_str(), Some("langfuse" | "langfuse_otel"))))
+        list.is_some_and(|l| {
+            l.iter()
+                .any(|n| matches!(n.as_str(), Some("langfuse" | "langfuse_otel")))
+        })
     };
     let (success, failure) = (names("success_callback"), names("failure_callback"));
     let vars = settings.get("callback_vars").and_then(Value::as_object)?;
-    (success || failure).then(|| project(vars, env, success, failure)).flatten()
+    (success || failure)
+        .then(|| project(vars, env, success, failure))
+        .flatten()
 }
 
 fn project(vars: &Map<String, Value>, env: &Env, success: bool, failure: bool) -> Option<Own> {
@@ -146,13 +162,19 @@ pub fn wants(most: Capture, redact: bool, caller: &Caller) -> Wanted {
     if let Some(holder) = caller.key() {
         for voice in voices(holder) {
             redact |= voice.get("turn_off_message_logging").is_some_and(is_on);
-            if let Some(capture) = voice.get("tracing").and_then(Value::as_str).and_then(Capture::parse) {
+            if let Some(capture) = voice
+                .get("tracing")
+                .and_then(Value::as_str)
+                .and_then(Capture::parse)
+            {
                 wanted.capture = wanted.capture.min(capture);
             }
             let list = voice.get("logging").and_then(Value::as_array);
             for entry in list.into_iter().flatten().take(MOST_ENTRIES) {
                 let vars = entry.get("callback_vars");
-                redact |= vars.and_then(|v| v.get("turn_off_message_logging")).is_some_and(is_on);
+                redact |= vars
+                    .and_then(|v| v.get("turn_off_message_logging"))
+                    .is_some_and(is_on);
             }
         }
     }
@@ -237,7 +259,12 @@ mod tests {
         check(none(), none(), false, Some(("http://main", "pk-main")));
         check(none(), none(), true, None);
         let both = "success_and_failure";
-        check(none(), logging("pk-team", None, both), true, Some(("http://main", "pk-team")));
+        check(
+            none(),
+            logging("pk-team", None, both),
+            true,
+            Some(("http://main", "pk-team")),
+        );
         check(
             logging("pk-key", Some("http://other/"), both),
             logging("pk-team", None, both),
@@ -251,12 +278,25 @@ mod tests {
             false,
             Some(("http://169.254.169.254", "refused")),
         );
-        check(logging("os.environ/LANGFUSE_X", None, both), none(), false, Some(("http://main", "from-env")));
-        check(logging("os.environ/DATABASE_URL", None, both), none(), false, Some(("http://main", "pk-main")));
+        check(
+            logging("os.environ/LANGFUSE_X", None, both),
+            none(),
+            false,
+            Some(("http://main", "from-env")),
+        );
+        check(
+            logging("os.environ/DATABASE_URL", None, both),
+            none(),
+            false,
+            Some(("http://main", "pk-main")),
+        );
         let settings = json!({"callback_settings": {"success_callback": ["langfuse"],
             "callback_vars": {"langfuse_public_key": "pk-set", "langfuse_secret": "sk"}}});
         check(none(), settings, false, Some(("http://main", "pk-set")));
-        for odd in [json!({"logging": "x"}), json!({"logging": [1, {"callback_name": "langfuse"}]})] {
+        for odd in [
+            json!({"logging": "x"}),
+            json!({"logging": [1, {"callback_name": "langfuse"}]}),
+        ] {
             check(odd, json!([1]), false, Some(("http://main", "pk-main")));
         }
     }
@@ -269,10 +309,22 @@ mod tests {
         };
         let none = || json!({});
         assert_eq!(of(Capture::Full, none(), none()), (Capture::Full, false));
-        assert_eq!(of(Capture::Full, json!({"turn_off_message_logging": true}), none()), (Capture::Metadata, true));
-        assert_eq!(of(Capture::Full, none(), json!({"turn_off_message_logging": "True"})), (Capture::Metadata, true));
-        assert_eq!(of(Capture::Full, none(), json!({"tracing": "off"})), (Capture::Off, false));
-        assert_eq!(of(Capture::Metadata, json!({"tracing": "full"}), none()), (Capture::Metadata, false));
+        assert_eq!(
+            of(Capture::Full, json!({"turn_off_message_logging": true}), none()),
+            (Capture::Metadata, true)
+        );
+        assert_eq!(
+            of(Capture::Full, none(), json!({"turn_off_message_logging": "True"})),
+            (Capture::Metadata, true)
+        );
+        assert_eq!(
+            of(Capture::Full, none(), json!({"tracing": "off"})),
+            (Capture::Off, false)
+        );
+        assert_eq!(
+            of(Capture::Metadata, json!({"tracing": "full"}), none()),
+            (Capture::Metadata, false)
+        );
         let vars = json!({"logging": [{"callback_vars": {"turn_off_message_logging": "true"}}]});
         assert_eq!(of(Capture::Full, vars, none()), (Capture::Metadata, true));
         assert!(wants(Capture::Full, true, &Caller::Anonymous).redacted);

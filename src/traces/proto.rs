@@ -4,7 +4,6 @@
 /// What a span is to the one above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    Internal = 1,
     Server = 2,
     Client = 3,
 }
@@ -273,13 +272,22 @@ mod tests {
         let read = ExportTraceServiceRequest::decode(&whole[..]).unwrap();
         assert_eq!(read.encoded_len(), whole.len(), "nothing is left out");
         let resource = &read.resource_spans[0];
-        assert_eq!(resource.resource.as_ref().unwrap().attributes[0].key, "service.name");
+        assert_eq!(
+            resource.resource.as_ref().unwrap().attributes[0].key,
+            "service.name"
+        );
         let scope = &resource.scope_spans[0];
         assert_eq!(scope.scope.as_ref().unwrap().name, "scope");
         assert_eq!(scope.spans.len(), 2);
         let s = &scope.spans[1];
-        assert_eq!((s.parent_span_id.as_slice(), s.kind, s.trace_state.as_str()), (&[1; 8][..], 3, "a=b"));
-        assert_eq!((s.start_time_unix_nano, s.end_time_unix_nano), (1_000_000_000, 2_000_000_000));
+        assert_eq!(
+            (s.parent_span_id.as_slice(), s.kind, s.trace_state.as_str()),
+            (&[1; 8][..], 3, "a=b")
+        );
+        assert_eq!(
+            (s.start_time_unix_nano, s.end_time_unix_nano),
+            (1_000_000_000, 2_000_000_000)
+        );
         let status = s.status.as_ref().unwrap();
         assert_eq!((status.code, status.message.as_str()), (2, "why"));
         let values: Vec<_> = s
@@ -287,7 +295,9 @@ mod tests {
             .iter()
             .map(|a| a.value.as_ref().unwrap().value.clone().unwrap())
             .collect();
-        let Any::ArrayValue(tags) = &values[1] else { panic!("{values:?}") };
+        let Any::ArrayValue(tags) = &values[1] else {
+            panic!("{values:?}")
+        };
         assert_eq!(tags.values.len(), 3);
         assert_eq!(values[0], Any::StringValue("é".repeat(300)));
         assert_eq!(values[2], Any::IntValue(i64::from(u32::MAX) * 300));

@@ -202,7 +202,8 @@ impl Road {
                     (None, "some events were not taken".to_string())
                 }
                 Outcome::Later { after, why, answered } => {
-                    if answered && *refused_since.get_or_insert_with(Instant::now) + PATIENCE < Instant::now() {
+                    if answered && *refused_since.get_or_insert_with(Instant::now) + PATIENCE < Instant::now()
+                    {
                         lost(Lost::Refused, packed.calls);
                         self.warn(&format!("a batch is given up: {why}"));
                         return false;
@@ -242,7 +243,11 @@ impl Road {
         self.stats.is_away(self.exporter, false);
         self.shut_until.set(None);
         if self.failing.replace(false) {
-            log::info!("event=traces_sent_again exporter={} host={}", self.exporter.as_str(), self.name);
+            log::info!(
+                "event=traces_sent_again exporter={} host={}",
+                self.exporter.as_str(),
+                self.name
+            );
         }
     }
 
@@ -287,7 +292,11 @@ fn only(parcel: &Parcel, ids: &[String]) -> Option<Parcel> {
     };
     let mut whole: Value = serde_json::from_slice(&plain).ok()?;
     let events = whole.get_mut("batch")?.as_array_mut()?;
-    events.retain(|e| e.get("id").and_then(Value::as_str).is_some_and(|id| ids.iter().any(|i| i == id)));
+    events.retain(|e| {
+        e.get("id")
+            .and_then(Value::as_str)
+            .is_some_and(|id| ids.iter().any(|i| i == id))
+    });
     if events.is_empty() {
         return None;
     }

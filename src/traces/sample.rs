@@ -14,7 +14,11 @@ pub const OUTPUT: &str = r#"{"role":"assistant","content":"Hello"}"#;
 
 /// A chat that was answered at the second try.
 pub fn trace() -> Trace {
-    let body = Bytes::from(format!("{}{}", r#"{"model":"gpt-4","#, INPUT.trim_start_matches('{')));
+    let body = Bytes::from(format!(
+        "{}{}",
+        r#"{"model":"gpt-4","#,
+        INPUT.trim_start_matches('{')
+    ));
     let at = body.len() - r#"[{"role":"user","content":"Hi"}]}"#.len();
     let deployment = Arc::new(testkit::deployment("openai"));
     let attempt = |n: u8, error: Option<&str>| Try {

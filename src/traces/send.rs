@@ -46,13 +46,25 @@ pub struct Address {
 pub enum Outcome {
     Taken,
     /// It took all but so many spans, and these for good.
-    TakenBut { rejected: u64, why: String },
+    TakenBut {
+        rejected: u64,
+        why: String,
+    },
     /// Of a batch of events, it took those that are not named here. `again` may be sent again.
-    Partly { refused: u64, again: Vec<String> },
+    Partly {
+        refused: u64,
+        again: Vec<String>,
+    },
     /// It was not taken and may be sent again. `answered`: a server said so.
-    Later { after: Option<Duration>, why: String, answered: bool },
+    Later {
+        after: Option<Duration>,
+        why: String,
+        answered: bool,
+    },
     /// It will never be taken.
-    Never { status: u16 },
+    Never {
+        status: u16,
+    },
 }
 
 /// What can be called. `Err` says why not.
@@ -146,11 +158,15 @@ fn legacy(body: &[u8]) -> Outcome {
         #[serde(default)]
         status: u16,
     }
-    let errors = serde_json::from_slice::<Said>(body).map(|s| s.errors).unwrap_or_default();
+    let errors = serde_json::from_slice::<Said>(body)
+        .map(|s| s.errors)
+        .unwrap_or_default();
     if errors.is_empty() {
         return Outcome::Taken;
     }
-    let (again, refused): (Vec<_>, Vec<_>) = errors.into_iter().partition(|e| e.status >= 500 || e.status == 429);
+    let (again, refused): (Vec<_>, Vec<_>) = errors
+        .into_iter()
+        .partition(|e| e.status >= 500 || e.status == 429);
     Outcome::Partly {
         refused: refused.len() as u64,
         again: again.into_iter().map(|e| e.id).collect(),
@@ -175,7 +191,9 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
             let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-            at.duration_since(jiff::Timestamp::now()).try_into().unwrap_or_default()
+            at.duration_since(jiff::Timestamp::now())
+                .try_into()
+                .unwrap_or_default()
         }
     };
     Some(wait.min(LONGEST_WAIT))
@@ -192,7 +210,9 @@ pub async fn ask(client: &Client, to: &Address) -> Option<Format> {
     struct Health {
         version: String,
     }
-    let health = read(answer).await.and_then(|body| serde_json::from_slice::<Health>(&body).ok());
+    let health = read(answer)
+        .await
+        .and_then(|body| serde_json::from_slice::<Health>(&body).ok());
     Some(health.map_or(Format::Otlp, |h| format_of(&h.version)))
 }
 
@@ -229,7 +249,8 @@ mod tests {
     fn events_are_judged_one_by_one() {
         let all = br#"{"successes":[{"id":"a","status":201}],"errors":[]}"#;
         assert!(matches!(legacy(all), Outcome::Taken));
-        let some = br#"{"successes":[],"errors":[{"id":"a","status":400,"message":"no"},{"id":"b","status":503}]}"#;
+        let some =
+            br#"{"successes":[],"errors":[{"id":"a","status":400,"message":"no"},{"id":"b","status":503}]}"#;
         let Outcome::Partly { refused, again } = legacy(some) else {
             panic!("some were refused");
         };

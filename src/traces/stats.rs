@@ -104,19 +104,31 @@ impl Stats {
             lines(&mut out);
         };
         let each = || Exporter::ALL.into_iter().filter(|e| used.contains(e));
-        family("tollkeeper_traces_sent_total", "counter", "Calls told of.", &mut |out| {
-            for e in each() {
-                let n = self.counts[e as usize].sent.load(Relaxed);
-                let _ = writeln!(out, "tollkeeper_traces_sent_total{{exporter=\"{}\"}} {n}", e.as_str());
-            }
-        });
+        family(
+            "tollkeeper_traces_sent_total",
+            "counter",
+            "Calls told of.",
+            &mut |out| {
+                for e in each() {
+                    let n = self.counts[e as usize].sent.load(Relaxed);
+                    let _ = writeln!(
+                        out,
+                        "tollkeeper_traces_sent_total{{exporter=\"{}\"}} {n}",
+                        e.as_str()
+                    );
+                }
+            },
+        );
         let help = "Calls not told of, by reason.";
         family("tollkeeper_traces_lost_total", "counter", help, &mut |out| {
             for e in each() {
                 for why in Lost::ALL {
                     let n = self.counts[e as usize].lost[why as usize].load(Relaxed);
                     let (e, why) = (e.as_str(), why.as_str());
-                    let _ = writeln!(out, "tollkeeper_traces_lost_total{{exporter=\"{e}\",reason=\"{why}\"}} {n}");
+                    let _ = writeln!(
+                        out,
+                        "tollkeeper_traces_lost_total{{exporter=\"{e}\",reason=\"{why}\"}} {n}"
+                    );
                 }
             }
         });
@@ -124,14 +136,22 @@ impl Stats {
         family("tollkeeper_traces_retries_total", "counter", help, &mut |out| {
             for e in each() {
                 let n = self.counts[e as usize].retries.load(Relaxed);
-                let _ = writeln!(out, "tollkeeper_traces_retries_total{{exporter=\"{}\"}} {n}", e.as_str());
+                let _ = writeln!(
+                    out,
+                    "tollkeeper_traces_retries_total{{exporter=\"{}\"}} {n}",
+                    e.as_str()
+                );
             }
         });
         let help = "1 while the receiver takes what it is sent.";
         family("tollkeeper_traces_receiver_up", "gauge", help, &mut |out| {
             for e in each() {
                 let up = u8::from(!self.counts[e as usize].away.load(Relaxed));
-                let _ = writeln!(out, "tollkeeper_traces_receiver_up{{exporter=\"{}\"}} {up}", e.as_str());
+                let _ = writeln!(
+                    out,
+                    "tollkeeper_traces_receiver_up{{exporter=\"{}\"}} {up}",
+                    e.as_str()
+                );
             }
         });
         let help = "What waits to be told, in memory.";
@@ -212,7 +232,10 @@ mod tests {
         stats.sent(Exporter::Otlp, 3);
         stats.lost(Exporter::Otlp, Lost::Full, 2);
         let text = stats.render(&[Exporter::Otlp]);
-        assert!(text.contains("tollkeeper_traces_sent_total{exporter=\"otlp\"} 3\n"), "{text}");
+        assert!(
+            text.contains("tollkeeper_traces_sent_total{exporter=\"otlp\"} 3\n"),
+            "{text}"
+        );
         assert!(text.contains("{exporter=\"otlp\",reason=\"full\"} 2\n"), "{text}");
         assert!(!text.contains("langfuse"), "{text}");
     }

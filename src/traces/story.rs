@@ -127,15 +127,19 @@ impl<'t> Story<'t> {
     /// The caller's `trace_metadata`: keys and values as text.
     pub fn trace_metadata(&self) -> impl Iterator<Item = (String, String)> {
         let given = self.meta.get("trace_metadata").and_then(Value::as_object);
-        given.into_iter().flatten().take(MOST_KEYS).filter_map(|(name, value)| {
-            let value = match value {
-                Value::Null => return None,
-                Value::String(text) => clean(text, LONGEST_VALUE).into_owned(),
-                other => cut(&other.to_string(), LONGEST_VALUE).to_owned(),
-            };
-            let name = clean(name, LONGEST_KEY).into_owned();
-            (!name.is_empty()).then_some((name, value))
-        })
+        given
+            .into_iter()
+            .flatten()
+            .take(MOST_KEYS)
+            .filter_map(|(name, value)| {
+                let value = match value {
+                    Value::Null => return None,
+                    Value::String(text) => clean(text, LONGEST_VALUE).into_owned(),
+                    other => cut(&other.to_string(), LONGEST_VALUE).to_owned(),
+                };
+                let name = clean(name, LONGEST_KEY).into_owned();
+                (!name.is_empty()).then_some((name, value))
+            })
     }
 
     /// The caller's whole `metadata`, as it was written.
@@ -304,7 +308,11 @@ pub fn usage_details(trace: &Trace, out: &mut String) -> bool {
     put("input", u.prompt_tokens.saturating_sub(cached), tokens);
     put("input_cached_tokens", u.cached_tokens, false);
     put("input_cache_creation_tokens", u.cache_creation_tokens, false);
-    put("output", u.completion_tokens.saturating_sub(u.reasoning_tokens), tokens);
+    put(
+        "output",
+        u.completion_tokens.saturating_sub(u.reasoning_tokens),
+        tokens,
+    );
     put("output_reasoning_tokens", u.reasoning_tokens, false);
     put("total", u.total_tokens(), tokens);
     put("input_characters", u.characters, false);
@@ -312,7 +320,12 @@ pub fn usage_details(trace: &Trace, out: &mut String) -> bool {
     put("queries", u.queries, false);
     if u.seconds_milli > 0 {
         out.push(if out.is_empty() { '{' } else { ',' });
-        let _ = write!(out, "\"input_seconds\":{}.{:03}", u.seconds_milli / 1000, u.seconds_milli % 1000);
+        let _ = write!(
+            out,
+            "\"input_seconds\":{}.{:03}",
+            u.seconds_milli / 1000,
+            u.seconds_milli % 1000
+        );
     }
     if out.is_empty() {
         return false;
@@ -366,7 +379,10 @@ mod tests {
             r#"{"trace_id":"my-trace","session_id":"s","trace_user_id":7,"tags":["a"],"trace_metadata":{"k":"v","n":[1],"z":null},
                 "prompt":{"name":"p","version":3},"generation_id":"00f067aa0ba902b7","parent_observation_id":"x"}"#,
         );
-        trace.hints = vec![("trace_user_id".into(), "u2".into()), ("claude_code_session_id".into(), "c".into())];
+        trace.hints = vec![
+            ("trace_user_id".into(), "u2".into()),
+            ("claude_code_session_id".into(), "c".into()),
+        ];
         let s = Story::of(&trace, 1000);
         assert_eq!((s.session.as_deref(), s.user.as_deref()), (Some("s"), Some("u2")));
         // `create_trace_id(seed="my-trace")` of Langfuse's SDK.
@@ -375,7 +391,10 @@ mod tests {
             hex(&Sha256::digest(b"my-trace")[..16])
         );
         assert_eq!(s.asked_generation().unwrap().to_string(), "00f067aa0ba902b7");
-        assert_eq!(s.asked_parent().unwrap().to_string(), hex(&Sha256::digest(b"x")[..8]));
+        assert_eq!(
+            s.asked_parent().unwrap().to_string(),
+            hex(&Sha256::digest(b"x")[..8])
+        );
         let pairs: Vec<_> = s.trace_metadata().collect();
         assert_eq!(pairs, [("k".into(), "v".into()), ("n".into(), "[1]".into())]);
         assert_eq!(s.prompt(), Some(("p".into(), Some(3))));
@@ -391,7 +410,9 @@ mod tests {
     fn metadata_of_any_shape_is_carried_or_cut() {
         let deep = format!("{}{}", "{\"a\":".repeat(3000), "}".repeat(3000));
         let long = "é\u{0}\u{1b}".repeat(5000);
-        let huge = serde_json::json!({"session_id": long, "trace_name": long, "trace_metadata": {&long: &long}}).to_string();
+        let huge =
+            serde_json::json!({"session_id": long, "trace_name": long, "trace_metadata": {&long: &long}})
+                .to_string();
         for metadata in [
             "",
             "null",
@@ -405,9 +426,15 @@ mod tests {
             let trace = with(metadata);
             let s = Story::of(&trace, 100);
             assert!(s.session.as_ref().is_none_or(|s| s.chars().count() <= LONGEST_ID));
-            assert!(s.given("trace_name").is_none_or(|n| n.len() <= LONGEST_NAME && !n.contains('\0')));
+            assert!(
+                s.given("trace_name")
+                    .is_none_or(|n| n.len() <= LONGEST_NAME && !n.contains('\0'))
+            );
             let (_, _, _) = (s.asked_trace(), s.prompt(), s.requester_metadata());
-            assert!(s.trace_metadata().all(|(k, v)| k.len() <= LONGEST_KEY && v.len() <= LONGEST_VALUE));
+            assert!(
+                s.trace_metadata()
+                    .all(|(k, v)| k.len() <= LONGEST_KEY && v.len() <= LONGEST_VALUE)
+            );
         }
     }
 
@@ -421,7 +448,10 @@ mod tests {
         assert!(s.input.unwrap().ends_with("more bytes]"));
         let masked = with(r#"{"mask_input":true,"mask_output":"True"}"#);
         let s = Story::of(&masked, 1000);
-        assert_eq!((s.input.as_deref(), s.output.as_deref()), (Some(REDACTED), Some(REDACTED)));
+        assert_eq!(
+            (s.input.as_deref(), s.output.as_deref()),
+            (Some(REDACTED), Some(REDACTED))
+        );
         let quiet = Trace {
             capture: Capture::Metadata,
             redacted: true,

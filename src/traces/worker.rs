@@ -95,7 +95,10 @@ impl Worker {
                 Ok(address) => {
                     let resource = vec![
                         ("service.name".to_string(), otlp.service_name.clone()),
-                        ("service.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+                        (
+                            "service.version".to_string(),
+                            env!("CARGO_PKG_VERSION").to_string(),
+                        ),
                     ];
                     self.otlp = Some(self.lane(Exporter::Otlp, &otlp.endpoint, address, resource));
                 }
@@ -114,7 +117,11 @@ impl Worker {
         }
         loop {
             let is_leaving = *self.leaving.borrow();
-            let pause = if is_leaving { LEAVING } else { self.tracing.flush_every };
+            let pause = if is_leaving {
+                LEAVING
+            } else {
+                self.tracing.flush_every
+            };
             let mut leaving = self.leaving.clone();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -263,7 +270,10 @@ impl Worker {
         };
         let resource = vec![
             ("service.name".to_string(), "tollkeeper".to_string()),
-            ("service.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+            (
+                "service.version".to_string(),
+                env!("CARGO_PKG_VERSION").to_string(),
+            ),
         ];
         let mut lane = self.lane(exporter, &target.host, address, resource);
         lane.used_at = now;
@@ -318,7 +328,9 @@ impl Worker {
             ..
         } = self;
         while shared.stats.held.load(std::sync::atomic::Ordering::Relaxed) > most {
-            let fattest = each(otlp, projects).map(|(_, lane)| lane).max_by_key(|l| l.bytes());
+            let fattest = each(otlp, projects)
+                .map(|(_, lane)| lane)
+                .max_by_key(|l| l.bytes());
             if !fattest.is_some_and(Lane::drop_oldest) {
                 break;
             }
@@ -473,6 +485,9 @@ fn secret(text: &str) -> Result<HeaderValue, String> {
 pub(super) fn listens(tracing: &Tracing, failed: bool) -> bool {
     // Keys and teams may want what the gateway's own project does not.
     let langfuse = tracing.langfuse.as_ref().map(|_: &Langfuse| true);
-    let otlp = tracing.otlp.as_ref().map(|o| if failed { o.on.failure } else { o.on.success });
+    let otlp = tracing
+        .otlp
+        .as_ref()
+        .map(|o| if failed { o.on.failure } else { o.on.success });
     langfuse.or(otlp).unwrap_or(false)
 }

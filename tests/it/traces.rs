@@ -39,7 +39,10 @@ fn tree(spans: &[Span]) -> Vec<&Span> {
     let mut rest: Vec<&Span> = spans.iter().filter(|s| s.kind != 2).collect();
     rest.sort_by_key(|s| s.start_time_unix_nano);
     for span in &rest {
-        assert_eq!(span.parent_span_id, root.span_id, "a generation stands below its call");
+        assert_eq!(
+            span.parent_span_id, root.span_id,
+            "a generation stands below its call"
+        );
         assert_eq!(span.trace_id, root.trace_id);
         assert!(span.start_time_unix_nano >= root.start_time_unix_nano);
         assert!(span.end_time_unix_nano <= root.end_time_unix_nano);
@@ -53,7 +56,11 @@ async fn langfuse_is_told_everything_of_a_call() {
     let receiver = Receiver::start("3.100.0").await;
     let upstream = Upstream::start(|_| Script::chat(ANSWER)).await;
     let gateway = setup(json!({"langfuse": langfuse(&receiver)}))
-        .deployment("small", &upstream.base(), json!({"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}))
+        .deployment(
+            "small",
+            &upstream.base(),
+            json!({"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}),
+        )
         .start()
         .await;
     let mut body = question("small");
@@ -62,7 +69,11 @@ async fn langfuse_is_told_everything_of_a_call() {
     body["metadata"] = json!({"session_id": "session", "trace_name": "my trace", "generation_name": "my step",
         "tags": ["blue"], "trace_metadata": {"customer": "c1"}, "other": {"x": 1}, "version": "v7"});
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let headers = [("traceparent", parent), ("tracestate", "a=b"), ("langfuse_trace_user_id", "header-user")];
+    let headers = [
+        ("traceparent", parent),
+        ("tracestate", "a=b"),
+        ("langfuse_trace_user_id", "header-user"),
+    ];
     let answer = post(&gateway, "/v1/chat/completions", &headers, &body).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());
 
@@ -73,10 +84,17 @@ async fn langfuse_is_told_everything_of_a_call() {
     assert_eq!(hex(&root.parent_span_id), "00f067aa0ba902b7");
     assert_eq!(root.trace_state, "a=b");
     let response = answer.head.header("traceresponse").unwrap();
-    assert_eq!(response, format!("00-{}-{}-01", hex(&root.trace_id), hex(&root.span_id)));
+    assert_eq!(
+        response,
+        format!("00-{}-{}-01", hex(&root.trace_id), hex(&root.span_id))
+    );
     let seen = upstream.last();
     let down = format!("00-{}-{}-01", hex(&root.trace_id), hex(&generation.span_id));
-    assert_eq!(seen.header("traceparent"), Some(&*down), "one's own upstream joins");
+    assert_eq!(
+        seen.header("traceparent"),
+        Some(&*down),
+        "one's own upstream joins"
+    );
     assert_eq!(seen.header("tracestate"), Some("a=b"));
     for span in [root, generation] {
         for (name, value) in [
@@ -86,7 +104,10 @@ async fn langfuse_is_told_everything_of_a_call() {
             ("langfuse.trace.tags", "red,blue"),
             ("langfuse.trace.metadata.customer", "c1"),
             ("langfuse.version", "v7"),
-            ("langfuse.observation.metadata.user_api_key_user_id", "default_user_id"),
+            (
+                "langfuse.observation.metadata.user_api_key_user_id",
+                "default_user_id",
+            ),
         ] {
             assert_eq!(attribute(span, name), value, "{name}");
         }
@@ -95,12 +116,18 @@ async fn langfuse_is_told_everything_of_a_call() {
         let output: Value = serde_json::from_str(&attribute(span, "langfuse.observation.output")).unwrap();
         assert_eq!(output["content"], ANSWER);
     }
-    assert_eq!((root.name.as_str(), generation.name.as_str()), ("my trace", "my step"));
+    assert_eq!(
+        (root.name.as_str(), generation.name.as_str()),
+        ("my trace", "my step")
+    );
     for (name, value) in [
         ("langfuse.observation.type", "generation"),
         ("langfuse.observation.model.name", "up-small"),
         ("langfuse.observation.model.parameters", "{\"temperature\":0.5}"),
-        ("langfuse.observation.usage_details", "{\"input\":7,\"output\":3,\"total\":10}"),
+        (
+            "langfuse.observation.usage_details",
+            "{\"input\":7,\"output\":3,\"total\":10}",
+        ),
         ("langfuse.observation.cost_details", "{\"total\":0.013}"),
         ("langfuse.observation.metadata.model_group", "small"),
         ("langfuse.observation.level", ""),
@@ -125,18 +152,19 @@ async fn langfuse_is_told_everything_of_a_call() {
     for secret in [MASTER, PROVIDER, SECRET] {
         assert!(!whole.contains(secret), "{secret} is told to nobody");
     }
-    let metrics = ask(&gateway, "GET", "/metrics", &[], b"").await.text();
-    assert!(metrics.contains("tollkeeper_traces_sent_total{exporter=\"langfuse\"} 1\n"), "{metrics}");
-    assert!(metrics.contains("tollkeeper_traces_queue_bytes 0\n"), "{metrics}");
+    until("it is counted, and nothing waits", async || {
+        let metrics = ask(&gateway, "GET", "/metrics", &[], b"").await.text();
+        metrics.contains("tollkeeper_traces_sent_total{exporter=\"langfuse\"} 1\n")
+            && metrics.contains("tollkeeper_traces_queue_bytes 0\n")
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn streams_are_told_as_one_message() {
     let receiver = Receiver::start("4.1.0").await;
-    let upstream = Upstream::start(|_| {
-        Script::sse(&[&delta("Hel"), &delta("lo"), &usage(9, 2), "[DONE]"]).end()
-    })
-    .await;
+    let upstream =
+        Upstream::start(|_| Script::sse(&[&delta("Hel"), &delta("lo"), &usage(9, 2), "[DONE]"]).end()).await;
     let gateway = setup(json!({"langfuse": langfuse(&receiver)}))
         .model("small", &upstream)
         .start()
@@ -144,7 +172,10 @@ async fn streams_are_told_as_one_message() {
     let mut body = question("small");
     body["stream"] = true.into();
     let answer = post(&gateway, "/v1/chat/completions", &[], &body).await;
-    assert!(!answer.text().contains("usage\":{"), "the client did not ask for it");
+    assert!(
+        !answer.text().contains("usage\":{"),
+        "the client did not ask for it"
+    );
     let spans = receiver.spans_once(2).await;
     let generation = tree(&spans)[1];
     let output: Value = serde_json::from_str(&attribute(generation, "langfuse.observation.output")).unwrap();
@@ -175,11 +206,20 @@ async fn every_try_is_told_of() {
     let (root, failed, answered) = (tree_of[0], tree_of[1], tree_of[2]);
     assert_eq!(attribute(root, "langfuse.observation.level"), "DEFAULT");
     assert_eq!(attribute(failed, "langfuse.observation.level"), "ERROR");
-    assert_eq!(attribute(failed, "langfuse.observation.metadata.deployment"), "bad");
-    assert_eq!(attribute(failed, "langfuse.observation.metadata.upstream_status"), "500");
+    assert_eq!(
+        attribute(failed, "langfuse.observation.metadata.deployment"),
+        "bad"
+    );
+    assert_eq!(
+        attribute(failed, "langfuse.observation.metadata.upstream_status"),
+        "500"
+    );
     assert_eq!(attribute(failed, "langfuse.observation.output"), "");
     assert_eq!(failed.status.as_ref().unwrap().code, 2);
-    assert_eq!(attribute(answered, "langfuse.observation.metadata.deployment"), "good");
+    assert_eq!(
+        attribute(answered, "langfuse.observation.metadata.deployment"),
+        "good"
+    );
     assert!(attribute(answered, "langfuse.observation.output").contains(ANSWER));
     assert!(failed.end_time_unix_nano <= answered.start_time_unix_nano);
 
@@ -194,13 +234,19 @@ async fn every_try_is_told_of() {
     assert_eq!(answer.status(), 404);
     let spans = receiver.spans_once(6).await;
     let refused = &spans[5];
-    assert_eq!(attribute(refused, "langfuse.observation.metadata.http_status"), "404");
+    assert_eq!(
+        attribute(refused, "langfuse.observation.metadata.http_status"),
+        "404"
+    );
     assert_eq!(attribute(refused, "langfuse.observation.level"), "ERROR");
 }
 
 /// Calls of the outage below; `TRACED_CALLS` asks for more.
 fn many() -> usize {
-    std::env::var("TRACED_CALLS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000)
+    std::env::var("TRACED_CALLS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(2000)
 }
 
 #[tokio::test]
@@ -229,7 +275,9 @@ async fn an_outage_costs_no_call_and_no_trace() {
         if n == all * 3 / 4 {
             receiver.answer(200);
         }
-        let answer = conn.ask("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+        let answer = conn
+            .ask("POST", "/v1/chat/completions", &[], body.as_bytes())
+            .await;
         assert_eq!(answer.status(), 200, "no call is harmed");
         ids.insert(answer.head.id().to_string());
     }
@@ -244,8 +292,15 @@ async fn an_outage_costs_no_call_and_no_trace() {
     assert_eq!(told.len(), all, "each call is told of once");
     assert_eq!(told.into_iter().collect::<HashSet<_>>(), ids);
     let unique: HashSet<_> = spans.iter().map(|s| s.span_id.clone()).collect();
-    assert_eq!((spans.len(), unique.len()), (all * 2, all * 2), "and so is each try");
-    assert!(gateway.log().contains("event=traces_not_taken"), "the outage is in the log");
+    assert_eq!(
+        (spans.len(), unique.len()),
+        (all * 2, all * 2),
+        "and so is each try"
+    );
+    assert!(
+        gateway.log().contains("event=traces_not_taken"),
+        "the outage is in the log"
+    );
     assert!(gateway.log().contains("event=traces_sent_again"));
 }
 
@@ -269,8 +324,15 @@ async fn a_receiver_that_refuses_is_left_alone() {
     until("all are counted as refused", lost).await;
     assert!(receiver.asked() < 10, "no storm: {}", receiver.asked());
     let log = gateway.log();
-    assert_eq!(log.matches("event=traces_not_taken").count(), 1, "one warning: {log}");
-    assert!(log.contains("does not accept the keys") && !log.contains(SECRET), "{log}");
+    assert_eq!(
+        log.matches("event=traces_not_taken").count(),
+        1,
+        "one warning: {log}"
+    );
+    assert!(
+        log.contains("does not accept the keys") && !log.contains(SECRET),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -297,7 +359,10 @@ async fn nothing_is_told_that_was_not_asked_for() {
     let whole = format!("{spans:?}");
     assert!(!whole.contains(PROMPT) && !whole.contains(ANSWER), "{whole}");
     for span in &spans {
-        assert_eq!(attribute(span, "langfuse.observation.input"), "redacted-by-litellm");
+        assert_eq!(
+            attribute(span, "langfuse.observation.input"),
+            "redacted-by-litellm"
+        );
     }
     let usage = attribute(&spans[1], "langfuse.observation.usage_details");
     assert!(usage.contains("\"total\":10"), "what it used stays: {usage}");
@@ -309,16 +374,30 @@ async fn keys_may_have_projects_of_their_own() {
     let upstream = Upstream::good().await;
     let mut conf = langfuse(&main);
     conf["hosts"] = json!([own.host()]);
-    let gateway = setup(json!({"langfuse": conf})).model("small", &upstream).start().await;
+    let gateway = setup(json!({"langfuse": conf}))
+        .model("small", &upstream)
+        .start()
+        .await;
     let logging = |host: &str| {
         json!([{"callback_name": "langfuse", "callback_type": "success_and_failure",
             "callback_vars": {"langfuse_public_key": "pk-own", "langfuse_secret_key": SECRET, "langfuse_host": host}}])
     };
-    for (key, host) in [("sk-own", own.host()), ("sk-elsewhere", "http://127.0.0.1:9".to_string())] {
+    for (key, host) in [
+        ("sk-own", own.host()),
+        ("sk-elsewhere", "http://127.0.0.1:9".to_string()),
+    ] {
         let logging = logging(&host);
-        gateway.key(key, |k| drop(k.metadata.insert("logging".into(), logging))).await;
+        gateway
+            .key(key, |k| drop(k.metadata.insert("logging".into(), logging)))
+            .await;
         let who = format!("Bearer {key}");
-        let answer = post(&gateway, "/v1/chat/completions", &[("authorization", &who)], &question("small")).await;
+        let answer = post(
+            &gateway,
+            "/v1/chat/completions",
+            &[("authorization", &who)],
+            &question("small"),
+        )
+        .await;
         assert_eq!(answer.status(), 200);
     }
     own.spans_once(2).await;
@@ -328,8 +407,13 @@ async fn keys_may_have_projects_of_their_own() {
         metrics.contains("{exporter=\"langfuse_own_projects\",reason=\"address\"} 1\n")
     })
     .await;
-    assert!(main.taken().is_empty(), "nothing of it goes to the gateway's own project");
-    let shown = ask(&gateway, "GET", "/key/info?key=sk-own", &[], b"").await.text();
+    assert!(
+        main.taken().is_empty(),
+        "nothing of it goes to the gateway's own project"
+    );
+    let shown = ask(&gateway, "GET", "/key/info?key=sk-own", &[], b"")
+        .await
+        .text();
     assert!(shown.contains("pk-own") && !shown.contains(SECRET), "{shown}");
 }
 
@@ -349,14 +433,54 @@ async fn older_langfuses_get_events() {
     let events = batch["batch"].as_array().unwrap();
     assert_eq!(events.len(), 2);
     // The fields that the API knows, by kind of event.
-    const TRACE: &[&str] = &["id", "timestamp", "name", "userId", "sessionId", "input", "output", "tags", "version",
-        "release", "environment", "metadata", "public", "externalId"];
-    const GENERATION: &[&str] = &["id", "traceId", "parentObservationId", "name", "startTime", "endTime",
-        "completionStartTime", "model", "modelParameters", "input", "output", "usage", "usageDetails", "costDetails",
-        "level", "statusMessage", "version", "environment", "promptName", "promptVersion", "metadata"];
-    for (event, kind, known) in [(&events[0], "trace-create", TRACE), (&events[1], "generation-create", GENERATION)] {
+    const TRACE: &[&str] = &[
+        "id",
+        "timestamp",
+        "name",
+        "userId",
+        "sessionId",
+        "input",
+        "output",
+        "tags",
+        "version",
+        "release",
+        "environment",
+        "metadata",
+        "public",
+        "externalId",
+    ];
+    const GENERATION: &[&str] = &[
+        "id",
+        "traceId",
+        "parentObservationId",
+        "name",
+        "startTime",
+        "endTime",
+        "completionStartTime",
+        "model",
+        "modelParameters",
+        "input",
+        "output",
+        "usage",
+        "usageDetails",
+        "costDetails",
+        "level",
+        "statusMessage",
+        "version",
+        "environment",
+        "promptName",
+        "promptVersion",
+        "metadata",
+    ];
+    for (event, kind, known) in [
+        (&events[0], "trace-create", TRACE),
+        (&events[1], "generation-create", GENERATION),
+    ] {
         assert_eq!(event["type"], kind);
-        assert!(event["id"].is_string() && event["timestamp"].as_str().unwrap().ends_with('Z'), "{event}");
+        assert!(
+            event["id"].is_string() && event["timestamp"].as_str().unwrap().ends_with('Z'),
+            "{event}"
+        );
         for name in event["body"].as_object().unwrap().keys() {
             assert!(known.contains(&name.as_str()), "{kind} has no field {name}");
         }
@@ -370,11 +494,26 @@ async fn opentelemetry_is_told_in_its_own_words() {
     let receiver = Receiver::start("").await;
     let upstream = Upstream::start(|_| Script::chat(ANSWER)).await;
     let otlp = json!({"endpoint": format!("{}/v1/traces", receiver.host()), "headers": {"x-tenant": "t1"}});
-    let gateway = setup(json!({"otlp": otlp})).model("small", &upstream).start().await;
+    let gateway = setup(json!({"otlp": otlp}))
+        .model("small", &upstream)
+        .start()
+        .await;
     let parent = |sampled: u8| format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{sampled:02}");
-    let unsampled = post(&gateway, "/v1/chat/completions", &[("traceparent", &parent(0))], &question("small")).await;
+    let unsampled = post(
+        &gateway,
+        "/v1/chat/completions",
+        &[("traceparent", &parent(0))],
+        &question("small"),
+    )
+    .await;
     assert_eq!(unsampled.status(), 200);
-    post(&gateway, "/v1/chat/completions", &[("traceparent", &parent(1))], &question("small")).await;
+    post(
+        &gateway,
+        "/v1/chat/completions",
+        &[("traceparent", &parent(1))],
+        &question("small"),
+    )
+    .await;
     let spans = receiver.spans_once(2).await;
     let tree = tree(&spans);
     let (root, call) = (tree[0], tree[1]);
@@ -392,7 +531,13 @@ async fn opentelemetry_is_told_in_its_own_words() {
         assert_eq!(attribute(call, name), value, "{name}");
     }
     let whole = format!("{spans:?}");
-    assert!(!whole.contains(PROMPT) && !whole.contains(ANSWER), "content is for those who ask for it");
+    assert!(
+        !whole.contains(PROMPT) && !whole.contains(ANSWER),
+        "content is for those who ask for it"
+    );
     let taken = &receiver.taken()[0];
-    assert_eq!((taken.target.as_str(), taken.header("x-tenant")), ("/v1/traces", "t1"));
+    assert_eq!(
+        (taken.target.as_str(), taken.header("x-tenant")),
+        ("/v1/traces", "t1")
+    );
 }

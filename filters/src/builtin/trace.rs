@@ -232,7 +232,9 @@ fn heard(headers: &HeaderMap, wanted: &mut Wanted) -> (Context, Vec<(Box<str>, B
 
 fn is_on(value: &HeaderValue) -> bool {
     let value = value.as_bytes().trim_ascii();
-    [&b"true"[..], b"1"].iter().any(|on| value.eq_ignore_ascii_case(on))
+    [&b"true"[..], b"1"]
+        .iter()
+        .any(|on| value.eq_ignore_ascii_case(on))
 }
 
 fn bounded(text: &str) -> &str {
@@ -522,8 +524,18 @@ mod tests {
         );
         assert_eq!((wanted.capture, wanted.redacted), (Capture::Full, false));
 
-        assert!(check(&[("traceparent", parent), ("traceparent", parent)]).0.parent.is_none());
-        assert!(check(&[("traceparent", "nonsense"), ("tracestate", "a=b")]).0.state.is_none());
+        assert!(
+            check(&[("traceparent", parent), ("traceparent", parent)])
+                .0
+                .parent
+                .is_none()
+        );
+        assert!(
+            check(&[("traceparent", "nonsense"), ("tracestate", "a=b")])
+                .0
+                .state
+                .is_none()
+        );
         for name in [
             "litellm-enable-message-redaction",
             "x-litellm-enable-message-redaction",

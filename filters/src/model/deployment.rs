@@ -95,14 +95,7 @@ impl Base {
             Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
             Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
             Err(_) => {
-                const OURS: [&str; 6] = [
-                    ".internal",
-                    ".local",
-                    ".lan",
-                    ".localhost",
-                    ".home.arpa",
-                    ".svc",
-                ];
+                const OURS: [&str; 6] = [".internal", ".local", ".lan", ".localhost", ".home.arpa", ".svc"];
                 !host.contains('.') || OURS.iter().any(|end| host.ends_with(end))
             }
         }

@@ -94,14 +94,23 @@ fn unhex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     Some(out)
 }
 
-fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut out = [0u8; 32];
-    for (pair, b) in out.chunks_exact_mut(2).zip(bytes) {
-        pair.copy_from_slice(&[DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
+fn push_hex(bytes: &[u8], out: &mut String) {
+    for b in bytes {
+        for digit in [b >> 4, b & 15] {
+            let digit = if digit < 10 {
+                b'0' + digit
+            } else {
+                b'a' + digit - 10
+            };
+            out.push(char::from(digit));
+        }
     }
-    let text = out.get(..bytes.len() * 2).unwrap_or_default();
-    f.write_str(std::str::from_utf8(text).unwrap_or_default())
+}
+
+fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut out = String::with_capacity(32);
+    push_hex(bytes, &mut out);
+    f.write_str(&out)
 }
 
 impl fmt::Display for TraceId {
@@ -162,7 +171,9 @@ impl Context {
             unhex::<1>(version?.as_bytes())?[0],
             unhex::<1>(flags?.as_bytes())?[0],
         );
-        let dashes = [2, 35, 52].iter().all(|at| text.as_bytes().get(*at) == Some(&b'-'));
+        let dashes = [2, 35, 52]
+            .iter()
+            .all(|at| text.as_bytes().get(*at) == Some(&b'-'));
         // Later versions may say more behind a further dash.
         let ends = match version {
             0 => text.len() == 55,
@@ -189,8 +200,14 @@ impl Context {
 
     /// `traceparent` for whoever stands below `span`; also what `traceresponse` says.
     pub fn parent_of(&self, span: SpanId) -> String {
-        let flags = u8::from(self.sampled);
-        format!("00-{}-{span}-{flags:02x}", self.trace)
+        // Written on every call, so without the formatter.
+        let mut out = String::with_capacity(55);
+        out.push_str("00-");
+        push_hex(&self.trace.0, &mut out);
+        out.push('-');
+        push_hex(&span.0, &mut out);
+        out.push_str(if self.sampled { "-01" } else { "-00" });
+        out
     }
 }
 
