@@ -5,7 +5,7 @@ use super::proto::{Frame, Kind, Span};
 use super::story::{self, Story};
 use filters::model::call::Endpoint;
 use filters::model::record::Status;
-use filters::model::trace::Try;
+use filters::model::trace::{Capture, Try};
 use std::fmt::Write;
 
 /// What is said of every call alike.
@@ -16,6 +16,8 @@ pub struct Flavour {
     pub redact_keys: bool,
     /// LiteLLM's `langfuse_default_tags`.
     pub default_tags: Vec<String>,
+    /// What of a call is told.
+    pub capture: Capture,
     /// Bytes of content, each way.
     pub max_bytes: usize,
 }

@@ -211,6 +211,7 @@ fn metadata(flavour: &Flavour, story: &Story<'_>, deployment: &str, provider: &s
 mod tests {
     use super::*;
     use crate::traces::sample;
+    use filters::model::trace::Capture;
 
     #[test]
     fn a_call_is_a_trace_and_its_generations() {
@@ -219,11 +220,12 @@ mod tests {
             release: None,
             redact_keys: false,
             default_tags: Vec::new(),
+            capture: Capture::Full,
             max_bytes: 1000,
         };
         let trace = sample::trace();
         let mut out = Vec::new();
-        write(&flavour, &Story::of(&trace, 1000), &mut out);
+        write(&flavour, &Story::of(&trace, Capture::Full, 1000), &mut out);
         let events: Vec<Value> =
             serde_json::from_str(&format!("[{}]", String::from_utf8(out).unwrap())).unwrap();
         let kinds: Vec<_> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();

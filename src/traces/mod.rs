@@ -119,6 +119,12 @@ impl Exporters {
         true
     }
 
+    /// Who is told, and whether they take it.
+    pub fn receivers(&self) -> Vec<(&'static str, bool)> {
+        let used = self.shared.used.iter();
+        used.map(|e| (e.as_str(), self.shared.stats.takes(*e))).collect()
+    }
+
     /// Lines for `/metrics`; none when nobody is told.
     pub fn render(&self) -> String {
         match self.shared.used.as_slice() {
@@ -180,7 +186,8 @@ impl Traces for Exporters {
             intake.push(Weighed { trace, share });
             intake.len()
         };
-        if waiting == MANY {
+        let crowded = shared.stats.held.load(Relaxed) > shared.queue_bytes / 4;
+        if waiting == MANY || crowded {
             shared.wake.notify_one();
         }
     }

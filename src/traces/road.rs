@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// How long a receiver is left alone that refuses for good: at first, and at most.
 const SHUT: Duration = Duration::from_secs(60);
 const LONGEST_SHUT: Duration = Duration::from_secs(600);
+/// How long calls wait as they are for a receiver to say what it takes.
+const UNKNOWN: Duration = Duration::from_secs(30);
 /// The same warning comes no more often than this.
 const QUIET: Duration = Duration::from_secs(300);
 
@@ -153,14 +155,36 @@ impl Road {
 
     async fn find_out(&self, client: &Client) {
         let mut pause = FIRST_PAUSE;
+        let begun = Instant::now();
         loop {
             if let Some(format) = send::ask(client, &self.address).await {
                 self.format.set(Some(format));
+                self.drop_others(format);
                 return;
             }
             self.away("it does not answer");
+            // Calls take less room written down, and hardly anybody runs a server that wants them otherwise.
+            if begun.elapsed() > UNKNOWN {
+                self.format.set(Some(Format::Otlp));
+            }
             self.pause(jittered(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Lets go of parcels in a format that turned out to be the wrong one.
+    fn drop_others(&self, format: Format) {
+        let mut wrong = 0;
+        self.parcels.borrow_mut().retain(|p| {
+            let fits = p.parcel.format == format;
+            wrong += if fits { 0 } else { p.calls };
+            fits
+        });
+        if wrong > 0 {
+            self.lost(Lost::Refused, wrong);
+            self.warn(&format!(
+                "it is too old for {wrong} calls that have waited for it"
+            ));
         }
     }
 

@@ -96,6 +96,10 @@ impl Stats {
         self.counts[to as usize].away.store(away, Relaxed);
     }
 
+    pub fn takes(&self, from: Exporter) -> bool {
+        !self.counts[from as usize].away.load(Relaxed)
+    }
+
     /// Lines for `/metrics`, of those who are told at all.
     pub fn render(&self, used: &[Exporter]) -> String {
         let mut out = String::new();
@@ -146,7 +150,7 @@ impl Stats {
         let help = "1 while the receiver takes what it is sent.";
         family("tollkeeper_traces_receiver_up", "gauge", help, &mut |out| {
             for e in each() {
-                let up = u8::from(!self.counts[e as usize].away.load(Relaxed));
+                let up = u8::from(self.takes(e));
                 let _ = writeln!(
                     out,
                     "tollkeeper_traces_receiver_up{{exporter=\"{}\"}} {up}",

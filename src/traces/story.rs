@@ -38,8 +38,8 @@ pub struct Story<'t> {
 }
 
 impl<'t> Story<'t> {
-    /// `most`: bytes of content, each way.
-    pub fn of(trace: &'t Trace, most: usize) -> Self {
+    /// As fully as the call may be told and `capture` wants it; `most`: bytes of content, each way.
+    pub fn of(trace: &'t Trace, capture: Capture, most: usize) -> Self {
         let meta = meta(trace);
         let session = ["session_id", "litellm_session_id", "claude_code_session_id"]
             .iter()
@@ -49,7 +49,7 @@ impl<'t> Story<'t> {
             Some(user) => Some(Cow::Owned(id(&user).into_owned())),
             None => trace.end_user.as_deref().map(id),
         };
-        let (mut input, mut output) = match trace.capture {
+        let (mut input, mut output) = match trace.capture.min(capture) {
             Capture::Full => (
                 trace.input.as_ref().map(|i| bounded(asked(i), most)),
                 trace
@@ -383,7 +383,7 @@ mod tests {
             ("trace_user_id".into(), "u2".into()),
             ("claude_code_session_id".into(), "c".into()),
         ];
-        let s = Story::of(&trace, 1000);
+        let s = Story::of(&trace, Capture::Full, 1000);
         assert_eq!((s.session.as_deref(), s.user.as_deref()), (Some("s"), Some("u2")));
         // `create_trace_id(seed="my-trace")` of Langfuse's SDK.
         assert_eq!(
@@ -424,7 +424,7 @@ mod tests {
             &huge,
         ] {
             let trace = with(metadata);
-            let s = Story::of(&trace, 100);
+            let s = Story::of(&trace, Capture::Full, 100);
             assert!(s.session.as_ref().is_none_or(|s| s.chars().count() <= LONGEST_ID));
             assert!(
                 s.given("trace_name")
@@ -441,13 +441,13 @@ mod tests {
     #[test]
     fn content_is_bounded_and_hidden_where_asked() {
         let trace = sample::trace();
-        let s = Story::of(&trace, 1000);
+        let s = Story::of(&trace, Capture::Full, 1000);
         assert_eq!(s.input.as_deref(), Some(sample::INPUT));
         assert_eq!(s.output.as_deref(), Some(sample::OUTPUT));
-        let s = Story::of(&trace, 10);
+        let s = Story::of(&trace, Capture::Full, 10);
         assert!(s.input.unwrap().ends_with("more bytes]"));
         let masked = with(r#"{"mask_input":true,"mask_output":"True"}"#);
-        let s = Story::of(&masked, 1000);
+        let s = Story::of(&masked, Capture::Full, 1000);
         assert_eq!(
             (s.input.as_deref(), s.output.as_deref()),
             (Some(REDACTED), Some(REDACTED))
@@ -457,12 +457,21 @@ mod tests {
             redacted: true,
             ..sample::trace()
         };
-        assert_eq!(Story::of(&quiet, 1000).input.as_deref(), Some(REDACTED));
+        assert_eq!(
+            Story::of(&quiet, Capture::Full, 1000).input.as_deref(),
+            Some(REDACTED)
+        );
         let quiet = Trace {
             redacted: false,
             ..quiet
         };
-        assert_eq!(Story::of(&quiet, 1000).input, None);
+        assert_eq!(Story::of(&quiet, Capture::Full, 1000).input, None);
+        let told = Story::of(&trace, Capture::Metadata, 1000);
+        assert_eq!(
+            (told.input, told.output),
+            (None, None),
+            "another receiver wants it"
+        );
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Worker {
                 release: langfuse.and_then(|l| l.release.clone()),
                 redact_keys: tracing.redact_keys,
                 default_tags: tracing.default_tags.clone(),
+                capture: langfuse.map(|l| l.capture).unwrap_or_default(),
                 max_bytes: usize::try_from(tracing.max_bytes).unwrap_or(usize::MAX),
             },
             otlp: None,
@@ -399,15 +400,15 @@ impl Lane {
         pen.one.clear();
         match (words, format) {
             (Words::Langfuse, Format::Otlp) => {
-                let story = Story::of(trace, pen.flavour.max_bytes);
+                let story = Story::of(trace, pen.flavour.capture, pen.flavour.max_bytes);
                 pen.flavour.write(&story, pen.scratch, pen.one);
             }
             (Words::Langfuse, Format::Legacy) => {
-                let story = Story::of(trace, pen.flavour.max_bytes);
+                let story = Story::of(trace, pen.flavour.capture, pen.flavour.max_bytes);
                 legacy::write(pen.flavour, &story, pen.one);
             }
             (Words::GenAi, _) => {
-                let story = Story::of(trace, pen.flavour.max_bytes);
+                let story = Story::of(trace, pen.shared.otlp_capture, pen.flavour.max_bytes);
                 genai::write(pen.flavour, pen.shared.otlp_capture, &story, pen.scratch, pen.one);
             }
         }

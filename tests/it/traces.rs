@@ -241,6 +241,29 @@ async fn every_try_is_told_of() {
     assert_eq!(attribute(refused, "langfuse.observation.level"), "ERROR");
 }
 
+#[tokio::test]
+async fn each_receiver_is_told_as_much_as_is_its_own() {
+    let (chatty, quiet) = (Receiver::start("").await, Receiver::start("3.100.0").await);
+    let upstream = Upstream::start(|_| Script::chat(ANSWER)).await;
+    let mut conf = langfuse(&quiet);
+    conf["capture"] = "metadata".into();
+    let otlp = json!({"endpoint": format!("{}/v1/traces", chatty.host()), "capture": "full"});
+    let gateway = setup(json!({"langfuse": conf, "otlp": otlp}))
+        .model("small", &upstream)
+        .start()
+        .await;
+    post(&gateway, "/v1/chat/completions", &[], &question("small")).await;
+    let full = chatty.spans_once(2).await;
+    let messages: Value = serde_json::from_str(&attribute(tree(&full)[1], "gen_ai.input.messages")).unwrap();
+    assert_eq!(
+        messages,
+        json!([{"role": "user", "parts": [{"type": "text", "content": PROMPT}]}])
+    );
+    assert!(attribute(tree(&full)[1], "gen_ai.output.messages").contains(ANSWER));
+    let less = format!("{:?}", quiet.spans_once(2).await);
+    assert!(!less.contains(PROMPT) && !less.contains(ANSWER), "{less}");
+}
+
 /// Calls of the outage below; `TRACED_CALLS` asks for more.
 fn many() -> usize {
     std::env::var("TRACED_CALLS")

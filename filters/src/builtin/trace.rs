@@ -9,7 +9,7 @@ use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstrea
 use crate::model::call::Endpoint;
 use crate::model::deployment::Deployment;
 use crate::model::record::Status;
-use crate::model::trace::{Capture, Context, Input, Output, SpanId, Trace as Told, Try};
+use crate::model::trace::{Capture, Context, Hints, Input, Output, SpanId, Trace as Told, Try};
 use crate::wire::peek::{self, Kind};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -100,6 +100,7 @@ impl Filter for Trace {
         let mut wanted = self.traces.wants(&cx.caller);
         if wanted.capture > Capture::Off && !(self.traces.may_hide() && hides(call)) {
             let (context, hints) = heard(&head.headers, &mut wanted);
+            cx.trace_id = Some(context.trace);
             cx.traced = Some(Box::new(Traced {
                 wanted,
                 context,
@@ -183,9 +184,9 @@ fn says_something(endpoint: Endpoint) -> bool {
 }
 
 /// What the head says of the trace.
-fn heard(headers: &HeaderMap, wanted: &mut Wanted) -> (Context, Vec<(Box<str>, Box<str>)>) {
+fn heard(headers: &HeaderMap, wanted: &mut Wanted) -> (Context, Hints) {
     let (mut parent, mut state) = (None, None);
-    let mut hints: Vec<(Box<str>, Box<str>)> = Vec::new();
+    let mut hints = Hints::new();
     for (name, value) in headers {
         let hint = match name.as_str() {
             "traceparent" => {

@@ -7,7 +7,7 @@ use crate::model::deployment::Deployment;
 use crate::model::key::Caller;
 use crate::model::price::ServiceTier;
 use crate::model::record::Attempt;
-use crate::model::trace::{Context, SpanId};
+use crate::model::trace::{Context, Hints, SpanId, TraceId};
 use crate::model::usage::Usage;
 use crate::wire::sse::Splitter;
 use bytes::Bytes;
@@ -76,6 +76,8 @@ pub struct Cx {
     pub recorded: bool,
     /// What the call cost, nano-dollars; None = not priced or not known yet. Written by `spend`.
     pub cost_nanos: Option<i64>,
+    /// The trace that the call belongs to, if anybody watches. Written by `trace`.
+    pub trace_id: Option<TraceId>,
     /// What is kept of the call for those who watch, if anybody does. Written by `trace`.
     pub traced: Option<Box<Traced>>,
     /// State of filters that are not built in.
@@ -137,6 +139,7 @@ impl Cx {
             collected: Vec::new(),
             recorded: false,
             cost_nanos: None,
+            trace_id: None,
             traced: None,
             ext: Extensions::new(),
         }
@@ -199,7 +202,7 @@ pub struct Traced {
     /// The span of the call itself.
     pub root: SpanId,
     /// What headers said of the trace, under the names of `metadata`; bounded.
-    pub hints: Vec<(Box<str>, Box<str>)>,
+    pub hints: Hints,
     pub tries: SmallVec<[Begun; 1]>,
     pub answer: Kept,
 }

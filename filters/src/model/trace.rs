@@ -249,6 +249,9 @@ pub struct Output {
     pub cut: bool,
 }
 
+/// What headers said of a trace, under the names of `metadata`; each name once.
+pub type Hints = Vec<(Box<str>, Box<str>)>;
+
 /// A call that is over. Times are microseconds since 1970, UTC; money is nano-dollars.
 #[derive(Clone, Debug)]
 pub struct Trace {
@@ -272,7 +275,7 @@ pub struct Trace {
     /// The request's `metadata` as JSON text, as the caller wrote it: any shape.
     pub metadata: Option<Bytes>,
     /// What headers said of the trace, under the names of `metadata`; each name once.
-    pub hints: Vec<(Box<str>, Box<str>)>,
+    pub hints: Hints,
     /// Parameters of the call, as one JSON object.
     pub parameters: String,
     pub user_agent: Option<String>,
