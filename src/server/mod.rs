@@ -30,7 +30,7 @@ use crate::shared::meters::{self, Gate, Meters};
 use crate::shared::parties::Parties;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Telemetry;
-use crate::telemetry::metrics::page::Page;
+use crate::telemetry::metrics::page::{Page, Source};
 use crate::tls::Tls;
 use crate::traces::Exporters;
 use crate::upgrade::new::Inherited;
@@ -327,6 +327,8 @@ fn start(
         clock,
         reload: Arc::clone(&reload),
     });
+    let shown = Arc::clone(&traces);
+    telemetry.add(move |page: &mut Page| shown.gather(page));
     telemetry.add(Gauges {
         telemetry: Arc::downgrade(&telemetry),
         snapshot: Arc::clone(&snapshot),

@@ -21,6 +21,7 @@ mod story;
 mod worker;
 
 use crate::conf::{Env, Tracing};
+use crate::telemetry::metrics::page::{Page, Source};
 use filters::contract::ports::{Traces, Wanted};
 use filters::model::key::Caller;
 use filters::model::record::Status;
@@ -124,13 +125,12 @@ impl Exporters {
         let used = self.shared.used.iter();
         used.map(|e| (e.as_str(), self.shared.stats.takes(*e))).collect()
     }
+}
 
-    /// Lines for `/metrics`; none when nobody is told.
-    pub fn render(&self) -> String {
-        match self.shared.used.as_slice() {
-            [] => String::new(),
-            used => self.shared.stats.render(used),
-        }
+impl Source for Exporters {
+    /// Nothing when nobody is told.
+    fn gather(&self, page: &mut Page) {
+        self.shared.stats.gather(&self.shared.used, page);
     }
 }
 
@@ -256,6 +256,12 @@ mod tests {
         rx
     }
 
+    fn shown(exporters: &Exporters) -> String {
+        let mut page = Page::default();
+        exporters.gather(&mut page);
+        page.finish()
+    }
+
     fn call(n: u32) -> Box<Trace> {
         let mut trace = sample::trace();
         let mut id = [1; 16];
@@ -288,7 +294,7 @@ mod tests {
             exporters.finish(Duration::from_secs(30)),
             "everything goes in the end"
         );
-        let text = exporters.render();
+        let text = shown(&exporters);
         let count = |name: &str| -> u32 {
             let line = text.lines().find(|l| l.starts_with(name)).unwrap();
             line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -316,6 +322,6 @@ mod tests {
         let none = Exporters::start(&Tracing::default(), &Env::default()).unwrap();
         assert_eq!(none.most(), Capture::Off);
         none.emit(call(0));
-        assert!(none.finish(Duration::ZERO) && none.render().is_empty());
+        assert!(none.finish(Duration::ZERO) && shown(&none).is_empty());
     }
 }

@@ -1,7 +1,8 @@
 //! What is counted of telling: sent, let go of and why, tried again, and what waits. Labels are from fixed
 //! lists, however many projects there are.
 
-use std::fmt::Write;
+use crate::telemetry::metrics::catalog as c;
+use crate::telemetry::metrics::page::Page;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -16,8 +17,6 @@ pub enum Exporter {
 }
 
 impl Exporter {
-    const ALL: [Exporter; 3] = [Exporter::Langfuse, Exporter::OwnProjects, Exporter::Otlp];
-
     pub fn as_str(self) -> &'static str {
         match self {
             Exporter::Langfuse => "langfuse",
@@ -100,69 +99,21 @@ impl Stats {
         !self.counts[from as usize].away.load(Relaxed)
     }
 
-    /// Lines for `/metrics`, of those who are told at all.
-    pub fn render(&self, used: &[Exporter]) -> String {
-        let mut out = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, lines: &mut dyn FnMut(&mut String)| {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            lines(&mut out);
-        };
-        let each = || Exporter::ALL.into_iter().filter(|e| used.contains(e));
-        family(
-            "tollkeeper_traces_sent_total",
-            "counter",
-            "Calls told of.",
-            &mut |out| {
-                for e in each() {
-                    let n = self.counts[e as usize].sent.load(Relaxed);
-                    let _ = writeln!(
-                        out,
-                        "tollkeeper_traces_sent_total{{exporter=\"{}\"}} {n}",
-                        e.as_str()
-                    );
-                }
-            },
-        );
-        let help = "Calls not told of, by reason.";
-        family("tollkeeper_traces_lost_total", "counter", help, &mut |out| {
-            for e in each() {
-                for why in Lost::ALL {
-                    let n = self.counts[e as usize].lost[why as usize].load(Relaxed);
-                    let (e, why) = (e.as_str(), why.as_str());
-                    let _ = writeln!(
-                        out,
-                        "tollkeeper_traces_lost_total{{exporter=\"{e}\",reason=\"{why}\"}} {n}"
-                    );
-                }
+    /// Shows those who are told at all.
+    pub fn gather(&self, used: &[Exporter], page: &mut Page) {
+        for to in used {
+            let (name, counts) = (to.as_str(), &self.counts[*to as usize]);
+            page.int(&c::TRACES_SENT, &[name], counts.sent.load(Relaxed));
+            for why in Lost::ALL {
+                let n = counts.lost[why as usize].load(Relaxed);
+                page.int(&c::TRACES_LOST, &[name, why.as_str()], n);
             }
-        });
-        let help = "Batches that were sent again.";
-        family("tollkeeper_traces_retries_total", "counter", help, &mut |out| {
-            for e in each() {
-                let n = self.counts[e as usize].retries.load(Relaxed);
-                let _ = writeln!(
-                    out,
-                    "tollkeeper_traces_retries_total{{exporter=\"{}\"}} {n}",
-                    e.as_str()
-                );
-            }
-        });
-        let help = "1 while the receiver takes what it is sent.";
-        family("tollkeeper_traces_receiver_up", "gauge", help, &mut |out| {
-            for e in each() {
-                let up = u8::from(self.takes(e));
-                let _ = writeln!(
-                    out,
-                    "tollkeeper_traces_receiver_up{{exporter=\"{}\"}} {up}",
-                    e.as_str()
-                );
-            }
-        });
-        let help = "What waits to be told, in memory.";
-        family("tollkeeper_traces_queue_bytes", "gauge", help, &mut |out| {
-            let _ = writeln!(out, "tollkeeper_traces_queue_bytes {}", self.held.load(Relaxed));
-        });
-        out
+            page.int(&c::TRACES_RETRIES, &[name], counts.retries.load(Relaxed));
+            page.int(&c::TRACES_UP, &[name], u64::from(self.takes(*to)));
+        }
+        if !used.is_empty() {
+            page.int(&c::TRACES_QUEUE, &[], self.held.load(Relaxed) as u64);
+        }
     }
 }
 
@@ -235,7 +186,9 @@ mod tests {
         let stats = Stats::default();
         stats.sent(Exporter::Otlp, 3);
         stats.lost(Exporter::Otlp, Lost::Full, 2);
-        let text = stats.render(&[Exporter::Otlp]);
+        let mut page = Page::default();
+        stats.gather(&[Exporter::Otlp], &mut page);
+        let text = page.finish();
         assert!(
             text.contains("tollkeeper_traces_sent_total{exporter=\"otlp\"} 3\n"),
             "{text}"

@@ -127,6 +127,18 @@ families! {
     LEDGER_HEALTHY: Gauge "tollkeeper_ledger_healthy" [] "0, 1",
         "1 while the disk takes records and the store takes rows.";
 
+    // Langfuse and OpenTelemetry.
+    TRACES_SENT: Counter "tollkeeper_traces_sent_total" [exporter] "calls",
+        "Calls that Langfuse or OpenTelemetry were told of.";
+    TRACES_LOST: Counter "tollkeeper_traces_lost_total" [exporter, reason] "calls",
+        "Calls that they were not told of: full, refused, rejected, address, projects.";
+    TRACES_RETRIES: Counter "tollkeeper_traces_retries_total" [exporter] "batches",
+        "Batches that were sent again.";
+    TRACES_UP: Gauge "tollkeeper_traces_receiver_up" [exporter] "0, 1",
+        "1 while the receiver takes what it is sent.";
+    TRACES_QUEUE: Gauge "tollkeeper_traces_queue_bytes" [] "bytes",
+        "What waits in memory to be told.";
+
     // Certificates, config, process.
     CERTIFICATES: Gauge "tollkeeper_tls_certificate_expires_seconds" [host] "seconds",
         "Until the certificate that is shown for a configured name ends; below zero when it has.";
