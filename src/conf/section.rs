@@ -408,9 +408,9 @@ mod tests {
         }
         check("model_list: []", false, 0);
         check("litellm_settings: {callbacks: [prometheus]}", true, 0);
-        check("litellm_settings: {success_callback: [langfuse]}", false, 1);
+        check("litellm_settings: {success_callback: [datadog]}", false, 1);
         check(
-            "litellm_settings: {failure_callback: [langfuse, prometheus]}",
+            "litellm_settings: {failure_callback: [datadog, prometheus]}",
             true,
             1,
         );
