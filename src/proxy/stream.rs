@@ -74,7 +74,11 @@ impl Gateway {
             To::Service(service) => service,
             To::Place(base) => {
                 let timeouts = &state.snapshot.timeouts;
-                let place = self.peers.place(base, timeouts.connect).await.map_err(unreachable)?;
+                let place = self
+                    .peers
+                    .place(base, timeouts.connect)
+                    .await
+                    .map_err(unreachable)?;
                 let mut peer = Box::new(place.peer.clone());
                 peer.options.read_timeout = Some(timeouts.first_byte);
                 return Ok(peer);

@@ -23,11 +23,10 @@ use std::sync::Arc;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
 
-/// Of each client connection, bytes. A head with all its limits goes out in one packet with the body of a
-/// usual answer, for which Pingora's 1460 are too few; and its 64 KiB for reading are cleared for every
-/// connection and hardly ever used: bodies are read into buffers of their own.
+/// Of each client connection. A head with all its limits goes out in one packet with the body of a usual
+/// answer, for which Pingora's 1460 bytes are too few.
 const SOCKET_BUFFERS: L4BufferSettings = L4BufferSettings {
-    read: Some(8 << 10),
+    read: None,
     write: Some(8 << 10),
 };
 
