@@ -25,5 +25,8 @@ tests/clients/run.sh
 step "dashboards and alerts on a real Prometheus"
 tests/observe/run.sh
 
+step "the edge from outside, the short part"
+tests/edge/run.sh short
+
 step "answers against the API's descriptions"
 tests/schema/run.sh
