@@ -3,7 +3,7 @@
 CONFIG ?=
 ARGS ?=
 
-.PHONY: run build test check unit clients bench soak deb image clean
+.PHONY: run build test check check-edge unit clients bench soak deb image clean
 
 run: build
 	@exec target/release/tollkeeper $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
@@ -26,6 +26,13 @@ clients:
 	@scripts/setup.sh test
 	@cargo build --locked
 	@tests/clients/run.sh
+
+# The edge from outside: testssl, sslyze, h2load, slowhttptest, the rate limit, schemathesis; six minutes.
+# ARGS=short|tls|load|rate|heads|slow|schema; writes tests/edge/results.md and README.md.
+check-edge:
+	@scripts/setup.sh edge
+	@cargo build --release --locked --bin tollkeeper
+	@TOLLKEEPER_BIN=$${CARGO_TARGET_DIR:-target}/release/tollkeeper tests/edge/run.sh $(ARGS)
 
 # Tollkeeper beside a bare Pingora proxy, in one run.
 bench:

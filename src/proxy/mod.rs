@@ -52,6 +52,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use state::State;
 use std::sync::Arc;
 use std::time::Duration;
+use table::Found;
 use throttle::Turn;
 use tokio::sync::Semaphore;
 
@@ -307,9 +308,9 @@ impl Gateway {
     /// Whether the client shows a key that may see everything, on a lane that wants none. Judged as on the
     /// management API's lane; whoever guesses keys waits as there.
     async fn is_overseer(&self, session: &Session, state: &mut State) -> bool {
-        let host = state::host(session);
         let snapshot = Arc::clone(&state.snapshot);
-        let Some(lane) = snapshot.lanes.find(&host, admin::OVERSEEN, "GET") else {
+        let is_here = || state::is_here(&state.host, state.peer, &session.req_header().headers);
+        let Found::Lane(lane) = snapshot.lanes.find(&state.host, admin::OVERSEEN, "GET", is_here) else {
             return false;
         };
         if !matches!(lane.kind, Kind::Admin) || slowed_down(state, session, lane).await.is_some() {

@@ -240,7 +240,7 @@ fn not_one_reading(why: &str) -> Refusal {
 }
 
 /// Whether this machine asks for itself, and no proxy on it for somebody else.
-fn is_here(host: &str, peer: IpAddr, headers: &HeaderMap) -> bool {
+pub(super) fn is_here(host: &str, peer: IpAddr, headers: &HeaderMap) -> bool {
     let names_itself = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let by_proxy = ["x-forwarded-for", "forwarded", "x-real-ip"];
     names_itself

@@ -69,6 +69,19 @@ class Process:
                 raise SystemExit(f"{self.name} does not answer, see {self.log.name}")
             time.sleep(0.001)
 
+    def listens(self):
+        """Waits until its port takes connections."""
+        while True:
+            if self.child.poll() is not None:
+                raise SystemExit(f"{self.name} ended at once, see {self.log.name}")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 5).close()
+                return
+            except OSError:
+                if time.perf_counter() - self.begun > PATIENCE:
+                    raise SystemExit(f"{self.name} does not listen, see {self.log.name}")
+                time.sleep(0.001)
+
     def cpu(self):
         """Seconds of CPU that all its threads have used, kernel included."""
         stat = pathlib.Path(f"/proc/{self.child.pid}/stat").read_text()

@@ -4,6 +4,8 @@ where absolute figures move.
 
   run.py --bin DIR            three rounds, medians; writes results.json and results.md beside this file
   run.py --bin DIR quick      one short round, nothing written
+  run.py --bin DIR edge       what the edge costs alone, nothing written; BENCH_ROUNDS and BENCH_SECONDS change how long,
+                              --before FILE measures a tollkeeper from before a change beside it
   run.py --bin DIR profile    where the governed gateway spends its time (perf, else callgrind)
 
 DIR holds `tollkeeper` and `examples/{mock_upstream,bare_proxy}`. Python's standard library, wrk, and a
@@ -14,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import resource
 import secrets
@@ -25,6 +28,7 @@ import time
 import urllib.request
 from dataclasses import dataclass
 
+import edge
 import load
 import profiler
 import report
@@ -111,21 +115,23 @@ class Stand:
         port = free_port()
         return Process(name, command(port), port, self.dir / f"{name}.log", env, farewell)
 
-    def bare(self):
+    def bare(self, *certificate):
+        """`certificate` is the file of one and that of its key: then it speaks TLS."""
         return self._start("bare", lambda port: [
-            self.bin / "examples/bare_proxy", f"127.0.0.1:{port}", f"127.0.0.1:{self.mock.port}"],
+            self.bin / "examples/bare_proxy", f"127.0.0.1:{port}", f"127.0.0.1:{self.mock.port}", *certificate],
             farewell=signal.SIGINT)
 
-    def gateway(self, name, wrapper=()):
-        """`open` or `governed`, started with a data directory that stays from start to start."""
-        text = MODEL + (OPEN if name == "open" else GOVERNED)
+    def gateway(self, name, wrapper=(), more="", binary=None):
+        """`governed`, else as `open`, with `more` below `tollkeeper:`; started with a data directory that
+        stays from start to start."""
+        text = MODEL + (GOVERNED if name == "governed" else OPEN) + more.replace("{", "{{").replace("}", "}}")
         data = self.dir / f"data-{name}"
         data.mkdir(mode=0o700, exist_ok=True)
         config = self.dir / f"{name}.yaml"
         config.write_text(text.format(mock=self.mock.port, data=data, database=self.database,
                                       redis=self.redis.port))
         return self._start(name, lambda port: [
-            *wrapper, self.bin / "tollkeeper", "--config", config, "--host", "127.0.0.1", "--port", port],
+            *wrapper, binary or self.bin / "tollkeeper", "--config", config, "--host", "127.0.0.1", "--port", port],
             {"TOLLKEEPER_MASTER_KEY": self.master})
 
     def proxy(self, name):
@@ -230,6 +236,7 @@ def measure(stand, plan):
             results["rounds"].append(figures)
         proxies["governed"].cpu_when_quiet()
         results["ledger"] = {"answered": counted, "rows": stand.rows() - rows}
+    results["edge"] = edge.measure(stand, plan, CONNECTIONS, say)
     return results
 
 
@@ -237,7 +244,8 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--bin", required=True, type=pathlib.Path)
     ask.add_argument("--profile", default="", help="the cargo profile the programs were built with")
-    ask.add_argument("mode", nargs="?", choices=["full", "quick", "profile"], default="full")
+    ask.add_argument("--before", type=pathlib.Path, help="with `edge`: a tollkeeper from before a change")
+    ask.add_argument("mode", nargs="?", choices=["full", "quick", "edge", "profile"], default="full")
     options = ask.parse_args()
     # Two sockets per stream in the proxy, one each here and in the mock.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -250,6 +258,9 @@ def main():
         with Stand(options.bin.resolve(), directory) as stand:
             if options.mode == "profile":
                 profiler.profile(stand)
+            elif options.mode == "edge":
+                plan = Plan(int(os.environ.get("BENCH_ROUNDS", "5")), int(os.environ.get("BENCH_SECONDS", "6")), 0, 0)
+                report.show_edge(edge.measure(stand, plan, CONNECTIONS, say, options.before))
             else:
                 plan = FULL if options.mode == "full" else QUICK
                 results = measure(stand, plan)

@@ -123,8 +123,8 @@ def _deployment(name: str, model: str, base: str, **more: object) -> dict:
     return entry
 
 
-def config(urls: dict[str, str], wildcard: bool) -> dict:
-    """What an operator of LiteLLM would write for these upstreams.
+def config(urls: dict[str, str], wildcard: bool, secure_port: int) -> dict:
+    """What an operator of LiteLLM would write for these upstreams, and a listener with TLS.
 
     Without `wildcard` unknown names have nowhere to go, the second deployment of
     `spread` is alive while its first is not, and calls to `fake-slow` time out.
@@ -197,6 +197,14 @@ def config(urls: dict[str, str], wildcard: bool) -> dict:
                 passed("/guarded", fake, auth=True),
             ],
         },
+        "tollkeeper": {
+            "listeners": [
+                # The command line gives the first one its port.
+                {"address": "127.0.0.1:4000"},
+                {"address": f"127.0.0.1:{secure_port}", "tls": True},
+            ],
+            "tls": {"local": {"hosts": ["localhost", "127.0.0.1"]}},
+        },
     }
 
 
@@ -244,6 +252,15 @@ def _wait_until_ready(process: subprocess.Popen, base: str, log: Path) -> None:
     raise StackError(f"tollkeeper did not get ready ({last}):\n{log.read_text()[-3000:]}")
 
 
+def _authority(binary: Path, conf: Path, environment: dict[str, str]) -> str:
+    """The certificate that clients have to trust, as an operator gets it."""
+    command = [binary, "tls", "ca", "--config", conf]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if told.returncode != 0:
+        raise StackError(f"tls ca exited with {told.returncode}:\n{told.stderr[-2000:]}")
+    return told.stdout
+
+
 @contextlib.contextmanager
 def running(
     store: str, binary: Path | None = None, on_exit: Callable[[str, int], None] | None = None
@@ -262,7 +279,9 @@ def running(
                 data = scratch / f"data-{name}"
                 data.mkdir()
                 conf = scratch / f"{name}.yaml"
-                conf.write_text(yaml.safe_dump(config(urls, wildcard), sort_keys=False))
+                secure_port = free_port()
+                text = yaml.safe_dump(config(urls, wildcard, secure_port), sort_keys=False)
+                conf.write_text(text)
                 environment = {
                     key: value
                     for key, value in os.environ.items()
@@ -274,9 +293,15 @@ def running(
                     environment["DATABASE_URL"] = os.environ["DATABASE_URL"]
                 log = scratch / f"{name}.log"
                 gateways[name] = _start_gateway(binary, conf, log, environment)
+                if name == "main":
+                    secure = f"https://localhost:{secure_port}"
+                    ca = scratch / "ca.pem"
+                    ca.write_text(_authority(binary, conf, environment))
             yield {
                 "base": gateways["main"][1],
                 "strict": gateways["strict"][1],
+                "https": secure,
+                "ca": str(ca),
                 "master_key": master_key,
                 "upstream_key": UPSTREAM_KEY,
                 "price_in": PRICE_IN,
