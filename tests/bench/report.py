@@ -97,14 +97,14 @@ def edge_aims(results):
     added = statistics.median(one["limited"]["cpu_us"] - one["plain"]["cpu_us"] for one in results["rounds"])
     rate = statistics.median(one["tls"]["rate"] / one["bare tls"]["rate"] for one in results["rounds"])
     aims = [
-        {"aim": "rate limit, caps and deadlines add ≤ 5 µs CPU per call", "measured": round(added, 2), "unit": "µs",
+        {"aim": "a rate limit adds ≤ 5 µs CPU per call (caps and deadlines are always on)", "measured": round(added, 2), "unit": "µs",
          "met": added <= 5},
         {"aim": "full TLS handshakes per second ≥ 0.9 × bare Pingora", "measured": round(rate, 2), "unit": "×",
          "met": rate >= 0.9},
     ]
     if "before" in results["rounds"][0]:
         since = statistics.median(one["limited"]["cpu_us"] - one["before"]["cpu_us"] for one in results["rounds"])
-        aims.append({"aim": "limits on, against the tollkeeper before: ≤ 5 µs CPU per call",
+        aims.append({"aim": "rate limit, caps and deadlines, against the tollkeeper before: ≤ 5 µs CPU per call",
                      "measured": round(since, 2), "unit": "µs", "met": since <= 5})
     return aims
 
@@ -129,7 +129,7 @@ def _edge_text(results):
     (_, _, cpu), (_, _, rate), (_, _, shake) = _edge_rows(results)
     return (
         f"The edge: without a rate limit the *open* gateway takes {cpu['plain']:.1f} µs of CPU per call, with one that "
-        f"refuses nobody, and with connections and times bounded otherwise than by default, {cpu['limited']:.1f} µs. "
+        f"refuses nobody {cpu['limited']:.1f} µs; caps of connections and deadlines are on in both. "
         f"Full TLS 1.3 handshakes (ECDSA P-256, by `openssl s_time`, no resumption): {rate['tls']:,.0f} a second at "
         f"{shake['tls']:.0f} µs CPU each; bare Pingora with the same certificate: {rate['bare tls']:,.0f} at "
         f"{shake['bare tls']:.0f} µs.\n"

@@ -212,7 +212,7 @@ def measure_load(stand, plan, name, process, port, key):
     }
 
 
-def measure(stand, plan):
+def measure(stand, plan, before=None):
     results = {"memory": {}, "rounds": []}
     for name in ("bare", "open", "governed"):
         say(f"{name}: start and memory")
@@ -236,7 +236,7 @@ def measure(stand, plan):
             results["rounds"].append(figures)
         proxies["governed"].cpu_when_quiet()
         results["ledger"] = {"answered": counted, "rows": stand.rows() - rows}
-    results["edge"] = edge.measure(stand, plan, CONNECTIONS, say)
+    results["edge"] = edge.measure(stand, plan, CONNECTIONS, say, before)
     return results
 
 
@@ -244,7 +244,7 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--bin", required=True, type=pathlib.Path)
     ask.add_argument("--profile", default="", help="the cargo profile the programs were built with")
-    ask.add_argument("--before", type=pathlib.Path, help="with `edge`: a tollkeeper from before a change")
+    ask.add_argument("--before", type=pathlib.Path, help="a tollkeeper from before a change, for what the edge costs")
     ask.add_argument("mode", nargs="?", choices=["full", "quick", "edge", "profile"], default="full")
     options = ask.parse_args()
     # Two sockets per stream in the proxy, one each here and in the mock.
@@ -263,7 +263,7 @@ def main():
                 report.show_edge(edge.measure(stand, plan, CONNECTIONS, say, options.before))
             else:
                 plan = FULL if options.mode == "full" else QUICK
-                results = measure(stand, plan)
+                results = measure(stand, plan, options.before)
                 report.write(results, plan, options.profile, keep=options.mode == "full")
         done = True
     finally:
