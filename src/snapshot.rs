@@ -39,6 +39,7 @@ impl Snapshot {
             paths: admin::paths(),
             open: admin::open_paths(),
             is_info: admin::is_info,
+            sees_all: admin::sees_all,
         };
         let services = Arc::new(Services::new(conf)?);
         Ok(Self {

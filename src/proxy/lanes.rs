@@ -11,6 +11,7 @@ use filters::contract::cx::Auth;
 use filters::contract::ports::Ports;
 use filters::contract::{Chain, Registry};
 use filters::model::deployment::Base;
+use filters::model::key::Caller;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -77,6 +78,8 @@ impl Kind {
 pub struct Lanes {
     /// Whether a path of the management API only shows a key itself and its like.
     pub is_info: fn(&str) -> bool,
+    /// Whether the management API shows a caller everything.
+    pub sees_all: fn(&Caller) -> bool,
     fallback: Arc<Lane>,
     table: Table,
 }
@@ -127,6 +130,8 @@ pub struct Management {
     /// Those that want no key.
     pub open: Vec<&'static str>,
     pub is_info: fn(&str) -> bool,
+    /// Whether the management API shows a caller everything.
+    pub sees_all: fn(&Caller) -> bool,
 }
 
 impl Lanes {
@@ -278,6 +283,7 @@ impl Lanes {
         let refuses = conf.tollkeeper.unknown_hosts == UnknownHosts::Refuse;
         Ok(Lanes {
             is_info: management.is_info,
+            sees_all: management.sees_all,
             fallback: Arc::new(Lane {
                 name: "none".into(),
                 hosts: Vec::new(),
