@@ -2,6 +2,7 @@
 //! finds in their standing. Each check opens a connection of its own: whether one can be opened is half of
 //! what is asked.
 
+use super::standing::Check;
 use super::{Backend, HealthCheck, Service};
 use crate::proxy::peer::Peers;
 use crate::snapshot::Snapshot;
@@ -46,7 +47,7 @@ pub async fn watch(snapshot: Arc<ArcSwap<Snapshot>>) {
                     let (road, service) = (Arc::clone(&road), Arc::clone(service));
                     let backend = Arc::clone(backend);
                     running.spawn(async move {
-                        look(&road, &service, &backend).await;
+                        look(&road, &service, &backend, &turn).await;
                         drop(turn);
                     });
                 }
@@ -59,14 +60,14 @@ pub async fn watch(snapshot: Arc<ArcSwap<Snapshot>>) {
     }
 }
 
-async fn look(road: &Road, service: &Service, backend: &Backend) {
+async fn look(road: &Road, service: &Service, backend: &Backend, turn: &Check) {
     let Some(check) = &service.health_check else {
         return;
     };
     let found = tokio::time::timeout(check.timeout, ask(road, service, backend, check))
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
-    if !backend.standing().checked(found.is_ok()) {
+    if !backend.standing().checked(turn, found.is_ok()) {
         return;
     }
     match found {

@@ -12,8 +12,11 @@ pub const REST: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Standing {
     begun: Instant,
-    /// The last health check failed.
-    ill: AtomicBool,
+    /// The era in which the last health check failed; 0 = it did not. One of an older era counts no longer.
+    ill: AtomicU64,
+    /// Begins anew when nobody looks after it any more, so that a check which is still under way then finds
+    /// nothing that lasts.
+    era: AtomicU64,
     /// Milliseconds since `begun` up to which it is left out; 0 = it is not.
     rests_until: AtomicU64,
     in_flight: AtomicUsize,
@@ -26,7 +29,8 @@ impl Default for Standing {
     fn default() -> Self {
         Self {
             begun: Instant::now(),
-            ill: AtomicBool::new(false),
+            ill: AtomicU64::new(0),
+            era: AtomicU64::new(1),
             rests_until: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             check_due: AtomicU64::new(0),
@@ -42,7 +46,7 @@ impl Standing {
 
     /// Whether requests should go there.
     pub fn is_well(&self) -> bool {
-        if self.ill.load(Ordering::Relaxed) {
+        if self.ill.load(Ordering::Relaxed) == self.era.load(Ordering::Relaxed) {
             return false;
         }
         let until = self.rests_until.load(Ordering::Relaxed);
@@ -58,12 +62,18 @@ impl Standing {
     }
 
     /// What a health check found. True = that is news.
-    pub fn checked(&self, is_well: bool) -> bool {
+    pub fn checked(&self, check: &Check, is_well: bool) -> bool {
+        let now = self.era.load(Ordering::Relaxed);
+        if check.era != now {
+            return false;
+        }
         if is_well {
             // Whoever answers can be connected to.
             self.rests_until.store(0, Ordering::Relaxed);
         }
-        self.ill.swap(!is_well, Ordering::Relaxed) == is_well
+        let found = if is_well { 0 } else { check.era };
+        let before = self.ill.swap(found, Ordering::Relaxed);
+        (before == check.era) == is_well
     }
 
     pub fn in_flight(&self) -> usize {
@@ -78,7 +88,10 @@ impl Standing {
         }
         let due = now + interval.as_millis() as u64;
         self.check_due.store(due, Ordering::Relaxed);
-        Some(Check(Arc::clone(self)))
+        Some(Check {
+            standing: Arc::clone(self),
+            era: self.era.load(Ordering::Relaxed),
+        })
     }
 
     /// Time until the next health check.
@@ -93,16 +106,20 @@ impl Standing {
 
     /// Nobody looks after it any more: what the last check found counts no longer.
     pub fn forget_checks(&self) {
-        self.ill.store(false, Ordering::Relaxed);
+        self.era.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// A health check under way.
-pub struct Check(Arc<Standing>);
+pub struct Check {
+    standing: Arc<Standing>,
+    /// When it began.
+    era: u64,
+}
 
 impl Drop for Check {
     fn drop(&mut self) {
-        self.0.being_checked.store(false, Ordering::Relaxed);
+        self.standing.being_checked.store(false, Ordering::Relaxed);
     }
 }
 
@@ -129,12 +146,22 @@ mod tests {
     #[test]
     fn news_is_told_once() {
         let s = Arc::new(Standing::default());
-        assert!(s.is_well() && !s.checked(true));
-        assert!(s.checked(false) && !s.checked(false) && !s.is_well());
-        assert!(s.checked(true) && s.is_well());
+        let checked = |is_well| {
+            let check = s.begin_check(Duration::ZERO).unwrap();
+            s.checked(&check, is_well)
+        };
+        assert!(s.is_well() && !checked(true));
+        assert!(checked(false) && !checked(false) && !s.is_well());
+        assert!(checked(true) && s.is_well());
         assert!(s.refused() && !s.refused() && !s.is_well());
-        s.checked(true);
+        checked(true);
         assert!(s.is_well(), "an answer ends the rest");
+        checked(false);
+        let late = s.begin_check(Duration::ZERO).unwrap();
+        s.forget_checks();
+        assert!(s.is_well(), "what was found counts no longer");
+        assert!(!s.checked(&late, false) && s.is_well(), "nor what is found late");
+        drop(late);
         let visits = [Visit::begin(&s), Visit::begin(&s)];
         assert_eq!(s.in_flight(), 2);
         drop(visits);
