@@ -29,7 +29,9 @@ fn address(receiver: &Upstream) -> String {
 async fn posted(receiver: &Upstream) -> Vec<Value> {
     let mut all = Vec::new();
     for n in 1..receiver.count() {
-        all.push(receiver.request(n).await.json());
+        let post = receiver.request(n).await;
+        post.end().await;
+        all.push(post.json());
     }
     all
 }

@@ -43,6 +43,8 @@ class Failed(Exception):
 class Upstream(BaseHTTPRequestHandler):
     """Answers by the model's name: `up-broken` fails, everything else is well."""
 
+    # Else the kernel may keep all but the first piece of a stream until they are one.
+    disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
