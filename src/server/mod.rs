@@ -10,7 +10,9 @@ mod world;
 use self::leave::{Running, Stage, on_hangup, watch_signals};
 use self::listen::{Doors, listeners, redirect, services, sockets};
 use self::replace::Replacing;
-use self::world::{Books, Voices, WallClock, agreement, meter_settings, open_store, redis_state};
+use self::world::{
+    Books, Voices, WallClock, agreement, meter_settings, open_store, redis_state, traces_state,
+};
 use crate::alerts::Alerts;
 use crate::alerts::watch::Watch;
 use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
@@ -302,7 +304,8 @@ fn start(
     };
     background.spawn(watch.run());
     let health = Health::new(Arc::clone(&store), Arc::clone(&ledger), endpoints);
-    let health = Arc::new(health.also("redis", redis_state(redis)));
+    let health = health.also("redis", redis_state(redis));
+    let health = Arc::new(health.also("traces", traces_state(Arc::clone(&traces))));
     let (catalog, policy, master) = (
         Arc::clone(&snapshot),
         Arc::clone(&snapshot),

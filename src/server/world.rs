@@ -11,6 +11,7 @@ use crate::shared::meters::{self, Crossed, Events, Meters};
 use crate::shared::period::{self, Calendar, Reset};
 use crate::store::{self, Address, Store};
 use crate::telemetry::metrics::Telemetry;
+use crate::traces::Exporters;
 use crate::upgrade::replica::Replica;
 use filters::contract::ports::{Clock, Ledger as LedgerPort, Refused};
 use filters::model::limits::Limits;
@@ -104,6 +105,19 @@ pub(super) fn redis_state(agreement: Option<Arc<Agreement>>) -> Further {
         Some(agreement) if agreement.is_up() => "connected".into(),
         Some(_) => "Not connected".into(),
         None => serde_json::Value::Null,
+    })
+}
+
+/// Who is told of calls, and whether they take it; null when nobody is.
+pub(super) fn traces_state(traces: Arc<Exporters>) -> Further {
+    Box::new(move || {
+        let state = |up| if up { "connected" } else { "Not connected" };
+        let told: serde_json::Map<_, _> = traces
+            .receivers()
+            .into_iter()
+            .map(|(name, up)| (name.to_string(), state(up).into()))
+            .collect();
+        (!told.is_empty()).then_some(told).into()
     })
 }
 

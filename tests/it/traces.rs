@@ -158,6 +158,14 @@ async fn langfuse_is_told_everything_of_a_call() {
             && metrics.contains("tollkeeper_traces_queue_bytes 0\n")
     })
     .await;
+    let ready = ask(&gateway, "GET", "/health/readiness", &[], b"").await.json();
+    assert_eq!(ready["traces"], json!({"langfuse": "connected"}));
+    until("the log names the trace", async || {
+        gateway
+            .log()
+            .contains("\"trace_id\":\"4bf92f3577b34da6a3ce929d0e0e4736\"")
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -76,6 +76,9 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
     let told = Told::of(cx, outcome);
     let mut line = Json::open(out, level, "request");
     line.text("request_id", &cx.request_id);
+    if let Some(id) = cx.trace_id {
+        line.text("trace_id", &id.to_string());
+    }
     line.text("key_alias", told.alias);
     line.text("model", told.model);
     line.bare("status", outcome.http_status);
