@@ -159,7 +159,7 @@ async fn langfuse_is_told_everything_of_a_call() {
     })
     .await;
     let ready = ask(&gateway, "GET", "/health/readiness", &[], b"").await.json();
-    assert_eq!(ready["traces"], json!({"langfuse": "connected"}));
+    assert_eq!(ready["traces"]["langfuse"], "connected");
     until("the log names the trace", async || {
         gateway
             .log()
