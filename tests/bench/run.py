@@ -124,6 +124,9 @@ class Stand:
     def gateway(self, name, wrapper=(), more="", binary=None):
         """`governed`, else as `open`, with `more` below `tollkeeper:`; started with a data directory that
         stays from start to start."""
+        if "  limits:" not in more:
+            # The load comes from one address.
+            more += "  limits: {connections_per_address: 20000}\n"
         text = MODEL + (GOVERNED if name == "governed" else OPEN) + more.replace("{", "{{").replace("}", "}}")
         data = self.dir / f"data-{name}"
         data.mkdir(mode=0o700, exist_ok=True)

@@ -128,6 +128,8 @@ class Gateway:
         self.data = data or self.dir / "data"
         self.config = self.dir / "config.yaml"
         # JSON is YAML.
+        # All callers are on this machine, and share its address.
+        config.setdefault("tollkeeper", {}).setdefault("limits", {})["connections_per_address"] = 20_000
         self.config.write_text(json.dumps(config))
         self.env = {
             "PATH": os.environ.get("PATH", ""), "HOME": str(self.dir), "DATABASE_URL": database,
