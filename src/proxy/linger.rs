@@ -5,8 +5,8 @@
 //! with `Connection: close` (HTTP/2: GOAWAY), so busy clients move on by themselves. How long the while is
 //! depends on why the process leaves: one that is replaced is in nobody's way.
 
-use super::Gateway;
 use super::door::Door;
+use super::{Gateway, Shared};
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::protocols::Stream;
@@ -83,7 +83,8 @@ pub struct Lingering {
 
 /// Pingora's proxy with options of these listeners; others may share the proxy and have their own.
 pub struct Proxied {
-    pub proxy: Arc<HttpProxy<Gateway>>,
+    pub proxy: Arc<HttpProxy<Shared>>,
+    pub gateway: Arc<Gateway>,
     pub options: HttpServerOptions,
 }
 

@@ -1,6 +1,7 @@
 //! The road: Pingora's hooks, and the two drivers behind them.
 //!
-//! `ProxyHttp` is implemented here and kept thin. A request is judged (`paths`), given a lane (`lanes`),
+//! `ProxyHttp` is implemented here and kept thin; `short` runs the same for HTTP/1 clients, without Pingora's loop
+//! where that has nothing to do. A request is judged (`paths`), given a lane (`lanes`),
 //! and handed to the call driver (`call`), the stream driver (`stream`), or answered here.
 
 pub mod admin;
@@ -24,6 +25,7 @@ pub mod respond;
 pub mod rooms;
 mod scrape;
 pub mod services;
+mod short;
 pub mod state;
 pub mod stream;
 pub mod table;
@@ -50,6 +52,7 @@ use pingora::prelude::*;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use state::State;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use table::Found;
@@ -78,16 +81,20 @@ pub struct Gateway {
     pub challenges: Arc<Challenges>,
 }
 
-#[async_trait]
-impl ProxyHttp for Gateway {
-    /// Empty until the request's head has been judged.
-    type CTX = Option<Box<State>>;
+/// The gateway as Pingora's loop holds it; the short loop (`short`) holds it too.
+pub struct Shared(pub Arc<Gateway>);
 
-    fn new_ctx(&self) -> Self::CTX {
-        None
+impl Deref for Shared {
+    type Target = Gateway;
+
+    fn deref(&self) -> &Gateway {
+        &self.0
     }
+}
 
-    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+impl Gateway {
+    /// Judges a request whose head is there.
+    fn arrive(&self, session: &mut Session) -> Box<State> {
         // A request that arrives while another streams waits its turn and never cuts that stream.
         session.set_pipelining_enabled(true);
         // A process that leaves answers and says good-bye.
@@ -102,14 +109,11 @@ impl ProxyHttp for Gateway {
         // together, and each has a window of its own.
         let write = session.is_http2().then_some(timeouts.write);
         session.set_write_timeout(write);
-        *ctx = Some(Box::new(State::new(snapshot, &self.in_flight, session)));
-        Ok(())
+        Box::new(State::new(snapshot, &self.in_flight, session))
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
-        let state = ctx
-            .as_mut()
-            .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request has no state"))?;
+    /// Answers a request; false = it has to go through Pingora's own loop.
+    async fn serve(&self, session: &mut Session, state: &mut State) -> Result<bool> {
         if let Some(refusal) = state.judged.take() {
             self.refuse(session, state, &refusal.into()).await?;
             return Ok(true);
@@ -171,6 +175,28 @@ impl ProxyHttp for Gateway {
             Kind::Metrics => self.scrape(session, state).await?,
         }
         Ok(true)
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Shared {
+    /// Empty until the request's head has been judged.
+    type CTX = Option<Box<State>>;
+
+    fn new_ctx(&self) -> Self::CTX {
+        None
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        *ctx = Some(self.arrive(session));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        let state = ctx
+            .as_mut()
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request has no state"))?;
+        self.serve(session, state).await
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
@@ -248,8 +274,7 @@ impl ProxyHttp for Gateway {
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Self::CTX) {
         if let Some(state) = ctx.as_mut() {
-            let written = session.response_written().map_or(0, |h| h.status.as_u16());
-            state.finish(written, e);
+            state.finish(written(session), e);
         }
     }
 }
@@ -409,6 +434,11 @@ impl Gateway {
         let answer = respond::render(stop, &state.cx.request_id);
         self.send(session, state, answer).await
     }
+}
+
+/// The status of the answer that the client got, 0 = none.
+fn written(session: &Session) -> u16 {
+    session.response_written().map_or(0, |h| h.status.as_u16())
 }
 
 /// Where a browser is sent that came to a plain listener.

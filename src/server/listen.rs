@@ -2,10 +2,10 @@
 
 use super::{EXIT_FAILED, EXIT_UNAVAILABLE, Failed, Serve};
 use crate::conf::{Conf, Listener};
-use crate::proxy::Gateway;
 use crate::proxy::door::caps::{self, Caps};
 use crate::proxy::door::{self, Door, Entrance, Paced};
 use crate::proxy::linger::{GoodBye, Lingering, Proxied};
+use crate::proxy::{Gateway, Shared};
 use crate::tls::Tls;
 use crate::tls::redirect::Redirect;
 use crate::upgrade::new::Inherited;
@@ -138,7 +138,8 @@ pub(super) fn services(
             files.unwrap_or_default()
         );
     }
-    let mut proxy = pingora_proxy::http_proxy(server_conf, gateway);
+    let gateway = Arc::new(gateway);
+    let mut proxy = pingora_proxy::http_proxy(server_conf, Shared(Arc::clone(&gateway)));
     proxy.h2_options = Some(door::h2_options());
     let proxy = Arc::new(proxy);
     let mut services = Vec::new();
@@ -171,7 +172,11 @@ pub(super) fn services(
         let addresses: Vec<String> = entrances.iter().map(|e| e.address.to_string()).collect();
         let proxy = Arc::clone(&proxy);
         let door = Door {
-            app: Arc::new(Paced(Arc::new(Proxied { proxy, options }))),
+            app: Arc::new(Paced::new(Proxied {
+                proxy,
+                gateway: Arc::clone(&gateway),
+                options,
+            })),
             entrances,
             caps: Arc::clone(doors.caps),
             snapshot: Arc::clone(&snapshot),

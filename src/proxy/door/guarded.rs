@@ -109,9 +109,13 @@ pub struct Guarded {
     caps: Arc<Caps>,
     frames: Frames,
     line: RequestLine,
-    /// Bytes that were looked at before their turn, and how many of them have been read since.
+    /// Bytes that were read before their turn, how many of them have been read since, and how many have been
+    /// looked at.
     peeked: Vec<u8>,
     taken: usize,
+    seen: usize,
+    /// What has come of the head that is being read, for [`Guarded::rewind`]. `None` = nobody will want it.
+    heard: Option<Vec<u8>>,
     read_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     /// Since when the client takes nothing.
@@ -143,11 +147,43 @@ impl Guarded {
             line: RequestLine::default(),
             peeked: Vec::new(),
             taken: 0,
+            seen: 0,
+            heard: None,
             read_timer: None,
             write_timer: None,
             stuck: None,
             ended: None,
         })
+    }
+
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    /// From now on the bytes of each head are kept until its answer begins.
+    pub fn keep_heads(&mut self) {
+        self.heard.get_or_insert_default();
+    }
+
+    /// The bytes of the head that was read last, with what came along.
+    pub fn take_head(&mut self) -> Vec<u8> {
+        self.heard.take().unwrap_or_default()
+    }
+
+    /// What was read comes again, for somebody else, and heads are no longer kept. The connection is between
+    /// two requests.
+    pub fn rewind(&mut self, mut read: Vec<u8>) {
+        read.extend_from_slice(self.peeked.get(self.taken..).unwrap_or_default());
+        (self.peeked, self.taken, self.seen) = (read, 0, 0);
+        self.heard = None;
+        self.pulse.is_idle();
+    }
+
+    /// Waits for the first bytes, which stay unread, and says whether they are those of HTTP/2.
+    pub async fn is_http2(&mut self) -> io::Result<bool> {
+        let mut first = [0; PREFACE.len()];
+        self.try_peek(&mut first).await?;
+        Ok(&first == PREFACE)
     }
 
     fn end(&mut self, why: Ended) -> io::Error {
@@ -171,6 +207,13 @@ impl Guarded {
         if self.line.is_odd(bytes) {
             self.pulse.odd_line.store(true, Ordering::Relaxed);
         }
+        if let Some(heard) = self
+            .heard
+            .as_mut()
+            .filter(|_| self.pulse.reading_since().is_some())
+        {
+            heard.extend_from_slice(bytes);
+        }
         match self.frames.are_fine(bytes) {
             true => Ok(()),
             false => Err(self.end(Ended::Flood)),
@@ -190,6 +233,10 @@ impl Guarded {
 
     /// What a write came to: does the client take nothing?
     fn written<T>(&mut self, done: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if let Some(heard) = self.heard.as_mut().filter(|heard| !heard.is_empty()) {
+            // It is being answered, so nobody reads it again.
+            *heard = Vec::new();
+        }
         if done.is_ready() {
             self.stuck = None;
             return done;
@@ -233,17 +280,19 @@ impl AsyncRead for Guarded {
         if let Some(over) = this.is_over() {
             return Poll::Ready(Err(over));
         }
+        let before = buf.filled().len();
         if let Some(rest) = this.peeked.get(this.taken..).filter(|r| !r.is_empty()) {
             let n = rest.len().min(buf.remaining());
             buf.put_slice(rest.get(..n).unwrap_or_default());
+            let unseen = before + this.seen.saturating_sub(this.taken).min(n);
             this.taken += n;
+            this.seen = this.seen.max(this.taken);
             if this.taken >= this.peeked.len() {
                 this.peeked = Vec::new();
-                this.taken = 0;
+                (this.taken, this.seen) = (0, 0);
             }
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(this.look_at(buf.filled().get(unseen..).unwrap_or_default()));
         }
-        let before = buf.filled().len();
         match Pin::new(&mut this.io).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => Poll::Ready(this.look_at(buf.filled().get(before..).unwrap_or_default())),
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
@@ -316,7 +365,9 @@ impl Peek for Guarded {
         for (slot, byte) in buf.iter_mut().zip(&seen) {
             *slot = *byte;
         }
-        (self.peeked, self.taken) = (seen, 0);
+        let looked_at = seen.len();
+        seen.extend_from_slice(self.peeked.get(self.taken..).unwrap_or_default());
+        (self.peeked, self.taken, self.seen) = (seen, 0, looked_at);
         Ok(true)
     }
 }

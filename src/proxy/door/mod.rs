@@ -11,13 +11,14 @@ mod guarded;
 mod proxy_header;
 
 use super::linger::Proxied;
+use super::short;
 use crate::conf::Limits;
 use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use caps::{Caps, Ended, Most};
-pub use guarded::Pulse;
-use guarded::{Guarded, Patience};
+use guarded::Patience;
+pub use guarded::{Guarded, Pulse};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::listeners::PreTlsCallback;
 use pingora::listeners::tls::Acceptor;
@@ -25,11 +26,12 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream, UniqueID};
+use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Ssl, Stream, UniqueID};
 use pingora::server::ShutdownWatch;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Streams that a client opens and takes back before they are looked at.
 const H2_UNSEEN_RESETS: usize = 20;
@@ -126,8 +128,7 @@ impl ServerApp for Door {
             _ => stream,
         };
         let guarded = Guarded::new(stream, peer, patience, Arc::clone(&self.caps)).ok()?;
-        // It comes back when the connection is over, and then there is nothing to give back.
-        self.app.process_new(Box::new(guarded), shutdown).await;
+        self.app.serve(guarded, shutdown).await;
         drop(stay);
         None
     }
@@ -204,7 +205,46 @@ fn speak_for(stream: &mut L4Stream, address: SocketAddr) {
 }
 
 /// Pingora's proxy behind the door; tells the connection when it waits for its next request.
-pub struct Paced(pub Arc<Proxied>);
+pub struct Paced {
+    proxied: Arc<Proxied>,
+    /// True = connections without a request are let go.
+    leaving: watch::Sender<bool>,
+}
+
+impl Paced {
+    pub fn new(proxied: Proxied) -> Self {
+        Self {
+            proxied: Arc::new(proxied),
+            leaving: watch::Sender::new(false),
+        }
+    }
+
+    /// Serves a connection to its end.
+    async fn serve(self: &Arc<Self>, mut guarded: Guarded, shutdown: &ShutdownWatch) {
+        guarded.keep_heads();
+        let http1 = match guarded.selected_alpn_proto() {
+            Some(ALPN::H1) => true,
+            Some(_) => false,
+            None if guarded.get_ssl_digest().is_none() && self.proxied.options.h2c => {
+                match guarded.is_http2().await {
+                    Ok(h2) => !h2,
+                    Err(_) => return,
+                }
+            }
+            None => true,
+        };
+        if http1 {
+            let leaving = self.leaving.subscribe();
+            match short::serve(&self.proxied.gateway, guarded, leaving, shutdown).await {
+                Some(rest) => guarded = rest,
+                None => return,
+            }
+        }
+        guarded.take_head();
+        // It comes back when the connection is over, and then there is nothing to give back.
+        self.process_new(Box::new(guarded), shutdown).await;
+    }
+}
 
 #[async_trait]
 impl HttpServerApp for Paced {
@@ -214,7 +254,7 @@ impl HttpServerApp for Paced {
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         let pulse = Pulse::of(&session).cloned();
-        let again = self.0.process_new_http(session, shutdown).await;
+        let again = self.proxied.process_new_http(session, shutdown).await;
         if let (Some(_), Some(pulse)) = (&again, pulse) {
             pulse.is_idle();
         }
@@ -222,14 +262,15 @@ impl HttpServerApp for Paced {
     }
 
     fn h2_options(&self) -> Option<H2Options> {
-        self.0.h2_options()
+        self.proxied.h2_options()
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.0.server_options()
+        self.proxied.server_options()
     }
 
     async fn http_cleanup(&self) {
-        self.0.http_cleanup().await;
+        self.leaving.send_replace(true);
+        self.proxied.http_cleanup().await;
     }
 }
