@@ -5,19 +5,20 @@ use super::attempt::{Ready, Shown};
 use super::call::End;
 use super::head::{self, Framing};
 use super::lanes::Lane;
+use super::state::Parting;
 use super::watch::{Watched, watch};
 use super::{Gateway, State, respond};
 use bytes::{Bytes, BytesMut};
 use filters::contract::{Fault, Stop};
 use filters::model::deployment::Deployment;
 use filters::model::record::Status;
-use http::{header, response};
+use http::{Version, header, response};
 use pingora::prelude::*;
 use pingora_proxy::Session;
 use std::time::Instant;
 
 /// Whole answers are written in pieces of this size, bytes.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 
 impl Gateway {
     /// Passes a good answer on.
@@ -63,7 +64,7 @@ impl Gateway {
         } else {
             Framing::open_ended(session.req_header().version)
         };
-        let header = head::to_client(head, &state.cx, framing).map_err(End::Broken)?;
+        let header = head::to_client(head, &mut state.cx, framing).map_err(End::Broken)?;
         session
             .write_response_header(header, false)
             .await
@@ -211,7 +212,21 @@ async fn write_whole(
     head: response::Parts,
     body: Bytes,
 ) -> Result<(), End> {
-    let header = head::to_client(head, &state.cx, Framing::Length(body.len())).map_err(End::Broken)?;
+    // The short loop writes head and body at once, when the call has let go of everything else.
+    if state.is_short
+        && session.req_header().version == Version::HTTP_11
+        && session.get_keepalive().is_some()
+        && session.is_body_done()
+        && let Some(wire) = head::to_wire(&head, &mut state.cx, body.len())
+    {
+        state.parting = Some(Parting {
+            status: head.status.as_u16(),
+            head: wire,
+            body,
+        });
+        return Ok(());
+    }
+    let header = head::to_client(head, &mut state.cx, Framing::Length(body.len())).map_err(End::Broken)?;
     session
         .write_response_header(header, false)
         .await

@@ -5,9 +5,11 @@ use filters::contract::Cx;
 use filters::model::deployment::Base;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request, response};
 use pingora::prelude::*;
+use pingora::protocols::http::date;
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::io::Write;
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 pub fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -225,8 +227,9 @@ pub fn replace_fields(head: &mut ResponseHeader, wanted: &HeaderMap) -> Result<(
 }
 
 /// The head for the client, with what the gateway says of the call.
-pub fn to_client(mut parts: response::Parts, cx: &Cx, framing: Framing) -> Result<Box<ResponseHeader>> {
+pub fn to_client(mut parts: response::Parts, cx: &mut Cx, framing: Framing) -> Result<Box<ResponseHeader>> {
     let headers = &mut parts.headers;
+    std::mem::take(&mut cx.standings).put(headers);
     let request_id = value(&cx.request_id)?;
     headers.insert(&X_REQUEST_ID, request_id.clone());
     headers.insert(&X_CALL_ID, request_id);
@@ -255,6 +258,91 @@ pub fn to_client(mut parts: response::Parts, cx: &Cx, framing: Framing) -> Resul
         Framing::AsItIs => {}
     }
     Ok(Box::new(parts.into()))
+}
+
+/// The same for an answer of so many bytes over HTTP/1.1, as it goes over the wire, on a connection that stays.
+/// `None` = it cannot be written so.
+pub fn to_wire(parts: &response::Parts, cx: &mut Cx, length: usize) -> Option<Vec<u8>> {
+    let standings = std::mem::take(&mut cx.standings);
+    let mut wire = Vec::with_capacity(ROOM_FOR_HEAD);
+    wire.extend_from_slice(b"HTTP/1.1 ");
+    wire.extend_from_slice(parts.status.as_str().as_bytes());
+    wire.push(b' ');
+    wire.extend_from_slice(parts.status.canonical_reason().unwrap_or_default().as_bytes());
+    wire.extend_from_slice(b"\r\n");
+    for (name, value) in &parts.headers {
+        let replaced = is_written_anew(name) || has_its_like(name) && standings.get(name.as_str()).is_some();
+        if !replaced {
+            field(&mut wire, name, value.as_bytes());
+        }
+    }
+    for (name, value) in standings.iter() {
+        field(&mut wire, name, value);
+    }
+    let request_id = plain(&cx.request_id)?;
+    field(&mut wire, &X_REQUEST_ID, request_id);
+    field(&mut wire, &X_CALL_ID, request_id);
+    if let Some(d) = &cx.deployment {
+        field(&mut wire, &X_MODEL_ID, plain(&d.id)?);
+        match plain(&d.model_name) {
+            Some(name) => field(&mut wire, &X_MODEL_GROUP, name),
+            None => field(&mut wire, &X_MODEL_GROUP, safe(&d.model_name).as_bytes()),
+        }
+    }
+    let retries = cx.attempts.len().saturating_sub(1);
+    if retries > 0 {
+        write!(wire, "{X_RETRIES}: {retries}\r\n").ok()?;
+    }
+    if let Some(nanos) = cx.cost_nanos {
+        let cost = filters::model::money::Nanos(nanos);
+        write!(wire, "{X_COST}: {cost}\r\n").ok()?;
+    }
+    write!(wire, "content-length: {length}\r\n").ok()?;
+    field(&mut wire, &header::DATE, date::get_cached_date().as_bytes());
+    wire.extend_from_slice(b"connection: keep-alive\r\n\r\n");
+    Some(wire)
+}
+
+/// Bytes of a head that most heads do not need.
+const ROOM_FOR_HEAD: usize = 2 << 10;
+
+fn field(wire: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
+    wire.extend_from_slice(name.as_str().as_bytes());
+    wire.extend_from_slice(b": ");
+    wire.extend_from_slice(value);
+    wire.extend_from_slice(b"\r\n");
+}
+
+/// Text that can be the value of a header.
+fn plain(text: &str) -> Option<&[u8]> {
+    let is_plain = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    is_plain.then_some(text.as_bytes())
+}
+
+/// What [`to_wire`] says itself, of whatever the upstream or a filter said of it.
+fn is_written_anew(name: &HeaderName) -> bool {
+    [
+        header::CONTENT_LENGTH,
+        header::DATE,
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+    ]
+    .contains(name)
+        || [
+            &X_REQUEST_ID,
+            &X_CALL_ID,
+            &X_MODEL_ID,
+            &X_MODEL_GROUP,
+            &X_RETRIES,
+            &X_COST,
+        ]
+        .contains(&name)
+}
+
+/// Whether a limit may have a header of this name: these names are long, and few other heads have one.
+fn has_its_like(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("x-ratelimit-") || name.starts_with("ratelimit")
 }
 
 fn value(text: &str) -> Result<HeaderValue> {

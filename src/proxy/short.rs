@@ -6,8 +6,10 @@
 //! first request that has to be proxied, or that comes before the one before it is answered, is put back unread,
 //! and from then on the connection is Pingora's.
 
+use super::answer::PIECE;
 use super::door::Guarded;
 use super::lanes::Kind;
+use super::state::{Parting, State};
 use super::{Gateway, written};
 use http::Method;
 use pingora::apps::HttpPersistentSettings;
@@ -16,9 +18,13 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::Session;
+use std::io;
 use std::pin::pin;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
+/// Of an answer, bytes that are written together with its head.
+const AT_ONCE: usize = 16 << 10;
 /// How long a client may take to its first request, seconds; as Pingora has it.
 const FIRST_REQUEST: u64 = 60;
 
@@ -76,28 +82,77 @@ pub(super) async fn serve(
         let mut ctx = Some(state);
         // Boxed: a connection that waits for its next request should not hold room for it.
         let served = match ctx.as_deref_mut() {
-            Some(state) => Box::pin(gateway.serve(&mut session, state)).await.map(drop),
+            Some(state) => {
+                state.is_short = true;
+                Box::pin(gateway.serve(&mut session, state)).await.map(drop)
+            }
             None => return None,
         };
         if let Err(e) = &served {
             gateway.stream_failed(&mut session, e, &mut ctx).await;
         }
-        if let Some(mut state) = ctx.take() {
+        let mut state = ctx?;
+        let Some(parting) = state.parting.take() else {
             state.finish(written(&session), served.as_ref().err().map(|e| &**e));
-        }
-        if served.is_err() {
+            served.ok()?;
+            drop(state);
+            let kept = HttpPersistentSettings::for_session(&session);
+            let (rest, further) = session.downstream_session.finish().await.ok()??.into_parts();
+            if let Some(further) = further {
+                return put_back(rest, further.into());
+            }
+            pulse.is_idle();
+            (stream, settings) = (rest, Some(kept));
+            continue;
+        };
+        // The session has nothing more to do but to give its connection back.
+        let kept = HttpPersistentSettings::for_session(&session);
+        let over = session.downstream_session.finish().await;
+        let Some((mut rest, further)) = over.ok().flatten().map(|over| over.into_parts()) else {
+            state.left();
+            state.finish(0, None);
+            return None;
+        };
+        let status = parting.status;
+        if let Err(e) = write(&mut rest, &state, parting).await {
+            log::debug!("request_id={} the client left: {e}", state.cx.request_id);
+            state.left();
+            state.finish(status, None);
             return None;
         }
-        let kept = HttpPersistentSettings::for_session(&session);
-        let (rest, further) = session.downstream_session.finish().await.ok()??.into_parts();
+        state.finish(status, None);
+        drop(state);
         if let Some(further) = further {
-            let mut guarded = unwrapped(rest)?;
-            guarded.rewind(further.into());
-            return Some(*guarded);
+            return put_back(rest, further.into());
         }
         pulse.is_idle();
         (stream, settings) = (rest, Some(kept));
     }
+}
+
+/// Writes an answer: at once if it is small. In pieces otherwise: a client that is slow and goes on taking them
+/// is waited for, up to the call's end; one that takes nothing is the door's.
+async fn write(stream: &mut Stream, state: &State, parting: Parting) -> io::Result<()> {
+    let Parting {
+        mut head, mut body, ..
+    } = parting;
+    let first = body.split_to(body.len().min(AT_ONCE));
+    head.extend_from_slice(&first);
+    stream.write_all(&head).await?;
+    while !body.is_empty() {
+        if state.time_left().is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.write_all(&body.split_to(body.len().min(PIECE))).await?;
+    }
+    stream.flush().await
+}
+
+/// The next request of the connection, which has come already, is Pingora's to read.
+fn put_back(stream: Stream, read: Vec<u8>) -> Option<Guarded> {
+    let mut guarded = unwrapped(stream)?;
+    guarded.rewind(read);
+    Some(*guarded)
 }
 
 /// The connection that a session of HTTP/1 is on.

@@ -9,6 +9,7 @@ use super::services::Trip;
 use super::table::Found;
 use crate::snapshot::Snapshot;
 use crate::tls::ServerName;
+use bytes::Bytes;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Cx, Outcome, Refusal};
@@ -38,6 +39,10 @@ pub struct State {
     pub peer: IpAddr,
     /// The way through the backends of a service.
     pub trip: Trip,
+    /// The request is the short loop's, which writes whole answers itself.
+    pub is_short: bool,
+    /// Such an answer.
+    pub parting: Option<Parting>,
     /// The room that the call's body takes.
     pub room: Option<OwnedSemaphorePermit>,
     /// What the call holds of its deployment's limits.
@@ -45,6 +50,14 @@ pub struct State {
     outcome: Option<Outcome>,
     finished: bool,
     _flight: Flight,
+}
+
+/// An answer that is there in full.
+pub struct Parting {
+    pub status: u16,
+    /// As it goes over the wire.
+    pub head: Vec<u8>,
+    pub body: Bytes,
 }
 
 impl State {
@@ -107,6 +120,8 @@ impl State {
             host,
             peer,
             trip: Trip::default(),
+            is_short: false,
+            parting: None,
             room: None,
             stay: None,
             outcome: None,
@@ -131,6 +146,12 @@ impl State {
                 error_kind: kind,
             });
         }
+    }
+
+    /// The client left before it had all of the answer, whatever was noted before.
+    pub fn left(&mut self) {
+        self.outcome = None;
+        self.ended(Status::Aborted, 499, Some("the client left"), Some("client_gone"));
     }
 
     /// Somebody else reads the request again: here it leaves no trace.

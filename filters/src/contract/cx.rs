@@ -1,6 +1,7 @@
 //! The state of one request. Typed; each field has one writer, named here.
 
 use super::call::Call;
+use super::fields::Fields;
 use super::ports::{Admitted, Catalog, Wanted};
 use crate::dialects::StreamTranslator;
 use crate::model::deployment::Deployment;
@@ -44,6 +45,9 @@ pub struct Cx {
     pub catalog: Arc<dyn Catalog>,
     /// What the call holds of everybody's limits. Written by `limits`; settled by it, or by its own drop.
     pub admitted: Option<Box<dyn Admitted>>,
+    /// How the limits stand, for the answer's head: added to it behind what the filters made of it. Written by
+    /// `limits`.
+    pub standings: Fields,
     /// The deployment of the current attempt. Written by the driver.
     pub deployment: Option<Arc<Deployment>>,
     /// The model name that the current attempt sent. Written by the driver.
@@ -123,6 +127,7 @@ impl Cx {
             call: None,
             catalog,
             admitted: None,
+            standings: Fields::default(),
             deployment: None,
             upstream_model: String::new(),
             attempts: Vec::new(),

@@ -1,11 +1,11 @@
 //! How the limits stand, as headers: OpenAI's, LiteLLM's, and the IETF's draft. Of several limits of one
 //! measure, OpenAI's tell the tightest.
 
+use crate::contract::fields::{Fields, Text};
 use crate::contract::ports::Standing;
 use crate::model::account::Kind;
 use crate::model::limits::Measure;
-use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderName;
 use std::sync::LazyLock;
 
 /// LiteLLM's words for whose limit it is: in all, and for one model.
@@ -89,45 +89,50 @@ static OPENAI: LazyLock<[(Measure, [HeaderName; 3]); 2]> = LazyLock::new(|| {
 static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// Each header of these standings.
-pub fn each(standings: &[Standing], mut tell: impl FnMut(&'static HeaderName, HeaderValue)) {
+/// The headers of these standings.
+pub fn told(standings: &[Standing]) -> Fields {
     if standings.is_empty() {
-        return;
+        return Fields::default();
     }
-    let mut text = Text::default();
+    // OpenAI's six and the draft's two, and two of each limit.
+    let mut fields = Fields::with_capacity(8 + 2 * standings.len());
     for (measure, [limit, remaining, reset]) in OPENAI.iter() {
         if let Some(s) = tightest(standings, *measure) {
-            tell(limit, text.number(s.limit));
-            tell(remaining, text.number(s.remaining));
-            span(&mut text, s.reset_millis);
-            tell(reset, text.value());
+            fields.add(limit, |text| text.digits(s.limit));
+            fields.add(remaining, |text| text.digits(s.remaining));
+            fields.add(reset, |text| span(text, s.reset_millis));
         }
     }
     for s in standings {
         if let Some(names) = names(s) {
-            tell(&names.limit, text.number(s.limit));
-            tell(&names.remaining, text.number(s.remaining));
+            fields.add(&names.limit, |text| text.digits(s.limit));
+            fields.add(&names.remaining, |text| text.digits(s.remaining));
         }
     }
     let in_windows = || standings.iter().filter(|s| s.measure != Measure::Parallel);
     if in_windows().next().is_none() {
-        return;
+        return fields;
     }
-    for (i, s) in in_windows().enumerate() {
-        name(&mut text, i, s);
-        text.push(";q=").digits(s.limit).push(";w=60");
-        if s.measure == Measure::Tokens {
-            // The draft's unit for what are no requests.
-            text.push(";qu=\"tokens\"");
+    fields.add(&POLICY, |text| {
+        for (i, s) in in_windows().enumerate() {
+            name(text, i, s);
+            text.push(";q=").digits(s.limit).push(";w=60");
+            if s.measure == Measure::Tokens {
+                // The draft's unit for what are no requests.
+                text.push(";qu=\"tokens\"");
+            }
         }
-    }
-    tell(&POLICY, text.value());
-    for (i, s) in in_windows().enumerate() {
-        name(&mut text, i, s);
-        let reset = s.reset_millis.div_ceil(1000);
-        text.push(";r=").digits(s.remaining).push(";t=").digits(reset);
-    }
-    tell(&RATELIMIT, text.value());
+        text
+    });
+    fields.add(&RATELIMIT, |text| {
+        for (i, s) in in_windows().enumerate() {
+            name(text, i, s);
+            let reset = s.reset_millis.div_ceil(1000);
+            text.push(";r=").digits(s.remaining).push(";t=").digits(reset);
+        }
+        text
+    });
+    fields
 }
 
 /// Member `i` of one of the draft's lists begins.
@@ -139,54 +144,13 @@ fn name(text: &mut Text, i: usize, s: &Standing) {
         .push("\"");
 }
 
-/// Puts them into a head.
-pub fn put(standings: &[Standing], headers: &mut HeaderMap) {
-    // OpenAI's six and the draft's two, and two of each limit.
-    headers.reserve(8 + 2 * standings.len());
-    each(standings, |name, value| {
-        headers.insert(name, value);
-    });
-}
-
-/// Values written one after the other into one piece of memory: an answer has a dozen of them.
-struct Text(BytesMut);
-
-impl Default for Text {
-    fn default() -> Self {
-        Self(BytesMut::with_capacity(512))
-    }
-}
-
-impl Text {
-    fn push(&mut self, text: &str) -> &mut Self {
-        self.0.extend_from_slice(text.as_bytes());
-        self
-    }
-
-    fn digits(&mut self, n: u64) -> &mut Self {
-        self.push(itoa::Buffer::new().format(n))
-    }
-
-    /// What was written since the last value.
-    fn value(&mut self) -> HeaderValue {
-        // Made of digits and fixed words.
-        HeaderValue::from_maybe_shared(self.0.split().freeze())
-            .unwrap_or_else(|_| HeaderValue::from_static(""))
-    }
-
-    fn number(&mut self, n: u64) -> HeaderValue {
-        self.digits(n).value()
-    }
-}
-
 /// A time as OpenAI writes it: `6ms`, `1.5s`, `1m30s`.
-fn span(text: &mut Text, millis: u64) {
+fn span(text: &mut Text, millis: u64) -> &mut Text {
     let (minutes, rest) = (millis / 60_000, millis % 60_000);
     if minutes > 0 {
         text.digits(minutes).push("m");
     } else if (1..1000).contains(&rest) {
-        text.digits(rest).push("ms");
-        return;
+        return text.digits(rest).push("ms");
     }
     text.digits(rest / 1000);
     let (mut part, mut digits) = (rest % 1000, 3);
@@ -202,7 +166,7 @@ fn span(text: &mut Text, millis: u64) {
         });
         text.digits(part);
     }
-    text.push("s");
+    text.push("s")
 }
 
 #[cfg(test)]
@@ -232,23 +196,22 @@ mod tests {
             (90_000, "1m30s"),
             (60_500, "1m0.5s"),
         ] {
-            let mut text = Text::default();
-            span(&mut text, millis);
-            assert_eq!(text.value(), want);
+            let mut fields = Fields::default();
+            fields.add(&RATELIMIT, |text| span(text, millis));
+            assert_eq!(fields.get("ratelimit"), Some(want.as_bytes()));
         }
     }
 
     #[test]
     fn each_limit_has_its_headers_and_the_tightest_openais() {
-        let mut map = HeaderMap::new();
         let standings = [
             standing(Kind::Key, Measure::Requests, 10, 4),
             standing(Kind::Team, Measure::Requests, 100, 3),
             standing(Kind::Key, Measure::Tokens, 1000, 900),
             standing(Kind::Key, Measure::Parallel, 2, 1),
         ];
-        put(&standings, &mut map);
-        let get = |name: &str| map.get(name).map(|v| v.to_str().unwrap());
+        let fields = told(&standings);
+        let get = |name: &str| fields.get(name).map(|v| std::str::from_utf8(v).unwrap());
         assert_eq!(get("x-ratelimit-limit-requests"), Some("100"));
         assert_eq!(get("x-ratelimit-remaining-requests"), Some("3"));
         assert_eq!(get("x-ratelimit-reset-requests"), Some("1m0.5s"));
@@ -270,8 +233,6 @@ mod tests {
             get("ratelimit"),
             Some("\"api_key-requests\";r=4;t=61, \"team-requests\";r=3;t=61, \"api_key-tokens\";r=900;t=61")
         );
-        let mut none = HeaderMap::new();
-        put(&[], &mut none);
-        assert!(none.is_empty(), "where nothing is limited, nothing is said");
+        assert!(told(&[]).is_empty(), "where nothing is limited, nothing is said");
     }
 }

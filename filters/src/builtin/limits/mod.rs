@@ -124,11 +124,10 @@ impl Limits {
                 *retry_millis,
             ),
         };
-        headers::each(&refused.standings, |name, value| {
-            if let Ok(value) = value.to_str() {
-                refusal.headers.push((name.as_str(), value.to_string()));
-            }
-        });
+        for (name, value) in headers::told(&refused.standings).iter() {
+            let value = String::from_utf8_lossy(value).into_owned();
+            refusal.headers.push((name.as_str(), value));
+        }
         refusal
     }
 }
@@ -213,7 +212,7 @@ impl Filter for Limits {
         let Some(admitted) = &cx.admitted else {
             return Ok(());
         };
-        headers::put(admitted.standings(), &mut head.headers);
+        cx.standings = headers::told(admitted.standings());
         if let Some(place) = admitted.queued() {
             let name = HeaderName::from_static("x-tollkeeper-queue-position");
             head.headers.insert(name, HeaderValue::from(place));
