@@ -5,6 +5,7 @@ use super::head;
 use super::lanes::Lane;
 use super::models::Found;
 use super::place::Place;
+use super::reply::{self, Looked, Reply};
 use super::watch::{Watched, watch};
 use super::{Gateway, State};
 use bytes::{Bytes, BytesMut};
@@ -18,6 +19,7 @@ use pingora::prelude::*;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1::client::{HttpSession as Http1Session, http_req_header_to_wire};
+use pingora::protocols::l4::stream::Stream as Tcp;
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use std::pin::pin;
@@ -138,17 +140,24 @@ impl Gateway {
             let stream = state.cx.call.as_ref().is_some_and(|c| c.stream);
             let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left());
             let mut went_out = false;
-            let exchanged = exchange(session, way, &place.peer, &d, &up, patience, &mut went_out).await;
+            let asked = Asked {
+                peer: &place.peer,
+                deployment: &d,
+                up: &up,
+                patience,
+                stream,
+            };
+            let exchanged = exchange(session, way, asked, &mut went_out).await;
             // From here on the upstream works; a client that leaves owes for it.
             state.cx.metered.sent = went_out && !matches!(exchanged, Err(Exchange::Broke(_)));
-            let reading = match exchanged {
+            let mut reading = match exchanged {
                 Ok(reading) => reading,
                 Err(Exchange::ClientGone(e)) => return Attempted::ClientGone(e),
                 Err(Exchange::Broke(e)) if reused && chances > 0 && was_closed(&e) => continue,
                 Err(Exchange::Broke(e)) => return Attempted::Failed(no_answer(&d, &e)),
             };
             state.cx.first_byte = Some(Instant::now());
-            let Some(head) = reading.client.response_header().map(head::from_upstream) else {
+            let Some(head) = reading.take_head() else {
                 return Attempted::Failed(no_answer(&d, &Error::new(ErrorType::InvalidHTTPHeader)));
             };
             if !head.status.is_success() {
@@ -182,12 +191,11 @@ impl Gateway {
         let status = head.status.as_u16();
         let mut body = BytesMut::new();
         let mut whole = false;
-        while body.len() < MAX_ERROR_BODY {
-            match watch(session, reading.client.read_response_body()).await {
-                Watched::Upstream(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-                Watched::Upstream(Ok(None)) => {
-                    whole = true;
-                    break;
+        while !whole && body.len() < MAX_ERROR_BODY {
+            match watch(session, reading.next()).await {
+                Watched::Upstream(Ok((chunk, end))) => {
+                    body.extend_from_slice(&chunk);
+                    whole = end;
                 }
                 // What came of the error is better than nothing.
                 Watched::Upstream(Err(_)) => break,
@@ -233,9 +241,7 @@ impl Gateway {
         state.cx.event_stream = is_event_stream;
         state.cx.response_status = head.status.as_u16();
         if is_event_stream {
-            reading
-                .client
-                .set_read_timeout(Some(d.stream_timeout.min(state.snapshot.timeouts.stream_idle)));
+            reading.set_patience(d.stream_timeout.min(state.snapshot.timeouts.stream_idle));
         }
         let mut ready = Ready {
             deployment: d,
@@ -271,10 +277,18 @@ impl Gateway {
     /// end: on one that still waits for the rest of a body, the next request would be taken for that.
     pub(super) async fn release(&self, reading: Reading, place: &Arc<Place>) {
         let Reading {
-            mut client,
-            sent_whole,
-            ..
+            client, sent_whole, ..
         } = reading;
+        let mut client = match client {
+            Client::Session(client) => client,
+            Client::Plain(reply) => {
+                // It is only read where the request has gone out whole.
+                if let Some(stream) = reply.into_connection() {
+                    place.put(stream);
+                }
+                return;
+            }
+        };
         if !(sent_whole && client.response_done()) {
             return;
         }
@@ -295,10 +309,12 @@ impl Gateway {
     }
 }
 
-/// A connection that nothing of this call has been said on.
+/// A connection.
 enum Way {
     /// Its session is set up once the request is out.
     Http1(Stream),
+    /// The request is out, and the answer is unread.
+    Asked(Stream),
     Session(Box<HttpSession>),
 }
 
@@ -317,16 +333,30 @@ enum Exchange {
     Broke(Box<Error>),
 }
 
+/// What is asked of whom.
+struct Asked<'a> {
+    peer: &'a HttpPeer,
+    deployment: &'a Deployment,
+    up: &'a Upstream,
+    patience: Duration,
+    /// A stream is asked for.
+    stream: bool,
+}
+
 /// Sends the request and waits for the head of the answer, which may come before all is sent.
 async fn exchange(
     session: &mut Session,
     way: Way,
-    peer: &HttpPeer,
-    d: &Deployment,
-    up: &Upstream,
-    patience: Duration,
+    asked: Asked<'_>,
     went_out: &mut bool,
 ) -> Result<Reading, Exchange> {
+    let Asked {
+        peer,
+        deployment: d,
+        up,
+        patience,
+        stream,
+    } = asked;
     let h2 = matches!(&way, Way::Session(client) if matches!(**client, HttpSession::H2(_)));
     let path = head::join(&d.base.path, &up.path);
     let head = head::upstream_request(
@@ -338,6 +368,22 @@ async fn exchange(
         up.body.len(),
     )
     .map_err(Exchange::Broke)?;
+    let way = match way {
+        // What can be put back may be looked at first.
+        Way::Http1(tcp) if !stream && up.body.len() <= SLICE && tcp.as_ref().as_any().is::<Tcp>() => {
+            let answered = {
+                let answered = pin!(send_and_look(tcp, &head, &up.body, patience, went_out));
+                watch(session, answered).await
+            };
+            match answered {
+                Watched::Upstream(Ok(Looked::Ordinary(reply))) => return Ok(Reading::plain(reply)),
+                Watched::Upstream(Ok(Looked::Other(tcp))) => Way::Asked(tcp),
+                Watched::Upstream(Err(e)) => return Err(Exchange::Broke(e)),
+                Watched::ClientGone(e) => return Err(Exchange::ClientGone(e)),
+            }
+        }
+        way => way,
+    };
     let sent = {
         let sending = pin!(send(way, peer, head, &up.body, patience));
         watch(session, sending).await
@@ -355,7 +401,7 @@ async fn exchange(
             .is_some_and(|h| !h.status.is_informational())
         {
             return Ok(Reading {
-                client,
+                client: Client::Session(client),
                 failed: None,
                 sent_whole,
             });
@@ -379,8 +425,10 @@ async fn send(
 ) -> Result<(Box<HttpSession>, bool)> {
     let mut client = match way {
         Way::Http1(stream) if body.len() <= SLICE => {
-            return Ok((send_at_once(stream, peer, &head, body, patience).await?, true));
+            let stream = write_at_once(stream, &head, body, patience).await?;
+            return Ok((session_on(stream, peer, patience), true));
         }
+        Way::Asked(stream) => return Ok((session_on(stream, peer, patience), true)),
         Way::Http1(stream) => Box::new(HttpSession::H1(Http1Session::new_with_options(stream, peer))),
         Way::Session(client) => client,
     };
@@ -415,15 +463,27 @@ async fn send(
     Ok((client, true))
 }
 
-/// Head and body in one write. Pingora's own session flushes between the two, which costs a system call
-/// and a packet per call; so the bytes go out here and the session is set up anew on their stream.
-async fn send_at_once(
-    mut stream: Stream,
-    peer: &HttpPeer,
+/// Writes head and body and looks at the answer; `out` tells whether the first was done.
+async fn send_and_look(
+    stream: Stream,
     head: &RequestHeader,
     body: &Rope,
     patience: Duration,
-) -> Result<Box<HttpSession>> {
+    out: &mut bool,
+) -> Result<Looked> {
+    let stream = write_at_once(stream, head, body, patience).await?;
+    *out = true;
+    reply::look(stream, patience).await
+}
+
+/// Head and body in one write. Pingora's own session flushes between the two, which costs a system call
+/// and a packet per call; so the bytes go out here and the answer is read from their stream.
+async fn write_at_once(
+    mut stream: Stream,
+    head: &RequestHeader,
+    body: &Rope,
+    patience: Duration,
+) -> Result<Stream> {
     let mut wire = http_req_header_to_wire(head)
         .ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "the request line cannot be written"))?;
     wire.reserve(body.len());
@@ -438,28 +498,66 @@ async fn send_at_once(
         .await
         .or_err(ErrorType::WriteTimedout, "writing the request")?
         .or_err(ErrorType::WriteError, "writing the request")?;
+    Ok(stream)
+}
+
+/// A session set up anew, to read the answer of what was written.
+fn session_on(stream: Stream, peer: &HttpPeer, patience: Duration) -> Box<HttpSession> {
     let mut h1 = Http1Session::new_with_options(stream, peer);
     h1.read_timeout = Some(patience);
     h1.write_timeout = Some(patience);
-    Ok(Box::new(HttpSession::H1(h1)))
+    Box::new(HttpSession::H1(h1))
+}
+
+/// Who reads the answer.
+enum Client {
+    Plain(Box<Reply>),
+    Session(Box<HttpSession>),
 }
 
 /// Reads an answer's body. An error that shows up behind good bytes waits until these are handed on:
 /// Pingora tells it once.
 pub(super) struct Reading {
-    client: Box<HttpSession>,
+    client: Client,
     failed: Option<Box<Error>>,
     /// All of the request went out.
     sent_whole: bool,
 }
 
 impl Reading {
+    fn plain(reply: Box<Reply>) -> Self {
+        Self {
+            client: Client::Plain(reply),
+            failed: None,
+            sent_whole: true,
+        }
+    }
+
+    /// What of the answer's head goes on to the client.
+    fn take_head(&mut self) -> Option<response::Parts> {
+        match &mut self.client {
+            Client::Plain(reply) => Some(reply.take_head()),
+            Client::Session(client) => client.response_header().map(head::from_upstream),
+        }
+    }
+
+    /// For each further read.
+    fn set_patience(&mut self, patience: Duration) {
+        match &mut self.client {
+            Client::Plain(reply) => reply.patience = patience,
+            Client::Session(client) => client.set_read_timeout(Some(patience)),
+        }
+    }
+
     /// The next part of the answer, with everything that is readable already, and whether it is the last.
     pub(super) async fn next(&mut self) -> Result<(Bytes, bool)> {
         if let Some(e) = self.failed.take() {
             return Err(e);
         }
-        let client = &mut self.client;
+        let client = match &mut self.client {
+            Client::Plain(reply) => return reply.next().await,
+            Client::Session(client) => client,
+        };
         let Some(first) = client.read_response_body().await? else {
             return Ok((Bytes::new(), true));
         };

@@ -107,14 +107,20 @@ pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {
     parts.status = upstream.status;
     parts.headers.reserve(upstream.headers.len() + 6);
     for (name, value) in &upstream.headers {
-        let n = name.as_str();
-        if n == "x-request-id" || n == "request-id" {
-            parts.headers.insert(&X_UPSTREAM_REQUEST_ID, value.clone());
-        } else if !is_hop_by_hop(name) && !is_upstreams_own(n) {
-            parts.headers.append(name.clone(), value.clone());
-        }
+        pass(&mut parts.headers, name.clone(), || Some(value.clone()));
     }
     parts
+}
+
+/// Adds one field of an upstream's head, if it goes on to the client. `None` = its value cannot be had.
+pub fn pass(to: &mut HeaderMap, name: HeaderName, value: impl FnOnce() -> Option<HeaderValue>) -> Option<()> {
+    let n = name.as_str();
+    if n == "x-request-id" || n == "request-id" {
+        to.insert(&X_UPSTREAM_REQUEST_ID, value()?);
+    } else if !is_hop_by_hop(&name) && !is_upstreams_own(n) {
+        to.append(name, value()?);
+    }
+    Some(())
 }
 
 /// Where a stream lane's answer comes from, as a client must not see it.

@@ -21,6 +21,7 @@ pub mod models;
 pub mod paths;
 pub mod peer;
 mod place;
+mod reply;
 pub mod respond;
 pub mod rooms;
 mod scrape;
