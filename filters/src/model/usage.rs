@@ -3,8 +3,8 @@
 
 mod estimate;
 
-pub use estimate::{estimate_completion, estimate_prompt, estimate_prompt_of};
 use crate::wire::peek;
+pub use estimate::{estimate_completion, estimate_prompt, estimate_prompt_of};
 use memchr::memmem;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -399,7 +399,10 @@ impl Reader {
 /// A count as nearly all are spelled: digits, and not more than surely fit.
 fn plain(raw: &[u8]) -> Option<u64> {
     let is_plain = (1..=15).contains(&raw.len()) && raw.iter().all(u8::is_ascii_digit);
-    is_plain.then(|| raw.iter().fold(0, |count, digit| count * 10 + u64::from(digit - b'0')))
+    is_plain.then(|| {
+        raw.iter()
+            .fold(0, |count, digit| count * 10 + u64::from(digit - b'0'))
+    })
 }
 
 /// Hands out parts of a whole so that together they are never more than it.

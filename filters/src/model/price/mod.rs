@@ -221,7 +221,9 @@ impl Tariff<'_> {
         charge(cached, &|| self.rate(Meter::CacheRead).or_else(input));
         let created = part(usage.cache_creation_tokens);
         let created_1h = usage.cache_creation_1h_tokens.min(created);
-        charge(created_1h, &|| self.rate(Meter::CacheCreation1h).or_else(creation));
+        charge(created_1h, &|| {
+            self.rate(Meter::CacheCreation1h).or_else(creation)
+        });
         charge(created - created_1h, &creation);
         let audio = part(usage.audio_prompt_tokens);
         charge(audio, &|| self.rate(Meter::InputAudioToken).or_else(input));
