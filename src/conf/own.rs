@@ -438,7 +438,7 @@ impl Default for Own {
             unknown_hosts: UnknownHosts::Serve,
             lanes: Vec::new(),
             ledger: Ledger {
-                batch: 500,
+                batch: 1000,
                 flush_every: Duration::from_secs(1),
                 keep: None,
             },

@@ -46,7 +46,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            batch_records: 500,
+            batch_records: 1000,
             linger: Duration::from_millis(200),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
@@ -174,8 +174,7 @@ impl Ledger {
         // Before the record can land, so that no sum is ever short of it.
         self.shared.accounts.add(&record);
         told(&record);
-        let mut record = Some(record);
-        match self.spool(&mut record) {
+        match self.spool(&record) {
             Ok(waiting) => {
                 let batch = self.shared.settings.batch_records as u64;
                 // The writer sleeps until there is something, then until there is enough.
@@ -186,24 +185,19 @@ impl Ledger {
             }
             Err(e) => {
                 self.shared.lost.fetch_add(1, Relaxed);
-                let lost = record.map(|record| {
-                    self.shared.accounts.remove(&record);
-                    record.request_id
-                });
-                Err((lost.unwrap_or_default(), e))
+                self.shared.accounts.remove(&record);
+                Err((record.request_id, e))
             }
         }
     }
 
-    /// Leaves the record where it is when it could not be kept.
-    fn spool(&self, record: &mut Option<Record>) -> io::Result<u64> {
+    fn spool(&self, record: &Record) -> io::Result<u64> {
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|buffer| {
-            let Some(kept) = record.as_ref() else { return Ok(0) };
-            frame::encode(kept, buffer)?;
-            let waiting = self.shared.spool.append(buffer, record)?;
+            frame::encode(record, buffer)?;
+            let waiting = self.shared.spool.append(buffer)?;
             // One huge record must not keep its memory on every thread.
             buffer.clear();
             buffer.shrink_to(16 << 10);

@@ -74,18 +74,7 @@ impl Reader {
         if batch.size.records > 0 {
             return Ok(batch);
         }
-        match spool.take_fresh(self.at, max) {
-            Some((records, bytes, end)) => {
-                batch.size = Waiting {
-                    records: records.len() as u64,
-                    bytes,
-                };
-                batch.records = records;
-                batch.end = end;
-                batch.moved = true;
-            }
-            None => self.read_disk(spool, max, &mut batch)?,
-        }
+        self.read_disk(spool, max, &mut batch)?;
         Ok(batch)
     }
 

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Far more processes than ever overlap.
@@ -77,12 +77,11 @@ impl Slot {
         cursor(&self.dir)
     }
 
-    /// Whole or not at all: written aside and renamed.
+    /// Over the one before and as long as it, in one write within one page: whole or not at all, and without
+    /// a file being made for each batch.
     pub fn set_cursor(&self, at: Position) -> io::Result<()> {
-        let aside = self.dir.join("cursor.tmp");
-        let mut file = private().truncate(true).open(&aside)?;
-        writeln!(file, "{} {}", at.seq, at.offset)?;
-        fs::rename(aside, self.dir.join("cursor"))
+        let file = private().truncate(false).open(self.dir.join("cursor"))?;
+        file.write_all_at(format!("{:020} {:020}\n", at.seq, at.offset).as_bytes(), 0)
     }
 
     /// Puts bytes that are no records aside, for a person to look at.

@@ -6,7 +6,6 @@
 
 use super::reader::scan;
 use super::slot::{Position, Slot, private};
-use filters::model::record::Record;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -22,14 +21,6 @@ const SYNC_AFTER: Duration = Duration::from_millis(40);
 /// Closed files that wait for their last sync. More only pile up while the disk hangs, and then the
 /// oldest are left to the operating system.
 const MAX_RETIRED: usize = 64;
-/// Records kept at hand, so that they need not be read back: while the store takes them, a few batches.
-const MAX_FRESH: usize = 4096;
-const MAX_FRESH_BYTES: u64 = 8 << 20;
-/// Batches that have landed and are kept until they are let go of.
-const MAX_DONE: usize = 2;
-/// Of one such batch, as it lay in the files.
-const MAX_DONE_BYTES: u64 = 1 << 20;
-
 /// The disk, so that tests can have one that refuses.
 pub trait Disk: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<File> {
@@ -92,13 +83,6 @@ pub struct Spool {
 
 #[derive(Default)]
 struct Inner {
-    /// The newest records as they are, so that they need not be read back; the files are for those that
-    /// came before, and for the next process. Without a gap, up to the end of what is written.
-    fresh: VecDeque<Fresh>,
-    fresh_bytes: u64,
-    /// Batches that have landed. Each append lets go of one record: memory that is given back where it was
-    /// taken is taken again at once, and costs a multiple of that from another thread.
-    done: VecDeque<Vec<Record>>,
     active: Option<Active>,
     next_seq: u64,
     memory: VecDeque<Vec<u8>>,
@@ -107,63 +91,11 @@ struct Inner {
     refusing: bool,
 }
 
-/// A record and where its frame stands.
-struct Fresh {
-    from: Position,
-    to: Position,
-    record: Record,
-}
-
 struct Active {
     file: Arc<File>,
     seq: u64,
     /// Bytes of whole frames; readers go no further.
     len: u64,
-}
-
-impl Fresh {
-    /// A frame lies within one segment.
-    fn bytes(&self) -> u64 {
-        self.to.offset - self.from.offset
-    }
-}
-
-impl Inner {
-    /// Keeps a record whose frame of `len` bytes has just been written.
-    fn keep_fresh(&mut self, len: u64, record: Record) {
-        let Some(active) = &self.active else { return };
-        let from = Position {
-            seq: active.seq,
-            offset: active.len - len,
-        };
-        let to = Position {
-            seq: active.seq,
-            offset: active.len,
-        };
-        // While the store is away the newest would push out the older; the reader needs the oldest
-        // first, so all go and are read from the files.
-        if self.fresh.len() >= MAX_FRESH || self.fresh_bytes + len > MAX_FRESH_BYTES {
-            self.fresh = VecDeque::new();
-            self.fresh_bytes = 0;
-        }
-        self.fresh_bytes += len;
-        self.fresh.push_back(Fresh { from, to, record });
-    }
-
-    fn take_done(&mut self) -> Option<Record> {
-        let batch = self.done.front_mut()?;
-        let record = batch.pop();
-        if batch.is_empty() {
-            self.done.pop_front();
-        }
-        record
-    }
-
-    fn drop_oldest(&mut self) {
-        if let Some(oldest) = self.fresh.pop_front() {
-            self.fresh_bytes -= oldest.bytes();
-        }
-    }
 }
 
 #[derive(Default)]
@@ -248,15 +180,11 @@ impl Spool {
     }
 
     /// Keeps a frame. On return it survives this process, unless the disk refuses; then it waits in memory,
-    /// and only when that is full, too, is this an error. Takes the record that the frame holds, when it
-    /// can be kept at hand. Returns how many records wait now.
-    pub fn append(&self, frame: &[u8], record: &mut Option<Record>) -> io::Result<u64> {
+    /// and only when that is full, too, is this an error. Returns how many records wait now.
+    pub fn append(&self, frame: &[u8]) -> io::Result<u64> {
         let mut inner = self.inner.lock();
         match self.write(&mut inner, frame) {
             Ok(()) => {
-                if let Some(record) = record.take() {
-                    inner.keep_fresh(frame.len() as u64, record);
-                }
                 if inner.refusing {
                     inner.refusing = false;
                     log::info!("ledger=spool the disk takes records again");
@@ -280,9 +208,7 @@ impl Spool {
         inner.waiting.records += 1;
         inner.waiting.bytes += frame.len() as u64;
         let waiting = inner.waiting.records;
-        let done = inner.take_done();
         drop(inner);
-        drop(done);
         if !self.sync.dirty.swap(true, SeqCst) {
             self.syncer.unpark();
         }
@@ -350,28 +276,6 @@ impl Spool {
         inner.active.as_ref().filter(|a| a.seq == seq).map(|a| a.len)
     }
 
-    /// The records behind `at`, at most `max`, if they are still at hand: with their bytes, and where
-    /// reading goes on.
-    pub fn take_fresh(&self, at: Position, max: usize) -> Option<(Vec<Record>, u64, Position)> {
-        let mut inner = self.inner.lock();
-        // What was read from the files meanwhile.
-        while inner.fresh.front().is_some_and(|f| f.to <= at) {
-            inner.drop_oldest();
-        }
-        let first = inner.fresh.front()?.from;
-        // At the end of a segment that nobody writes to any more, the next one's start is where reading
-        // goes on; only the files can tell, so they are asked.
-        if first != at {
-            return None;
-        }
-        let n = max.min(inner.fresh.len());
-        let taken: Vec<Fresh> = inner.fresh.drain(..n).collect();
-        let bytes = taken.iter().map(Fresh::bytes).sum();
-        inner.fresh_bytes -= bytes;
-        let end = taken.last()?.to;
-        Some((taken.into_iter().map(|f| f.record).collect(), bytes, end))
-    }
-
     /// Frames that wait in memory, oldest first, at most `max`. They are in the caller's hands from here.
     pub fn take_memory(&self, max: usize) -> Vec<Vec<u8>> {
         let mut inner = self.inner.lock();
@@ -385,20 +289,10 @@ impl Spool {
     }
 
     /// These are done with: in the store, or buried.
-    pub fn landed(&self, done: Waiting, records: Vec<Record>) {
-        let mut inner = self.inner.lock();
-        let waiting = &mut inner.waiting;
+    pub fn landed(&self, done: Waiting) {
+        let waiting = &mut self.inner.lock().waiting;
         waiting.records = waiting.records.saturating_sub(done.records);
         waiting.bytes = waiting.bytes.saturating_sub(done.bytes);
-        let mut too_many = None;
-        if done.bytes <= MAX_DONE_BYTES {
-            inner.done.push_back(records);
-            if inner.done.len() > MAX_DONE {
-                too_many = inner.done.pop_front();
-            }
-        }
-        drop(inner);
-        drop(too_many);
     }
 
     /// Remembers how far the store has got and deletes the segments before it.

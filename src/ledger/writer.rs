@@ -62,7 +62,7 @@ pub async fn run(shared: &Shared) {
             shared.spool.advance(from, batch.end);
             reader.advance(batch.end);
         }
-        shared.spool.landed(batch.size, batch.records);
+        shared.spool.landed(batch.size);
     }
     shared.empty.notify_waiters();
 }

@@ -190,7 +190,7 @@ fn start(
 
     let store = open_store(&background, &conf, &data_dir)?;
     let ledger_settings = ledger::Settings {
-        batch_records: usize::try_from(conf.tollkeeper.ledger.batch).unwrap_or(500),
+        batch_records: usize::try_from(conf.tollkeeper.ledger.batch).unwrap_or(1000),
         linger: conf.tollkeeper.ledger.flush_every,
         ..ledger::Settings::default()
     };

@@ -3,11 +3,12 @@
 use super::{MAX_ROWS, Page, Result, StoreError};
 use filters::model::call::Endpoint;
 use filters::model::key::KeyHash;
-use filters::model::record::Status;
+use filters::model::record::{Attempt, Status};
 use jiff::civil::Date;
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 
 /// Of a key. `spend` reads its account, see `filter::key_spend`.
 pub fn key_columns(spend: &str) -> String {
@@ -154,6 +155,47 @@ pub fn list_json<T: Serialize>(list: &[T]) -> Result<std::borrow::Cow<'static, s
     } else {
         to_json(&list).map(Into::into)
     }
+}
+
+/// What a call's attempts are as JSON, written as serde would: each row has some, and their ids, which are long,
+/// hold nothing that would have to be escaped.
+pub fn attempts_json(attempts: &[Attempt]) -> Result<String> {
+    fn text(out: &mut String, text: &str) -> Result<()> {
+        let is_plain = |b: u8| b >= b' ' && b != b'"' && b != b'\\';
+        if text.bytes().fold(true, |all, b| all & is_plain(b)) {
+            out.extend(["\"", text, "\""]);
+        } else {
+            out.push_str(&to_json(&text)?);
+        }
+        Ok(())
+    }
+    let mut out = String::with_capacity(2 + 160 * attempts.len());
+    out.push('[');
+    for (i, attempt) in attempts.iter().enumerate() {
+        // Every field by name: one that is added is not forgotten here.
+        let Attempt {
+            deployment_id,
+            status,
+            error,
+            duration_micros,
+        } = attempt;
+        out.push_str(if i > 0 {
+            ",{\"deployment_id\":"
+        } else {
+            "{\"deployment_id\":"
+        });
+        text(&mut out, deployment_id)?;
+        let written = write!(out, ",\"status\":{status},\"error\":");
+        written.map_err(StoreError::other)?;
+        match error {
+            Some(error) => text(&mut out, error)?,
+            None => out.push_str("null"),
+        }
+        let written = write!(out, ",\"duration_micros\":{duration_micros}}}");
+        written.map_err(StoreError::other)?;
+    }
+    out.push(']');
+    Ok(out)
 }
 
 pub fn limit(page: Page) -> i64 {

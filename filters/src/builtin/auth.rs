@@ -90,7 +90,7 @@ impl Auth {
         }
         let mut key = self.find(&hash).await?;
         for _ in 0..MOST_ROTATIONS {
-            let Some(next) = key.text("rotated_to").and_then(KeyHash::from_hex) else {
+            let Some(next) = key.rotated_to().copied() else {
                 self.standing(&key)?;
                 return Ok(Caller::Key(by_old_secret(key, &hash)));
             };
@@ -195,13 +195,14 @@ fn expired(key: &Key) -> Stop {
 }
 
 /// Whether a key's `allowed_routes` let it call this path. None at all allow everything.
-fn may_call(key: &Key, path: &str, purpose: Purpose) -> Result<()> {
-    let allowed = party::texts(&key.extra, "allowed_routes");
-    let mut routes = allowed.clone();
-    if purpose == Purpose::Model && !allowed.is_empty() {
-        routes.extend(party::texts(&key.extra, "allowed_passthrough_routes"));
-    }
-    if allowed.is_empty() || routes.iter().any(|route| covers(route, path, purpose)) {
+fn may_call(key: &Holder, path: &str, purpose: Purpose) -> Result<()> {
+    let allowed = key.allowed_routes();
+    let lets = |route: &String| covers(route, path, purpose);
+    let passed_through = || match purpose {
+        Purpose::Model => party::texts(&key.extra, "allowed_passthrough_routes"),
+        _ => Vec::new(),
+    };
+    if allowed.is_empty() || allowed.iter().any(lets) || passed_through().iter().any(lets) {
         return Ok(());
     }
     Err(Refusal::new(

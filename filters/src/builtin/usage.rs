@@ -265,7 +265,7 @@ fn text_of(data: &[u8], name: &Finder) -> usize {
 /// the way may not be all.
 fn settle(call: &Call, d: Option<&Deployment>, metered: &mut Metered, event_stream: bool, broke_off: bool) {
     if !event_stream && metered.told.is_none() {
-        read(call.endpoint, metered);
+        read(call.endpoint, metered, broke_off);
     }
     metered.pieces = Vec::new();
     let mut used = match metered.told.take() {
@@ -340,7 +340,7 @@ fn hear(call: &Call, d: Option<&Deployment>, used: &mut Usage) {
 }
 
 /// Reads what an answer that is not a stream says of itself.
-fn read(endpoint: Endpoint, metered: &mut Metered) {
+fn read(endpoint: Endpoint, metered: &mut Metered, broke_off: bool) {
     if metered.pieces_len > MAX_ANSWER || endpoint == Endpoint::Speech {
         return;
     }
@@ -349,7 +349,8 @@ fn read(endpoint: Endpoint, metered: &mut Metered) {
         many => many.concat().into(),
     };
     let heard = matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations);
-    if !heard && let Some((told, tier)) = at_the_top(&whole) {
+    let at_the_end = || if broke_off { None } else { at_the_end(&whole) };
+    if !heard && let Some((told, tier)) = at_the_end().or_else(|| at_the_top(&whole)) {
         (metered.told, metered.service_tier) = (Some(told), tier);
         return;
     }
@@ -365,10 +366,35 @@ fn read(endpoint: Endpoint, metered: &mut Metered) {
 /// a request, which costs a third of reading all of it as JSON. Whatever is not ordinary is left to
 /// [`Usage::find_in`] and [`usage::tier_in`].
 fn at_the_top(whole: &[u8]) -> Option<(Usage, Option<ServiceTier>)> {
-    let object = peek::scan(whole, &["usage", "service_tier"], peek::DEFAULT_DEPTH).ok()?;
-    let field = object.get("usage").filter(|f| f.kind == peek::Kind::Object)?;
-    let told = Usage::read(whole.get(field.value.clone())?)?;
-    let tier = match object.get("service_tier") {
+    let object = peek::scan(whole, &TOLD, peek::DEFAULT_DEPTH).ok()?;
+    told_by(whole, &object.fields)
+}
+
+/// The same where it stands near the end, as providers write it: what comes before need not be looked at. Only
+/// for an answer that is whole: of a part, the end may be that of any object in it.
+fn at_the_end(whole: &[u8]) -> Option<(Usage, Option<ServiceTier>)> {
+    let from = whole.len().saturating_sub(END);
+    // Within a text its quotes would be escaped, so this is a text of its own: a key, or a value, which is
+    // refused for want of a colon behind it.
+    let key = from + NAME.find_iter(whole.get(from..)?).last()?;
+    let is_escaped = key.checked_sub(1).and_then(|before| whole.get(before)) == Some(&b'\\');
+    if is_escaped || !whole.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    let fields = peek::scan_end(whole, key, &TOLD, peek::DEFAULT_DEPTH).ok()?;
+    told_by(whole, &fields)
+}
+
+const TOLD: [&str; 2] = ["usage", "service_tier"];
+/// Bytes at the end of an answer that hold its usage and what little comes behind.
+const END: usize = 1024;
+static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
+
+fn told_by(whole: &[u8], fields: &[peek::Field]) -> Option<(Usage, Option<ServiceTier>)> {
+    let field = |name| fields.iter().find(|f| f.name == name);
+    let usage = field("usage").filter(|f| f.kind == peek::Kind::Object)?;
+    let told = Usage::read(whole.get(usage.value.clone())?)?;
+    let tier = match field("service_tier") {
         None => usage::tier_in(whole).map(|t| ServiceTier::parse(&t)),
         Some(field) if field.kind == peek::Kind::Null => None,
         Some(field) => match peek::str_value(whole, field)?.as_ref() {

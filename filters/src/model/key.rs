@@ -126,8 +126,17 @@ pub struct Holder {
     pub organization: Option<Arc<Party>>,
     /// The key's own tags: its calls are counted under them, whatever tags the caller adds.
     pub tags: Vec<String>,
+    /// What of the key's further fields each of its calls asks for, looked up once.
+    known: Known,
     /// Whoever asks came with a secret that was rotated and whose grace lasts.
     pub by_old_secret: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Known {
+    allowed_routes: Vec<String>,
+    rotated_to: Option<KeyHash>,
+    organization_id: Option<String>,
 }
 
 impl Holder {
@@ -136,6 +145,11 @@ impl Holder {
         let mut limits = Limits::of(&key.extra);
         limits.budget.nanos = key.max_budget_nanos;
         let tags = party::texts(&key.extra, "tags");
+        let known = Known {
+            allowed_routes: party::texts(&key.extra, "allowed_routes"),
+            rotated_to: key.text("rotated_to").and_then(KeyHash::from_hex),
+            organization_id: key.text("organization_id").map(Into::into),
+        };
         Self {
             key,
             limits,
@@ -144,15 +158,25 @@ impl Holder {
             member: None,
             organization: None,
             tags,
+            known,
             by_old_secret: false,
         }
     }
 
     /// The key's own organization, else its team's.
     pub fn organization_id(&self) -> Option<&str> {
-        self.key
-            .text("organization_id")
-            .or_else(|| self.team.as_ref()?.text("organization_id"))
+        let own = self.known.organization_id.as_deref();
+        own.or_else(|| self.team.as_ref()?.text("organization_id"))
+    }
+
+    /// The paths and groups of paths that the key may call; none at all = every one.
+    pub fn allowed_routes(&self) -> &[String] {
+        &self.known.allowed_routes
+    }
+
+    /// The key that took this one's place.
+    pub fn rotated_to(&self) -> Option<&KeyHash> {
+        self.known.rotated_to.as_ref()
     }
 
     /// Everybody whose limits count beside the key's, the widest first.

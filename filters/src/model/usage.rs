@@ -3,6 +3,7 @@
 
 mod estimate;
 
+use crate::wire::peek;
 pub use estimate::{estimate_completion, estimate_prompt, estimate_prompt_of};
 use memchr::memmem;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -130,7 +131,7 @@ impl Usage {
         if text.len() > LONGEST_USAGE {
             return None;
         }
-        let usage: &Fields<'_> = &serde_json::from_slice(text).ok()?;
+        let usage = &Fields::read(text)?;
         let mut reader = Reader::default();
         let mut field = |names: &[&str]| reader.first(usage, names);
 
@@ -267,7 +268,7 @@ impl Usage {
         let envelope: Envelope<'_> = serde_json::from_slice(body).ok()?;
         let duration = envelope.duration.and_then(|told| {
             let mut reader = Reader::default();
-            let seconds_milli = reader.millis(Some(told.get()))?;
+            let seconds_milli = reader.millis(Some(told.get().as_bytes()))?;
             Some(Usage {
                 seconds_milli,
                 clamped: reader.clamped,
@@ -306,71 +307,44 @@ pub fn tier_in(body: &[u8]) -> Option<String> {
 fn object<'a>(usage: &Fields<'a>, names: &[&str]) -> Option<Fields<'a>> {
     names
         .iter()
-        .filter_map(|name| usage.get(name).filter(|raw| raw.starts_with('{')))
-        .find_map(|raw| serde_json::from_str(raw).ok())
+        .filter_map(|name| usage.get(name).filter(|raw| raw.starts_with(b"{")))
+        .find_map(Fields::read)
 }
 
 /// A small object's fields, their values as they are spelled: most are looked at once, and few are needed,
 /// so no tree is built of them.
 #[derive(Default)]
-struct Fields<'a>(SmallVec<[(Cow<'a, str>, &'a RawValue); 12]>);
+struct Fields<'a>(SmallVec<[(Cow<'a, [u8]>, &'a [u8]); 12]>);
 
 impl<'a> Fields<'a> {
-    /// Where a name is given twice, the last one counts, as in every JSON parser the client may use.
-    fn get(&self, name: &str) -> Option<&'a str> {
-        let field = self.0.iter().rfind(|(key, _)| key == name);
-        field.map(|(_, value)| value.get())
+    /// `None`: this is no JSON object, or one with too many fields.
+    fn read(text: &'a [u8]) -> Option<Fields<'a>> {
+        let mut fields = Fields::default();
+        let mut too_many = false;
+        let read = peek::each_field(text, peek::DEFAULT_DEPTH, |key, escaped, value| {
+            too_many |= fields.0.len() == MOST_FIELDS;
+            if !too_many {
+                fields.0.push((unquoted(key, escaped), value));
+            }
+        });
+        (read.is_ok() && !too_many).then_some(fields)
     }
-}
 
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields<'de>, D::Error> {
-        struct FieldsVisitor;
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields::default();
-                while let Some(Key(key)) = map.next_key()? {
-                    if fields.0.len() == MOST_FIELDS {
-                        return Err(de::Error::custom("too many fields"));
-                    }
-                    fields.0.push((key, map.next_value()?));
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(FieldsVisitor)
+    /// Where a name is given twice, the last one counts, as in every JSON parser the client may use.
+    fn get(&self, name: &str) -> Option<&'a [u8]> {
+        let field = self.0.iter().rfind(|(key, _)| **key == *name.as_bytes());
+        field.map(|(_, value)| *value)
     }
 }
 
 /// A field's name, borrowed unless it holds escapes.
-struct Key<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key<'de>, D::Error> {
-        struct KeyVisitor;
-        impl<'de> Visitor<'de> for KeyVisitor {
-            type Value = Key<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a field name")
-            }
-
-            fn visit_borrowed_str<E: de::Error>(self, name: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(name)))
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(name.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(KeyVisitor)
+fn unquoted(key: &[u8], escaped: bool) -> Cow<'_, [u8]> {
+    if escaped {
+        let name: Option<String> = serde_json::from_slice(key).ok();
+        return Cow::Owned(name.unwrap_or_default().into_bytes());
     }
+    let inner = key.strip_prefix(b"\"").and_then(|key| key.strip_suffix(b"\""));
+    Cow::Borrowed(inner.unwrap_or_default())
 }
 
 /// Turns JSON values into counts and remembers whether one had to be corrected.
@@ -388,19 +362,25 @@ impl Reader {
     }
 
     /// Seconds, as milliseconds.
-    fn millis(&mut self, raw: Option<&str>) -> Option<u64> {
+    fn millis(&mut self, raw: Option<&[u8]>) -> Option<u64> {
         self.number(raw?, 1000.0, MOST_MILLIS)
     }
 
     /// `raw` is a JSON value as it is spelled.
-    fn number(&mut self, raw: &str, scale: f64, most: u64) -> Option<u64> {
-        let number: Option<f64> = match raw.as_bytes().first() {
+    fn number(&mut self, raw: &[u8], scale: f64, most: u64) -> Option<u64> {
+        if scale == 1.0
+            && let Some(count) = plain(raw)
+        {
+            self.clamped |= count > most;
+            return Some(count.min(most));
+        }
+        let number: Option<f64> = match raw.first() {
             Some(b'n') => return None,
             Some(b'"') if raw.len() <= LONGEST_NUMBER => {
-                let text: Option<String> = serde_json::from_str(raw).ok();
+                let text: Option<String> = serde_json::from_slice(raw).ok();
                 text.and_then(|text| text.trim().parse().ok())
             }
-            Some(b'-' | b'0'..=b'9') => raw.parse().ok(),
+            Some(b'-' | b'0'..=b'9') => std::str::from_utf8(raw).ok().and_then(|text| text.parse().ok()),
             _ => None,
         };
         let scaled = number.unwrap_or(f64::NAN) * scale;
@@ -414,6 +394,15 @@ impl Reader {
         }
         Some(scaled.round() as u64)
     }
+}
+
+/// A count as nearly all are spelled: digits, and not more than surely fit.
+fn plain(raw: &[u8]) -> Option<u64> {
+    let is_plain = (1..=15).contains(&raw.len()) && raw.iter().all(u8::is_ascii_digit);
+    is_plain.then(|| {
+        raw.iter()
+            .fold(0, |count, digit| count * 10 + u64::from(digit - b'0'))
+    })
 }
 
 /// Hands out parts of a whole so that together they are never more than it.

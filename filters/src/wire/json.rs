@@ -63,6 +63,29 @@ impl<'a> Cursor<'a> {
         Ok((escaped, end))
     }
 
+    /// Steps over the comma behind a field's value, and says whether there was one; else `}` is next.
+    pub(super) fn another(&mut self) -> Result<bool, PeekError> {
+        self.space();
+        let more = self.take(b',');
+        if more {
+            self.space();
+        } else if self.look() != Some(b'}') {
+            return self.wrong("`,` or `}`");
+        }
+        Ok(more)
+    }
+
+    /// Steps over the `}` that is next, and over the space behind it to the end of the input; where it stands.
+    pub(super) fn end(&mut self) -> Result<usize, PeekError> {
+        let close = self.at;
+        self.take(b'}');
+        self.space();
+        if self.look().is_some() {
+            return self.wrong("nothing after the object");
+        }
+        Ok(close)
+    }
+
     /// Steps over one whole value that stands inside `outer` containers, of which with its own there
     /// may be `max_depth`.
     pub(super) fn value(&mut self, outer: usize, max_depth: usize) -> Result<Kind, PeekError> {

@@ -111,13 +111,75 @@ pub fn scan_at(
     cursor.space();
     let empty = cursor.look() == Some(b'}');
     let mut fields: SmallVec<[Field; 12]> = SmallVec::new();
-    // One round per field, until there is no comma for another.
-    let mut more = !empty;
+    let close = match empty {
+        true => cursor.end()?,
+        false => rest(&mut cursor, part, wanted, max_depth, &mut fields)?,
+    };
+    Ok(Object {
+        fields,
+        open,
+        close,
+        empty,
+    })
+}
+
+/// Like [`scan`], but begins at the key of a top-level field, and looks at nothing before that: fields that
+/// stand late are found without reading the whole body. If the body is JSON at all and `from` is where a
+/// key begins, then `Ok` says that the key stands at the top: behind it one object ends, and the body with it.
+pub fn scan_end(
+    body: &[u8],
+    from: usize,
+    wanted: &[&'static str],
+    max_depth: usize,
+) -> Result<SmallVec<[Field; 12]>, PeekError> {
+    let mut fields = SmallVec::new();
+    let mut cursor = Cursor::new(body, from);
+    rest(&mut cursor, body, wanted, max_depth, &mut fields)?;
+    Ok(fields)
+}
+
+/// Shows all fields of an object by their keys, quotes included, and values; whether the key holds escapes.
+pub fn each_field<'a>(
+    body: &'a [u8],
+    max_depth: usize,
+    mut show: impl FnMut(&'a [u8], bool, &'a [u8]),
+) -> Result<(), PeekError> {
+    let mut cursor = Cursor::new(body, 0);
+    cursor.space();
+    if !cursor.take(b'{') {
+        return Err(PeekError::NotAnObject);
+    }
+    if max_depth == 0 {
+        return Err(PeekError::TooDeep { at: 0 });
+    }
+    cursor.space();
+    let mut more = cursor.look() != Some(b'}');
     while more {
         let start = cursor.at();
         let (escaped, end) = cursor.key()?;
+        let key = body.get(start..end).unwrap_or_default();
+        let start = cursor.at();
+        cursor.value(1, max_depth)?;
+        show(key, escaped, body.get(start..cursor.at()).unwrap_or_default());
+        more = cursor.another()?;
+    }
+    cursor.end()?;
+    Ok(())
+}
+
+/// From a key to the end of its object, which has to be the end of the body: where its `}` stands.
+fn rest(
+    cursor: &mut Cursor<'_>,
+    body: &[u8],
+    wanted: &[&'static str],
+    max_depth: usize,
+    fields: &mut SmallVec<[Field; 12]>,
+) -> Result<usize, PeekError> {
+    loop {
+        let start = cursor.at();
+        let (escaped, end) = cursor.key()?;
         let key = start..end;
-        let name = name(part, &key, escaped, wanted)?;
+        let name = name(body, &key, escaped, wanted)?;
         if let Some(name) = name
             && fields.iter().any(|field| field.name == name)
         {
@@ -133,26 +195,10 @@ pub fn scan_at(
                 kind,
             });
         }
-        cursor.space();
-        more = cursor.take(b',');
-        if more {
-            cursor.space();
-        } else if cursor.look() != Some(b'}') {
-            return cursor.wrong("`,` or `}`");
+        if !cursor.another()? {
+            return cursor.end();
         }
     }
-    let close = cursor.at();
-    cursor.take(b'}');
-    cursor.space();
-    if cursor.look().is_some() {
-        return cursor.wrong("nothing after the object");
-    }
-    Ok(Object {
-        fields,
-        open,
-        close,
-        empty,
-    })
 }
 
 /// Which of the wanted names a key is, if any.

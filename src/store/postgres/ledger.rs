@@ -364,10 +364,15 @@ impl<'a> Batch<'a> {
         ) -> Box<dyn ToSql + Sync + Send + 'a> {
             Box::new(records.iter().map(cell).collect::<Vec<T>>())
         }
-        let json = |cell: fn(&'a Record) -> Result<std::borrow::Cow<'static, str>>| {
-            let cells: Result<Vec<_>> = records.iter().map(cell).collect();
-            cells.map(|cells| Box::new(cells) as Box<dyn ToSql + Sync + Send + 'a>)
-        };
+        fn json<'a, T: ToSql + Sync + Send + 'a>(
+            records: &'a [Record],
+            cell: impl FnMut(&'a Record) -> Result<T>,
+        ) -> Result<Box<dyn ToSql + Sync + Send + 'a>> {
+            let cells: Result<Vec<T>> = records.iter().map(cell).collect();
+            Ok(Box::new(cells?))
+        }
+        let attempts = json(records, |r| rows::attempts_json(&r.attempts));
+        let tags = json(records, |r| rows::list_json(&r.tags));
         let r = records;
         Ok(Self(vec![
             column(r, |r| rows::day_of(r.started_micros)),
@@ -403,8 +408,8 @@ impl<'a> Batch<'a> {
             column(r, |r| time(moment(r.started_micros))),
             column(r, |r| r.first_byte_micros.map(|t| time(moment(t)))),
             column(r, |r| time(moment(r.ended_micros))),
-            json(|r| rows::list_json(&r.attempts))?,
-            json(|r| rows::list_json(&r.tags))?,
+            attempts?,
+            tags?,
             column(r, |r| r.metadata.as_deref()),
             column(r, |r| r.client_ip.as_str()),
             column(r, |r| r.user_agent.as_deref()),

@@ -134,7 +134,7 @@ pub fn insert_row(insert: &mut Statement<'_>, r: &Record) -> Result<bool> {
         moment(r.started_micros),
         r.first_byte_micros.map(moment),
         moment(r.ended_micros),
-        rows::list_json(&r.attempts)?,
+        rows::attempts_json(&r.attempts)?,
         rows::list_json(&r.tags)?,
         r.metadata,
         r.client_ip,

@@ -143,8 +143,8 @@ const STATUSES: [u16; 41] = [
     409, 410, 411, 413, 415, 416, 421, 422, 424, 429, 431, 451, 499, 500, 501, 502, 503, 504, 529, 530,
 ];
 
-/// Counters by name.
-pub type Named<T> = HashMap<Box<str>, Arc<T>>;
+/// Counters by name. Names are hashed on every call's way, with a seed of this process.
+pub type Named<T> = HashMap<Box<str>, Arc<T>, foldhash::fast::RandomState>;
 
 /// Answers by status.
 #[derive(Debug)]

@@ -197,70 +197,69 @@ impl Tariff<'_> {
         if usage.total_tokens() == 0 {
             return false;
         }
-        let picture_out = self.rate(Meter::OutputImageToken);
-        let input = self.rate(Meter::Input);
-        let output = self.rate(Meter::Output).or(picture_out);
-        let creation = self.rate(Meter::CacheCreation).or(input);
+        // Most calls have no such part, and then nobody looks for its rate.
         let mut priced = false;
-        let mut charge = |tokens: u64, rate: Option<Femto>| {
-            if let Some(rate) = rate.filter(|_| tokens > 0) {
+        let mut charge = |tokens: u64, rate: &dyn Fn() -> Option<Femto>| {
+            if tokens > 0
+                && let Some(rate) = rate()
+            {
                 bill.add(tokens, rate);
                 priced = true;
             }
         };
 
         // Parts are taken off the whole one after another, so they can never add up to more than it.
+        let input = || self.rate(Meter::Input);
+        let creation = || self.rate(Meter::CacheCreation).or_else(input);
         let mut text = usage.prompt_tokens;
         let mut part = |tokens: u64| {
             let taken = tokens.min(text);
             text -= taken;
             taken
         };
-        charge(part(usage.cached_tokens), self.rate(Meter::CacheRead).or(input));
+        let cached = part(usage.cached_tokens);
+        charge(cached, &|| self.rate(Meter::CacheRead).or_else(input));
         let created = part(usage.cache_creation_tokens);
         let created_1h = usage.cache_creation_1h_tokens.min(created);
-        charge(created_1h, self.rate(Meter::CacheCreation1h).or(creation));
-        charge(created - created_1h, creation);
-        charge(
-            part(usage.audio_prompt_tokens),
-            self.rate(Meter::InputAudioToken).or(input),
-        );
-        charge(
-            part(usage.image_prompt_tokens),
-            self.rate(Meter::InputImageToken).or(input),
-        );
-        charge(text, input);
+        charge(created_1h, &|| {
+            self.rate(Meter::CacheCreation1h).or_else(creation)
+        });
+        charge(created - created_1h, &creation);
+        let audio = part(usage.audio_prompt_tokens);
+        charge(audio, &|| self.rate(Meter::InputAudioToken).or_else(input));
+        let image = part(usage.image_prompt_tokens);
+        charge(image, &|| self.rate(Meter::InputImageToken).or_else(input));
+        charge(text, &input);
 
+        let picture_out = || self.rate(Meter::OutputImageToken);
+        let output = || self.rate(Meter::Output).or_else(picture_out);
         let mut said = usage.completion_tokens;
         let mut part = |tokens: u64| {
             let taken = tokens.min(said);
             said -= taken;
             taken
         };
-        charge(
-            part(usage.audio_completion_tokens),
-            self.rate(Meter::OutputAudioToken).or(output),
-        );
-        charge(
-            part(usage.reasoning_tokens),
-            self.rate(Meter::Reasoning).or(output),
-        );
-        charge(part(usage.image_tokens), picture_out.or(output));
-        charge(said, output);
+        let audio = part(usage.audio_completion_tokens);
+        charge(audio, &|| self.rate(Meter::OutputAudioToken).or_else(output));
+        let reasoning = part(usage.reasoning_tokens);
+        charge(reasoning, &|| self.rate(Meter::Reasoning).or_else(output));
+        let image = part(usage.image_tokens);
+        charge(image, &|| picture_out().or_else(output));
+        charge(said, &output);
         priced
     }
 
     /// Audio by duration. Many entries carry the same price as input and as output although the provider asks
     /// for it once, so the larger of the two is charged and never their sum.
     fn seconds(&self, bill: &mut Bill) -> bool {
-        let rate = self.rate(Meter::InputSecond).max(self.rate(Meter::OutputSecond));
-        match rate.filter(|_| self.usage.seconds_milli > 0) {
-            Some(rate) => {
-                bill.add_milli(self.usage.seconds_milli, rate);
-                true
-            }
-            None => false,
+        if self.usage.seconds_milli == 0 {
+            return false;
         }
+        let rate = self.rate(Meter::InputSecond).max(self.rate(Meter::OutputSecond));
+        if let Some(rate) = rate {
+            bill.add_milli(self.usage.seconds_milli, rate);
+        }
+        rate.is_some()
     }
 
     fn characters(&self, bill: &mut Bill) -> bool {
@@ -285,13 +284,14 @@ impl Tariff<'_> {
     }
 
     fn flat(&self, meter: Meter, units: u64, bill: &mut Bill) -> bool {
-        match self.rate(meter).filter(|_| units > 0) {
-            Some(rate) => {
-                bill.add(units, rate);
-                true
-            }
-            None => false,
+        if units == 0 {
+            return false;
         }
+        let rate = self.rate(meter);
+        if let Some(rate) = rate {
+            bill.add(units, rate);
+        }
+        rate.is_some()
     }
 }
 

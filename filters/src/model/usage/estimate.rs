@@ -13,6 +13,10 @@ pub fn estimate_prompt(body_text_bytes: usize) -> u64 {
 /// Input tokens of a JSON body, in which files sent along as base64 are not counted as the text they are
 /// spelled in: no model reads them so. Linear in the body's length.
 pub fn estimate_prompt_of(body: &[u8]) -> u64 {
+    // A file that fits into so little counts by its bytes, as text does.
+    if body.len() <= LONGEST_WORD {
+        return estimate_prompt(body.len());
+    }
     let (mut bytes, mut tokens) = (body.len(), 0u64);
     let mut set_apart = |run: usize| {
         bytes = bytes.saturating_sub(run);
