@@ -25,8 +25,19 @@ pub struct Position {
 #[derive(Debug)]
 pub struct Slot {
     pub dir: PathBuf,
-    /// Held, not used: closing it opens the slot to others.
-    _lock: File,
+    /// Held, not used.
+    lock: File,
+}
+
+impl Drop for Slot {
+    /// Closing the file is not enough: a process that another thread is just starting has a copy of it until
+    /// it runs its own program, and the lock with it. Whoever opens the spool in that moment would find the
+    /// slot taken, begin another, and learn only a minute later of the rows that wait in this one.
+    fn drop(&mut self) {
+        if let Err(e) = self.lock.unlock() {
+            log::warn!("ledger=spool {}: cannot unlock the slot: {e}", self.dir.display());
+        }
+    }
 }
 
 impl Slot {
@@ -57,7 +68,7 @@ impl Slot {
     fn lock(dir: PathBuf) -> io::Result<Option<Slot>> {
         let lock = private().truncate(false).open(dir.join("lock"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Some(Slot { dir, _lock: lock })),
+            Ok(()) => Ok(Some(Slot { dir, lock })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(e)) => Err(e),
         }
@@ -146,4 +157,22 @@ pub fn cursor(dir: &Path) -> io::Result<Position> {
         (Some(Ok(seq)), Some(Ok(offset))) => Position { seq, offset },
         _ => Position::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_was_let_go_of_is_free_though_a_starting_process_has_a_copy_of_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = Slot::claim(dir.path()).unwrap();
+        // What a child has between fork and exec: the same open file.
+        let copy = slot.lock.try_clone().unwrap();
+        let mine = slot.dir.clone();
+        assert_ne!(Slot::claim(dir.path()).unwrap().dir, mine);
+        drop(slot);
+        assert_eq!(Slot::claim(dir.path()).unwrap().dir, mine);
+        drop(copy);
+    }
 }
