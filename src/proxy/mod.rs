@@ -42,7 +42,7 @@ use bytes::Bytes;
 use drain::InFlight;
 use filters::contract::{Answer, Refusal, Stop, Verdict};
 use filters::model::record::Status;
-use http::Method;
+use http::{HeaderValue, Method};
 use lanes::Kind;
 use paths::Api;
 use pingora::connectors::http::Connector;
@@ -131,9 +131,9 @@ impl ProxyHttp for Gateway {
             self.refuse(session, state, &refusal.into()).await?;
             return Ok(true);
         }
-        if let Some(to) = redirected(&self.redirect, session, &state.host, &lane) {
+        if let Some((status, to)) = redirected(&self.redirect, session, &state.host, &lane) {
             let answer = Answer {
-                status: 307,
+                status,
                 headers: vec![("location", to), ("cache-control", "no-store".into())],
                 body: Bytes::new(),
             };
@@ -383,6 +383,10 @@ impl Gateway {
                 }
             }
         }
+        let hsts = hsts(&state.snapshot, session);
+        if let Some(value) = hsts.and_then(|v| v.to_str().ok()) {
+            further.push(("strict-transport-security", value));
+        }
         let status = answer.status;
         let sent = respond::answer(session, answer, &further).await;
         let kind = (status >= 400).then_some("refused");
@@ -411,8 +415,19 @@ impl Gateway {
     }
 }
 
+/// What a browser is told about coming by TLS alone, if it came by TLS.
+fn hsts<'a>(snapshot: &'a Snapshot, session: &Session) -> Option<&'a HeaderValue> {
+    let is_tls = || session.digest().is_some_and(|d| d.ssl_digest.is_some());
+    snapshot.hsts.as_ref().filter(|_| is_tls())
+}
+
 /// Where a browser is sent that came to a plain listener.
-fn redirected(redirect: &Redirect, session: &Session, host: &str, lane: &lanes::Lane) -> Option<String> {
+fn redirected(
+    redirect: &Redirect,
+    session: &Session,
+    host: &str,
+    lane: &lanes::Lane,
+) -> Option<(u16, String)> {
     if redirect.from.is_empty() {
         return None;
     }
@@ -428,7 +443,8 @@ fn redirected(redirect: &Redirect, session: &Session, host: &str, lane: &lanes::
     if lane.is_service() {
         redirect.whole(&asked)
     } else {
-        redirect.target(&asked)
+        // Ours may be answered here another time.
+        redirect.target(&asked).map(|to| (307, to))
     }
 }
 

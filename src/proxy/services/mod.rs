@@ -1,9 +1,10 @@
 //! Ordinary services: which backend a request goes to, and how it is connected to. How a backend stands is
-//! in `standing`, whose turn it is in `choice`, health checks are in `check`, what a backend is told of the
-//! way a request came in `forwarded`. The bytes are the stream driver's.
+//! in `standing`, whose turn it is in `choice`, health checks are in `check`, what the metrics show in `counts`,
+//! what a backend is told of the way a request came in `forwarded`. The bytes are the stream driver's.
 
 pub mod check;
 mod choice;
+mod counts;
 pub mod forwarded;
 mod standing;
 
@@ -133,6 +134,17 @@ pub struct Trip {
     /// The one it is at.
     pub backend: Option<Arc<Backend>>,
     visit: Option<Visit>,
+}
+
+impl Trip {
+    /// The head of an answer is there.
+    pub fn answered(&mut self, status: u16) {
+        // Others go before the answer that counts.
+        let is_last = status >= 200 || status == 101;
+        if let Some(visit) = self.visit.as_mut().filter(|_| is_last) {
+            visit.answered(status);
+        }
+    }
 }
 
 impl Services {
