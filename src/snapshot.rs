@@ -71,7 +71,9 @@ impl Snapshot {
             policy: Arc::new(Policy::of(&conf.litellm.all)?),
             master: ports.master.as_ref().map(|m| m.hash),
             hsts: match &conf.tollkeeper.tls.hsts {
-                Some(hsts) => Some(HeaderValue::try_from(hsts.value()).map_err(|e| format!("tls.hsts: {e}"))?),
+                Some(hsts) => {
+                    Some(HeaderValue::try_from(hsts.value()).map_err(|e| format!("tls.hsts: {e}"))?)
+                }
                 None => None,
             },
         })

@@ -130,7 +130,11 @@ pub struct Hsts {
 impl Hsts {
     /// The header's value.
     pub fn value(&self) -> String {
-        let subdomains = if self.include_subdomains { "; includeSubDomains" } else { "" };
+        let subdomains = if self.include_subdomains {
+            "; includeSubDomains"
+        } else {
+            ""
+        };
         let preload = if self.preload { "; preload" } else { "" };
         format!("max-age={}{subdomains}{preload}", self.max_age.as_secs())
     }

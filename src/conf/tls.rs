@@ -68,7 +68,11 @@ fn hsts(fields: &Fields<'_>) -> Option<Hsts> {
     let said = fields.child("hsts")?;
     let at = fields.entry("hsts")?.key_at;
     let max_age = said.duration("max_age");
-    if !said.all().iter().any(|e| e.key == "max_age" && !e.value.is_null()) {
+    if !said
+        .all()
+        .iter()
+        .any(|e| e.key == "max_age" && !e.value.is_null())
+    {
         drop(
             said.error("missing", "`max_age` is missing", at)
                 .help("for example `hsts: {max_age: 180d}`; begin with 5m, browsers keep to it that long"),
@@ -263,7 +267,10 @@ mod tests {
         assert_eq!(own.tls.certificates[0].key, Path::new("/k/a.key"));
         assert_eq!(own.tls.unknown_names, UnknownNames::Refuse);
         let hsts = own.tls.hsts.as_ref().map(Hsts::value);
-        assert_eq!(hsts.as_deref(), Some("max-age=34560000; includeSubDomains; preload"));
+        assert_eq!(
+            hsts.as_deref(),
+            Some("max-age=34560000; includeSubDomains; preload")
+        );
         assert_eq!(
             own.tls.local,
             [
@@ -286,7 +293,11 @@ mod tests {
             ("{cert: a}", "{tls: true}", "unknown field `cert`"),
             ("{hsts: true}", "{tls: true}", "a mapping is expected"),
             ("{hsts: {}}", "{tls: true}", "`max_age` is missing"),
-            ("{hsts: {max_age: 5m, preload: true}}", "{tls: true}", "`preload` asks for"),
+            (
+                "{hsts: {max_age: 5m, preload: true}}",
+                "{tls: true}",
+                "`preload` asks for",
+            ),
             ("{hsts: {max_age: soon}}", "{tls: true}", "max_age"),
             ("{}", "{tls: [1]}", "a mapping is expected"),
             ("{}", "{tls: maybe}", "true or false"),

@@ -409,7 +409,10 @@ async fn who_takes_nothing_is_cut_and_billed() {
     }
     assert_eq!(refused(&gateway, "slow_reader").await, 1.0);
     // What the kernel held for it goes as well: asked to go on, it would for minutes.
-    until("the kernel has nothing left", async || kept(gateway.at, own).is_empty()).await;
+    until("the kernel has nothing left", async || {
+        kept(gateway.at, own).is_empty()
+    })
+    .await;
     // Others on the connection are served on.
     let alive = h2.ask("GET", "/health/liveliness", &[], "").await;
     assert_eq!(alive.status(), 200);

@@ -227,9 +227,7 @@ async fn metrics_show_what_becomes_of_each_backend() {
         "slow": {"backends": url(&b)},
         "gone": {"backends": gone.clone()},
     });
-    let lane = |name: &str| {
-        json!({"name": name, "paths": [format!("/{name}/*")], "driver": "stream", "service": name, "auth": "open"})
-    };
+    let lane = |name: &str| json!({"name": name, "paths": [format!("/{name}/*")], "driver": "stream", "service": name, "auth": "open"});
     let lanes = json!([lane("web"), lane("slow"), lane("gone")]);
     let config = |model: &str| {
         Setup::new()
@@ -291,7 +289,11 @@ async fn metrics_show_what_becomes_of_each_backend() {
     };
     let mut standing = shown(&gateway, "tollkeeper_service_backend_up").await;
     standing.sort();
-    let mut expected = [up("gone", &gone, 0), up("slow", &url(&b), 1), up("web", &url(&a), 1)];
+    let mut expected = [
+        up("gone", &gone, 0),
+        up("slow", &url(&b), 1),
+        up("web", &url(&a), 1),
+    ];
     expected.sort();
     assert_eq!(standing, expected);
 

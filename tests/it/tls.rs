@@ -714,7 +714,11 @@ async fn with_a_service(tls: Value) -> (Upstream, Upstream, Gateway, SocketAddr)
     let models = Upstream::good().await;
     let pages = Upstream::start(|seen| {
         let own = ("strict-transport-security", "max-age=1");
-        let more = if seen.target.ends_with("/own") { &[own][..] } else { &[] };
+        let more = if seen.target.ends_with("/own") {
+            &[own][..]
+        } else {
+            &[]
+        };
         Script::answer(200, more, "a page")
     })
     .await;
@@ -775,9 +779,15 @@ async fn services_are_sent_to_https_whole_and_the_api_never_is() {
         assert_eq!(sent, (status, to(path)), "{method} {path}");
     }
     let upgrade = "connection: upgrade\r\nupgrade: websocket\r\n";
-    assert_eq!(ask("GET", "chat.example.com", "/ws", upgrade).await, (301, to("/ws")));
+    assert_eq!(
+        ask("GET", "chat.example.com", "/ws", upgrade).await,
+        (301, to("/ws"))
+    );
     let web = format!("https://llm.example.com:{}/web/x", at.port());
-    assert_eq!(ask("GET", "llm.example.com", "/web/x", "").await, (301, Some(web)));
+    assert_eq!(
+        ask("GET", "llm.example.com", "/web/x", "").await,
+        (301, Some(web))
+    );
     assert_eq!(pages.count(), 0, "nothing went there in plain text");
     // The API on the same listener, even to what looks like a browser.
     for (method, path) in [
@@ -789,7 +799,10 @@ async fn services_are_sent_to_https_whole_and_the_api_never_is() {
         ("GET", "/web"),
     ] {
         let (status, location) = ask(method, "llm.example.com", path, "").await;
-        assert!(status != 301 && status != 308 || path == "/web", "{path}: {status}");
+        assert!(
+            status != 301 && status != 308 || path == "/web",
+            "{path}: {status}"
+        );
         assert_eq!(location.is_none(), path != "/web", "{path}");
     }
     assert_eq!(models.count(), 1);
@@ -828,11 +841,7 @@ async fn browsers_are_told_to_come_by_tls_alone() {
     // In plain text it means nothing.
     for path in ["/", "/v1/models", "/nothing"] {
         let answer = crate::kit::client::ask(&gateway, "GET", path, &[], "").await;
-        assert_eq!(
-            answer.head.header("strict-transport-security"),
-            None,
-            "{path}"
-        );
+        assert_eq!(answer.head.header("strict-transport-security"), None, "{path}");
     }
 }
 

@@ -65,7 +65,15 @@ mod tests {
     #[test]
     fn every_status_has_a_word() {
         let counts = Counts::default();
-        for status in [None, Some(101), Some(204), Some(302), Some(404), Some(503), Some(599)] {
+        for status in [
+            None,
+            Some(101),
+            Some(204),
+            Some(302),
+            Some(404),
+            Some(503),
+            Some(599),
+        ] {
             counts.count(status);
         }
         counts.count(Some(0));

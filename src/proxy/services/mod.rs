@@ -172,8 +172,12 @@ impl Services {
             let Some(old) = old.all.get(name) else {
                 continue;
             };
-            for backend in &service.backends {
-                let Some(known) = old.backends.iter().find(|b| b.base == backend.base) else {
+            for (at, backend) in service.backends.iter().enumerate() {
+                // One that is named twice is two, each with a standing of its own.
+                let is_same = |b: &&Arc<Backend>| b.base == backend.base;
+                let before = service.backends.iter().take(at).filter(is_same).count();
+                let mut same = old.backends.iter().filter(is_same);
+                let Some(known) = same.clone().nth(before).or_else(|| same.next()) else {
                     continue;
                 };
                 if service.health_check.is_none() {
