@@ -27,12 +27,14 @@ clients:
 	@cargo build --locked
 	@tests/clients/run.sh
 
-# The edge from outside: testssl, sslyze, h2load, slowhttptest, the rate limit, schemathesis; six minutes.
-# ARGS=short|tls|load|rate|heads|slow|schema; writes tests/edge/results.md and README.md.
+# The edge from outside: testssl, sslyze, h2load, slowhttptest, the rate limit, schemathesis, reloads and upgrades under
+# load; eight minutes and the builds. ARGS=short|changes|tls|load|rate|heads|slow|schema looks at a part.
+# PROFILE=dist looks at what images hold. A whole run writes tests/edge/results.md and README.md.
+check-edge: PROFILE ?= release
 check-edge:
 	@scripts/setup.sh edge
-	@cargo build --release --locked --bin tollkeeper
-	@TOLLKEEPER_BIN=$${CARGO_TARGET_DIR:-target}/release/tollkeeper tests/edge/run.sh $(ARGS)
+	@cargo build --profile $(PROFILE) --locked --bin tollkeeper
+	@TOLLKEEPER_BIN=$${CARGO_TARGET_DIR:-target}/$(PROFILE)/tollkeeper tests/edge/run.sh $(ARGS)
 
 # Tollkeeper beside a bare Pingora proxy, in one run.
 bench:

@@ -40,6 +40,7 @@ impl Source for Gauges {
         page.int(&c::IN_FLIGHT, &[], self.in_flight.count() as u64);
         page.int(&c::LEAVING, &[], u64::from(self.health.is_leaving()));
         self.deployments(page);
+        self.snapshot.load().services.gather(page);
         self.ledger(page);
         self.limits(page);
         self.config(page);

@@ -11,6 +11,7 @@ use crate::proxy::throttle::Throttle;
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use filters::model::key::KeyHash;
+use http::HeaderValue;
 use std::sync::Arc;
 
 /// Never changes. A new config makes a new one; the old goes with its last request.
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub policy: Arc<Policy>,
     /// The master key, by its hash.
     pub master: Option<KeyHash>,
+    /// What answers over TLS tell browsers about coming by TLS alone.
+    pub hsts: Option<HeaderValue>,
 }
 
 impl Snapshot {
@@ -67,6 +70,12 @@ impl Snapshot {
                 .map(|limit| Arc::new(Throttle::new(limit))),
             policy: Arc::new(Policy::of(&conf.litellm.all)?),
             master: ports.master.as_ref().map(|m| m.hash),
+            hsts: match &conf.tollkeeper.tls.hsts {
+                Some(hsts) => {
+                    Some(HeaderValue::try_from(hsts.value()).map_err(|e| format!("tls.hsts: {e}"))?)
+                }
+                None => None,
+            },
         })
     }
 

@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::routing::on;
 use filters::contract::{Fault, Refusal};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -106,6 +107,15 @@ fn shown(applied: &Applied) -> Value {
 /// `GET /config/status`.
 async fn status(State(desk): State<Arc<Desk>>) -> Json<Value> {
     let status = desk.reload.status();
+    let now = crate::tls::now();
+    let ends = desk.reload.certificates().into_iter();
+    let certificates = ends.map(|(host, end)| {
+        json!({
+            "host": host,
+            "expires_at": Timestamp::from_second(end).map(|t| t.to_string()).ok(),
+            "days": end.saturating_sub(now).div_euclid(86_400),
+        })
+    });
     Json(json!({
         "generation": status.generation,
         "version": status.version,
@@ -117,6 +127,7 @@ async fn status(State(desk): State<Arc<Desk>>) -> Json<Value> {
         "last_failure": status.failed.as_ref().map(|(at, why)| json!({"at": at.to_string(), "message": why})),
         "gateway_version": env!("CARGO_PKG_VERSION"),
         "database": desk.store.kind(),
+        "certificates": certificates.collect::<Vec<_>>(),
     }))
 }
 

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use super::show::counted;
 use crate::conf::load::Env;
 use crate::conf::{Conf, EXIT_CONFIG, Problem, Report, Severity, load};
 use crate::snapshot::Snapshot;
@@ -100,15 +101,23 @@ fn text(conf: Option<&Conf>, report: &Report, refused: bool, out: &mut impl Writ
             Some(path) => path.display().to_string(),
             None => "no config file found: zero-config mode".into(),
         };
-        let (models, paths) = (conf.models.len(), conf.general.pass_through_endpoints.len());
+        let paths = conf.general.pass_through_endpoints.len();
+        let mut parts = vec![
+            counted(conf.models.len(), "deployment"),
+            counted(paths, "pass-through path"),
+        ];
+        let own = &conf.tollkeeper;
+        let further = [(own.services.len(), "service"), (own.lanes.len(), "lane")];
+        let there = further.into_iter().filter(|(n, _)| *n > 0);
+        parts.extend(there.map(|(n, one)| counted(n, one)));
         let skipped = match conf.skipped.len() {
             0 => String::new(),
             n => format!(" ({n} skipped)"),
         };
-        writeln!(
-            out,
-            "{file}: {models} deployments{skipped}, {paths} pass-through paths"
-        )?;
+        if let Some(models) = parts.first_mut() {
+            models.push_str(&skipped);
+        }
+        writeln!(out, "{file}: {}", parts.join(", "))?;
     }
     let end = if refused { " · exit 78" } else { "" };
     writeln!(out, "{}{end}", report.summary())

@@ -58,19 +58,28 @@ pub async fn status(args: AskArgs, env: &Env) -> Result<(), Failure> {
     show::put(format_args!("version      {}", text("gateway_version")))?;
     show::put(format_args!("config       {}", text("path")))?;
     show::put(format_args!(
-        "generation   {} (by {}, {})",
+        "generation   {}, {} {}",
         text("generation"),
-        text("origin"),
-        text("applied_at")
+        show::second(&text("applied_at")),
+        cause(&text("origin"))
     ))?;
     show::put(format_args!("deployments  {}", text("deployments")))?;
     show::put(format_args!("database     {}", text("database")))?;
+    let certificates = status.get("certificates").and_then(Value::as_array);
+    for (n, certificate) in certificates.into_iter().flatten().enumerate() {
+        let title = if n == 0 { "certificates" } else { "" };
+        show::put(format_args!(
+            "{title:<12} {} {}",
+            text_of(certificate, "host"),
+            good_for(certificate)
+        ))?;
+    }
     restart(&status);
     if let Some(failure) = status.get("last_failure").filter(|f| f.is_object()) {
         let message = failure.get("message").and_then(Value::as_str).unwrap_or_default();
         show::say(format_args!(
             "{RED}the config of {} was refused, the one before serves{RED:#}\n{}",
-            text_of(failure, "at"),
+            show::second(&text_of(failure, "at")),
             lines(message)
         ));
     }
@@ -91,11 +100,11 @@ pub async fn run(args: ConfigArgs, env: &Env) -> Result<(), Failure> {
             for version in versions.into_iter().flatten() {
                 let current = version.get("version") == history.get("current");
                 show::put(format_args!(
-                    "{GREEN}{}{GREEN:#}  {}  by {}{}",
+                    "{GREEN}{}{GREEN:#}  {} {}{}",
                     text_of(version, "version"),
-                    text_of(version, "at"),
-                    text_of(version, "origin"),
-                    if current { "  (serves)" } else { "" }
+                    show::second(&text_of(version, "at")),
+                    cause(&text_of(version, "origin")),
+                    if current { ", serves" } else { "" }
                 ))?;
                 if let Some(difference) = version.get("difference").and_then(Value::as_str) {
                     show::put(format_args!("{}\n", lines(difference)))?;
@@ -134,6 +143,19 @@ fn told(applied: &Value, as_json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What brought a config into use, in words.
+fn cause(origin: &str) -> &str {
+    match origin {
+        "start" => "at the start",
+        "signal" => "by SIGHUP",
+        "file" => "by a changed file",
+        "api" => "by a call",
+        "database" => "by the database",
+        "rollback" => "by a rollback",
+        other => other,
+    }
+}
+
 fn restart(of: &Value) {
     let waiting = names(of, "restart_required");
     if !waiting.is_empty() {
@@ -158,6 +180,17 @@ fn text_of(of: &Value, name: &str) -> String {
         Some(Value::String(text)) => clean(text),
         None | Some(Value::Null) => "-".into(),
         Some(other) => other.to_string(),
+    }
+}
+
+/// How long a certificate is good.
+fn good_for(certificate: &Value) -> String {
+    let day = text_of(certificate, "expires_at");
+    let day = day.split('T').next().unwrap_or_default();
+    match certificate.get("days").and_then(Value::as_i64) {
+        Some(days) if days < 0 => format!("{RED}ended on {day}{RED:#}"),
+        Some(days) => format!("ends on {day}, in {}", show::counted(days, "day")),
+        None => "-".into(),
     }
 }
 

@@ -66,6 +66,21 @@ pub fn short(text: &str, most: usize) -> String {
         .collect()
 }
 
+/// So many of something, in English: `1 request`, `2 requests`.
+pub fn counted(n: impl TryInto<u64>, one: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    let s = if n == 1 { "" } else { "s" };
+    format!("{n} {one}{s}")
+}
+
+/// A moment as the gateway writes it, to the second: `2026-11-20 20:26:50Z`.
+pub fn second(text: &str) -> String {
+    match text.parse::<Timestamp>() {
+        Ok(at) => at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        Err(_) => clean(text),
+    }
+}
+
 /// JSON as it came, over several lines for people who look at it.
 pub fn json(value: &Value) -> String {
     harmless(format!("{value:#}"))

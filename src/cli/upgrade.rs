@@ -88,10 +88,13 @@ pub async fn run(args: UpgradeArgs, env: &Env) -> Result<(), Failure> {
         show::put(format_args!(
             "process {new_pid} serves in place of {old_pid} after {seconds:.1} s"
         ))?;
-        show::put(format_args!(
-            "process {old_pid} still has {} requests on {} connections, for at most {drain_seconds} s",
-            load.in_flight, load.connections
-        ))?;
+        show::put(match (load.in_flight, load.connections) {
+            (0, 0) => format!("process {old_pid} has nothing left to do and leaves"),
+            _ => format!(
+                "process {old_pid} still has {}, for at most {drain_seconds} s",
+                has(load)
+            ),
+        })?;
     }
     if !args.wait {
         return Ok(());
@@ -127,15 +130,20 @@ pub async fn drain(args: DrainArgs, env: &Env) -> Result<(), Failure> {
             "pid": pid, "drain": on, "in_flight": in_flight, "connections": connections,
         }))),
         Some(Told::Drain { pid, on: true, load }) => show::put(format_args!(
-            "process {pid} says that it is not ready; it still has {} requests on {} connections",
-            load.in_flight, load.connections
+            "process {pid} is drained: its readiness says no, and it keeps no connection; it has {}",
+            has(load)
         )),
         Some(Told::Drain { pid, .. }) => show::put(format_args!(
-            "process {pid} says again how it is, and keeps connections"
+            "process {pid} is drained no longer: its readiness says how it is, and it keeps connections"
         )),
         Some(told) => Err(refused(told)),
         None => Err(Failure::failed("the gateway is gone")),
     }
+}
+
+fn has(load: Load) -> String {
+    let requests = show::counted(load.in_flight, "request");
+    format!("{requests} on {}", show::counted(load.connections, "connection"))
 }
 
 fn found(binary: &Path) -> Result<PathBuf, Failure> {

@@ -22,20 +22,38 @@ pub(super) fn check(conf: &Conf, notes: &Notes) {
             .path("tollkeeper → listeners");
         drop(draft.help("list the addresses of the proxies in `trusted_proxies`"));
     }
-    let Some((name, at)) = keyless(conf) else { return };
     let reachable = own.listeners.is_empty() || own.listeners.iter().any(|l| !l.address.ip().is_loopback());
-    if !reachable || own.internal_networks.is_empty() {
+    if !reachable {
         return;
     }
-    let help = "if a proxy stands in front, list it in `trusted_proxies`: then the client's own address counts. A \
-                request with X-Forwarded-For, Forwarded or X-Real-IP from anybody else never counts as internal, but \
-                a proxy or NAT that sends none of them makes everybody behind it look internal. Or ask for a key: \
-                `auth: true` at an endpoint, `auth: required` at a lane";
     // Whoever counts by X-Forwarded-For knows of a proxy.
     let behind = matches!(
         own.rate_limit.as_ref().map(|r| &r.source),
         Some(RateSource::Forwarded(_))
     );
+    let keyless = keyless(conf).filter(|_| !own.internal_networks.is_empty());
+    let Some((name, at)) = keyless else {
+        if behind {
+            let message = format!(
+                "rate_limit speaks of a proxy that is not in trusted_proxies: all its clients together have {} \
+                 connections",
+                own.limits.connections_per_address
+            );
+            let draft = notes
+                .warning("proxy", message)
+                .path("tollkeeper → trusted_proxies");
+            drop(
+                draft.help(
+                    "list its addresses in `trusted_proxies`, or raise `limits.connections_per_address`",
+                ),
+            );
+        }
+        return;
+    };
+    let help = "if a proxy stands in front, list it in `trusted_proxies`: then the client's own address counts. A \
+                request with X-Forwarded-For, Forwarded or X-Real-IP from anybody else never counts as internal, but \
+                a proxy or NAT that sends none of them makes everybody behind it look internal. Or ask for a key: \
+                `auth: true` at an endpoint, `auth: required` at a lane";
     let name = shown(name);
     let draft = if behind {
         let message = format!(

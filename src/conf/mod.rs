@@ -40,7 +40,7 @@ pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};
 pub use own::{
     Acme, AcmeChallenge, CertificateFiles, ClientAuth, Cors, Driver, ExternalAccount, FilterUse, Handshake,
-    Lane, LaneAuth, Ledger, Limits, Listener, LocalHost, Log, LogFormat, LogRequests, Metrics, Own,
+    Hsts, Lane, LaneAuth, Ledger, Limits, Listener, LocalHost, Log, LogFormat, LogRequests, Metrics, Own,
     RateLimit, RateSource, Timeouts, Tls, TlsVersion, UnknownNames,
 };
 pub use report::{EXIT_CONFIG, Problem, Report, Severity};

@@ -112,6 +112,32 @@ pub struct Tls {
     pub unknown_names: UnknownNames,
     /// For every listener with `tls: true`.
     pub handshake: Handshake,
+    /// What browsers are told about coming by TLS alone; None: nothing.
+    pub hsts: Option<Hsts>,
+}
+
+/// The header `Strict-Transport-Security`, of answers over TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hsts {
+    /// For how long a browser keeps to it; zero makes it forget.
+    pub max_age: Duration,
+    /// It is said of all names below as well. Default: false.
+    pub include_subdomains: bool,
+    /// Browsers may put it on the list that they are delivered with. Default: false.
+    pub preload: bool,
+}
+
+impl Hsts {
+    /// The header's value.
+    pub fn value(&self) -> String {
+        let subdomains = if self.include_subdomains {
+            "; includeSubDomains"
+        } else {
+            ""
+        };
+        let preload = if self.preload { "; preload" } else { "" };
+        format!("max-age={}{subdomains}{preload}", self.max_age.as_secs())
+    }
 }
 
 /// A certificate and its key, both PEM. Relative paths start at the config file.

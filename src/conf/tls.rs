@@ -3,12 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use super::acme;
 use super::fields::Fields;
 use super::node::Node;
 use super::own::{
-    CertificateFiles, ClientAuth, Handshake, Listener, LocalHost, Tls, TlsVersion, UnknownNames,
+    CertificateFiles, ClientAuth, Handshake, Hsts, Listener, LocalHost, Tls, TlsVersion, UnknownNames,
 };
 use super::section::host;
 
@@ -56,7 +57,41 @@ pub(super) fn section(fields: &Fields<'_>, dir: &Path) -> Tls {
         acme: acme::section(fields, dir),
         unknown_names: fields.choice("unknown_names", &unknown).unwrap_or_default(),
         handshake: handshake(fields, dir, &Handshake::default()),
+        hsts: hsts(fields),
     }
+}
+
+/// The least that the list which browsers are delivered with asks for.
+const PRELOAD_LEAST: Duration = Duration::from_secs(365 * 86_400);
+
+fn hsts(fields: &Fields<'_>) -> Option<Hsts> {
+    let said = fields.child("hsts")?;
+    let at = fields.entry("hsts")?.key_at;
+    let max_age = said.duration("max_age");
+    if !said
+        .all()
+        .iter()
+        .any(|e| e.key == "max_age" && !e.value.is_null())
+    {
+        drop(
+            said.error("missing", "`max_age` is missing", at)
+                .help("for example `hsts: {max_age: 180d}`; begin with 5m, browsers keep to it that long"),
+        );
+    }
+    let hsts = Hsts {
+        max_age: max_age.unwrap_or_default(),
+        include_subdomains: said.flag("include_subdomains").unwrap_or(false),
+        preload: said.flag("preload").unwrap_or(false),
+    };
+    if hsts.preload && max_age.is_some() && (hsts.max_age < PRELOAD_LEAST || !hsts.include_subdomains) {
+        drop(said.error(
+            "conflict",
+            "`preload` asks for `include_subdomains: true` and a `max_age` of 365d or more",
+            at,
+        ));
+    }
+    said.refuse_rest();
+    max_age.map(|_| hsts)
 }
 
 fn certificate(item: &Node, index: usize, above: &Fields<'_>, dir: &Path) -> Option<CertificateFiles> {
@@ -213,6 +248,7 @@ mod tests {
     local: {hosts: ['*.Local', llm.home.arpa, 192.168.1.5]}
     min_version: '1.3'
     unknown_names: refuse
+    hsts: {max_age: 400d, include_subdomains: true, preload: true}
 ",
         )
         .unwrap();
@@ -230,6 +266,11 @@ mod tests {
         assert!(own.listeners[3].tls.is_none());
         assert_eq!(own.tls.certificates[0].key, Path::new("/k/a.key"));
         assert_eq!(own.tls.unknown_names, UnknownNames::Refuse);
+        let hsts = own.tls.hsts.as_ref().map(Hsts::value);
+        assert_eq!(
+            hsts.as_deref(),
+            Some("max-age=34560000; includeSubDomains; preload")
+        );
         assert_eq!(
             own.tls.local,
             [
@@ -250,6 +291,14 @@ mod tests {
             ("{local: {}}", "{tls: true}", "`hosts` is missing"),
             ("{local: {hosts: ['a b']}}", "{tls: true}", "a local host is"),
             ("{cert: a}", "{tls: true}", "unknown field `cert`"),
+            ("{hsts: true}", "{tls: true}", "a mapping is expected"),
+            ("{hsts: {}}", "{tls: true}", "`max_age` is missing"),
+            (
+                "{hsts: {max_age: 5m, preload: true}}",
+                "{tls: true}",
+                "`preload` asks for",
+            ),
+            ("{hsts: {max_age: soon}}", "{tls: true}", "max_age"),
             ("{}", "{tls: [1]}", "a mapping is expected"),
             ("{}", "{tls: maybe}", "true or false"),
             ("{}", "{tls: {cert: a}}", "unknown field `cert`"),

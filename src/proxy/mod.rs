@@ -45,7 +45,7 @@ use bytes::Bytes;
 use drain::InFlight;
 use filters::contract::{Answer, Refusal, Stop, Verdict};
 use filters::model::record::Status;
-use http::Method;
+use http::{HeaderValue, Method};
 use lanes::Kind;
 use paths::Api;
 use pingora::connectors::http::Connector;
@@ -136,9 +136,9 @@ impl Gateway {
             self.refuse(session, state, &refusal.into()).await?;
             return Ok(true);
         }
-        if let Some(to) = redirected(&self.redirect, session, &state.host, &lane) {
+        if let Some((status, to)) = redirected(&self.redirect, session, &state.host, &lane) {
             let answer = Answer {
-                status: 307,
+                status,
                 headers: vec![("location", to), ("cache-control", "no-store".into())],
                 body: Bytes::new(),
             };
@@ -409,6 +409,10 @@ impl Gateway {
                 }
             }
         }
+        let hsts = hsts(&state.snapshot, session);
+        if let Some(value) = hsts.and_then(|v| v.to_str().ok()) {
+            further.push(("strict-transport-security", value));
+        }
         let status = answer.status;
         let sent = respond::answer(session, answer, &further).await;
         let kind = (status >= 400).then_some("refused");
@@ -442,8 +446,19 @@ fn written(session: &Session) -> u16 {
     session.response_written().map_or(0, |h| h.status.as_u16())
 }
 
+/// What a browser is told about coming by TLS alone, if it came by TLS.
+fn hsts<'a>(snapshot: &'a Snapshot, session: &Session) -> Option<&'a HeaderValue> {
+    let is_tls = || session.digest().is_some_and(|d| d.ssl_digest.is_some());
+    snapshot.hsts.as_ref().filter(|_| is_tls())
+}
+
 /// Where a browser is sent that came to a plain listener.
-fn redirected(redirect: &Redirect, session: &Session, host: &str, lane: &lanes::Lane) -> Option<String> {
+fn redirected(
+    redirect: &Redirect,
+    session: &Session,
+    host: &str,
+    lane: &lanes::Lane,
+) -> Option<(u16, String)> {
     if redirect.from.is_empty() {
         return None;
     }
@@ -459,7 +474,8 @@ fn redirected(redirect: &Redirect, session: &Session, host: &str, lane: &lanes::
     if lane.is_service() {
         redirect.whole(&asked)
     } else {
-        redirect.target(&asked)
+        // Ours may be answered here another time.
+        redirect.target(&asked).map(|to| (307, to))
     }
 }
 

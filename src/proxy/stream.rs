@@ -214,6 +214,7 @@ impl Gateway {
     ) -> Result<()> {
         let state = state(ctx)?;
         state.cx.response_status = response.status.as_u16();
+        state.trip.answered(response.status.as_u16());
         let lane = Arc::clone(&state.lane);
         let mut is_target = true;
         if let Kind::Stream(target) = &lane.kind {
@@ -242,6 +243,12 @@ impl Gateway {
             head::replace_fields(response, &parts.headers)?;
         }
         response.insert_header("x-request-id", state.cx.request_id.as_str())?;
+        // An application that says more of its own host knows better.
+        if let Some(hsts) = super::hsts(&state.snapshot, session)
+            && !response.headers.contains_key(header::STRICT_TRANSPORT_SECURITY)
+        {
+            response.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts)?;
+        }
         if is_target {
             response.insert_header("x-litellm-call-id", state.cx.request_id.as_str())?;
         }

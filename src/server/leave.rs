@@ -247,9 +247,12 @@ async fn on_stop(
     };
     health.leave();
     notify.stopping(delay + drain);
+    let when = match delay.is_zero() {
+        true => "now".to_string(),
+        false => format!("in {} s", delay.as_secs_f32()),
+    };
     log::info!(
-        "leaving: the listeners close in {} s, requests in flight may go on for {} s",
-        delay.as_secs_f32(),
+        "leaving: the listeners close {when}, requests in flight may go on for {} s",
         drain.as_secs()
     );
     tokio::time::sleep(delay).await;

@@ -36,11 +36,18 @@ impl Redirect {
         if !reads || !is_page(asked.path) || !is_browser(asked.headers) {
             return None;
         }
-        self.whole(asked)
+        self.elsewhere(asked)
     }
 
-    /// The same where nothing is answered in plain text: an application that is no API of ours.
-    pub fn whole(&self, asked: &Asked<'_>) -> Option<String> {
+    /// The same where nothing is answered in plain text, an application that is no API of ours; and the
+    /// status: for good, and such that a body is sent again with the method it came with.
+    pub fn whole(&self, asked: &Asked<'_>) -> Option<(u16, String)> {
+        let reads = matches!(*asked.method, Method::GET | Method::HEAD);
+        let status = if reads { 301 } else { 308 };
+        self.elsewhere(asked).map(|to| (status, to))
+    }
+
+    fn elsewhere(&self, asked: &Asked<'_>) -> Option<String> {
         let comes_here = self.from.iter().any(|from| {
             from.port() == asked.at.port()
                 && (from.ip().is_unspecified() || from.ip().to_canonical() == asked.at.ip().to_canonical())
@@ -177,5 +184,9 @@ mod tests {
         assert_eq!(redirect.target(&asked), None);
         asked.at = "[::ffff:127.0.0.1]:80".parse().unwrap();
         assert_eq!(redirect.target(&asked).as_deref(), Some("https://h:8443/"));
+        let to = |status| Some((status, "https://h:8443/".to_string()));
+        assert_eq!(redirect.whole(&asked), to(301));
+        asked.method = &Method::POST;
+        assert_eq!((redirect.whole(&asked), redirect.target(&asked)), (to(308), None));
     }
 }

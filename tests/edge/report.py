@@ -38,15 +38,23 @@ def markdown(checks: list[Check], kind: str, seconds: float, load: float) -> str
     for one in checks:
         verdict = ("met" if one.good else "**missed**") if one.bar else ""
         what = one.what if not one.what.startswith("  ") else f"– {one.what.strip()}"
-        lines.append(f"| {what} | {one.figure} | {one.bar} | {verdict} |")
+        lines.append(f"| {cell(what)} | {cell(one.figure)} | {cell(one.bar)} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
+def cell(text: str) -> str:
+    """What a tool printed may have lines and bars."""
+    return " ".join(text.split()).replace("|", "/")
+
+
 def keep(text: str) -> None:
-    """Writes results.md, and the same between its marks in README.md."""
-    (HERE / "results.md").write_text(text)
+    """Writes results.md, and the same between its marks in README.md. Each is put there whole."""
     page = README.read_text()
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if begin and end:
-        README.write_text(before + begin + text + end + after)
+    if not (begin and end):
+        raise SystemExit(f"edge: {README} has no place for the figures: {BEGIN.strip()}")
+    for file, whole in ((HERE / "results.md", text), (README, before + begin + text + end + after)):
+        new = file.with_name(f".{file.name}.new")
+        new.write_text(whole)
+        new.replace(file)

@@ -106,7 +106,7 @@ class Stand:
             "tollkeeper": {
                 # The command line gives the first one its port.
                 "listeners": [{"address": "127.0.0.1:4000"}, {"address": f"127.0.0.1:{secure_port}", "tls": True}],
-                "tls": {"local": {"hosts": ["localhost", "127.0.0.1"]}},
+                "tls": {"local": {"hosts": ["localhost", "127.0.0.1"]}, "hsts": {"max_age": "365d"}},
                 **own,
             },
         }

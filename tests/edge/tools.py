@@ -14,9 +14,8 @@ from stand import ROOT, Gateway, Stand
 
 SSLYZE_PYTHON = ROOT / ".venv-edge" / "bin" / "python"
 # testssl finds these of any server whose certificate is from an authority of its own, or that is called by an
-# address of this machine. HSTS is not sent: it tells browsers to come by TLS only, for names that may have
-# other ports without.
-NOT_OURS = re.compile(r"^(cert_|scanTime|DNS_CAArecord|engine_problem|HSTS$)")
+# address of this machine.
+NOT_OURS = re.compile(r"^(cert_|scanTime|DNS_CAArecord|engine_problem)")
 
 
 def run(command: list[object], seconds: float, **more: object) -> str:
@@ -45,7 +44,7 @@ def testssl(stand: Stand, gateway: Gateway) -> list[Check]:
     worse = [f"{one['id']}: {one['finding']}" for one in findings if one["severity"] not in ("OK", "INFO")]
     return [
         Check("testssl: protocols", ", ".join(offered), "TLS 1.2 and 1.3 alone", offered == ["TLS1_2", "TLS1_3"]),
-        Check("testssl: what is not OK of protocols, ciphers, forward secrecy, headers, beside HSTS, which is not sent",
+        Check("testssl: what is not OK of protocols, ciphers, forward secrecy, headers",
               "; ".join(worse) or f"none of {len(findings)}", "none", not worse and len(findings) > 10),
     ]
 

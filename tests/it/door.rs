@@ -367,6 +367,15 @@ async fn priced(upstream: &Upstream) -> Gateway {
         .await
 }
 
+/// The gateway's sockets to a client, as the kernel lists them.
+fn kept(at: SocketAddr, client: SocketAddr) -> Vec<String> {
+    let word = |a: SocketAddr| format!("0100007F:{:04X}", a.port());
+    let ends = format!(" {} {} ", word(at), word(client));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().filter(|l| l.contains(&ends));
+    lines.map(str::to_string).collect()
+}
+
 #[tokio::test]
 async fn who_takes_nothing_is_cut_and_billed() {
     let upstream = Upstream::start(|_| endless()).await;
@@ -374,7 +383,9 @@ async fn who_takes_nothing_is_cut_and_billed() {
     let body = json!({"model": "small", "messages": [], "stream": true}).to_string();
     // HTTP/1: the socket fills up. HTTP/2: the window of the stream stays shut.
     let mut conn = Conn::open(gateway.at).await;
+    let own = conn.writer.local_addr().unwrap();
     conn.send(&request("POST", CHAT, &[], body.as_bytes())).await;
+    assert_eq!(kept(gateway.at, own).len(), 1);
     let first = conn.head().await.id().to_string();
     let json = [("content-type", "application/json")];
     let mut h2 = H2::open(gateway.at).await;
@@ -397,6 +408,11 @@ async fn who_takes_nothing_is_cut_and_billed() {
         );
     }
     assert_eq!(refused(&gateway, "slow_reader").await, 1.0);
+    // What the kernel held for it goes as well: asked to go on, it would for minutes.
+    until("the kernel has nothing left", async || {
+        kept(gateway.at, own).is_empty()
+    })
+    .await;
     // Others on the connection are served on.
     let alive = h2.ask("GET", "/health/liveliness", &[], "").await;
     assert_eq!(alive.status(), 200);

@@ -179,7 +179,7 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
         &format!("is held by Tollkeeper {}", env!("CARGO_PKG_VERSION")),
         "✓ database     PostgreSQL",
         "schema 4/4",
-        "/v1: 1 models, ",
+        "/v1: 1 model, ",
         "✓ clock ",
         "✓ gateway ",
     ] {

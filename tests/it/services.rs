@@ -203,6 +203,109 @@ async fn a_backend_that_refuses_costs_nobody_a_request() {
     assert!(!answer.error().contains("127.0.0.1"));
 }
 
+/// The series of `/metrics` whose names begin so, in order.
+async fn shown(gateway: &Gateway, start: &str) -> Vec<String> {
+    let text = ask(gateway, "GET", "/metrics", &[], "").await.text();
+    let lines = text.lines().filter(|l| l.starts_with(start));
+    lines.map(str::to_string).collect()
+}
+
+#[tokio::test]
+async fn metrics_show_what_becomes_of_each_backend() {
+    let a = Upstream::start(|seen| {
+        let status = seen.target.rsplit('/').next().unwrap().parse().unwrap();
+        Script::answer(status, &[], "")
+    })
+    .await;
+    let gate = Gate::new();
+    let held = gate.clone();
+    let b = Upstream::start(move |_| Script::nothing().wait(&held).and(Script::answer(200, &[], ""))).await;
+    let gone = format!("http://127.0.0.1:{}", free_port());
+    let services = json!({
+        // One that is named twice is one series.
+        "web": {"backends": [url(&a), url(&a)]},
+        "slow": {"backends": url(&b)},
+        "gone": {"backends": gone.clone()},
+    });
+    let lane = |name: &str| json!({"name": name, "paths": [format!("/{name}/*")], "driver": "stream", "service": name, "auth": "open"});
+    let lanes = json!([lane("web"), lane("slow"), lane("gone")]);
+    let config = |model: &str| {
+        Setup::new()
+            .model(model, &a)
+            .setting("services", services.clone())
+            .setting("lanes", lanes.clone())
+    };
+    let gateway = config("m").start().await;
+    for (path, status) in [
+        ("/web/200", 200),
+        ("/web/204", 204),
+        ("/web/302", 302),
+        ("/web/404", 404),
+        ("/web/500", 500),
+        ("/gone/x", 503),
+    ] {
+        assert_eq!(get(&gateway, path).await.status(), status, "{path}");
+    }
+    let at = gateway.at;
+    let waiting = tokio::spawn(async move {
+        let mut conn = Conn::open(at).await;
+        conn.ask("GET", "/slow/x", &[("authorization", "")], b"").await
+    });
+    b.request(0).await;
+    let in_flight = format!(
+        "tollkeeper_service_requests_in_flight{{service=\"slow\",backend=\"{}\"}} 1",
+        url(&b)
+    );
+    assert!(
+        shown(&gateway, "tollkeeper_service_requests_in_flight")
+            .await
+            .contains(&in_flight)
+    );
+    gate.open();
+    assert_eq!(waiting.await.unwrap().status(), 200);
+    let series = |service: &str, backend: &str, status: &str, n: u64| {
+        format!(
+            "tollkeeper_service_requests_total{{service=\"{service}\",backend=\"{backend}\",status=\"{status}\"}} {n}"
+        )
+    };
+    let mut wanted = vec![
+        series("gone", &gone, "none", 1),
+        series("slow", &url(&b), "2xx", 1),
+        series("web", &url(&a), "2xx", 2),
+        series("web", &url(&a), "3xx", 1),
+        series("web", &url(&a), "4xx", 1),
+        series("web", &url(&a), "5xx", 1),
+    ];
+    wanted.sort();
+    // The last byte is there before the request is over.
+    let all = async || {
+        let mut all = shown(&gateway, "tollkeeper_service_requests_total").await;
+        all.sort();
+        all
+    };
+    until("all are counted", async || all().await == wanted).await;
+    let up = |service: &str, backend: &str, n: u8| {
+        format!("tollkeeper_service_backend_up{{service=\"{service}\",backend=\"{backend}\"}} {n}")
+    };
+    let mut standing = shown(&gateway, "tollkeeper_service_backend_up").await;
+    standing.sort();
+    let mut expected = [
+        up("gone", &gone, 0),
+        up("slow", &url(&b), 1),
+        up("web", &url(&a), 1),
+    ];
+    expected.sort();
+    assert_eq!(standing, expected);
+
+    // A new config goes on counting.
+    gateway.rewrite(&config("other").config());
+    until("the new config serves", async || {
+        gateway.log().contains("event=config_applied")
+    })
+    .await;
+    assert_eq!(all().await, wanted);
+}
+
 #[tokio::test]
 async fn the_idlest_is_taken() {
     let gate = Gate::new();

@@ -709,6 +709,142 @@ async fn browsers_are_sent_to_https_and_clients_are_answered() {
     assert!(answer.headers().get("location").is_none());
 }
 
+/// A service at `/web` and at a host of its own, behind a plain listener that sends on and one with TLS.
+async fn with_a_service(tls: Value) -> (Upstream, Upstream, Gateway, SocketAddr) {
+    let models = Upstream::good().await;
+    let pages = Upstream::start(|seen| {
+        let own = ("strict-transport-security", "max-age=1");
+        let more = if seen.target.ends_with("/own") {
+            &[own][..]
+        } else {
+            &[]
+        };
+        Script::answer(200, more, "a page")
+    })
+    .await;
+    let lane = |name: &str, more: Value| {
+        let mut lane = json!({"name": name, "driver": "stream", "service": "chat", "auth": "open"});
+        for (field, value) in more.as_object().unwrap() {
+            lane[field] = value.clone();
+        }
+        lane
+    };
+    let lanes = json!([
+        lane("chat", json!({"hosts": ["chat.example.com"], "paths": ["/*"]})),
+        lane("web", json!({"paths": ["/web/*"]})),
+    ]);
+    let (setup, at) = setup(tls, json!({}));
+    let backend = format!("http://127.0.0.1:{}", pages.port);
+    let gateway = setup
+        .model("m", &models)
+        .setting("services", json!({"chat": {"backends": backend}}))
+        .setting("lanes", lanes)
+        .start()
+        .await;
+    (models, pages, gateway, at)
+}
+
+#[tokio::test]
+async fn services_are_sent_to_https_whole_and_the_api_never_is() {
+    let (authority, files) = (Authority::new("root"), Files::new());
+    let leaf = files.leaf("llm", &authority.leaf(&["llm.example.com", "chat.example.com"]));
+    let (models, pages, gateway, at) = with_a_service(json!({"certificates": [leaf]})).await;
+    let ask = async |method: &str, host: &str, path: &str, more: &str| {
+        let mut conn = crate::kit::client::Conn::open(gateway.at).await;
+        let key = format!("authorization: Bearer {MASTER}\r\naccept: text/html,*/*");
+        let body = json!({"model": "m", "messages": []}).to_string();
+        let body = if method == "POST" { &body[..] } else { "" };
+        let length = body.len();
+        let text = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\n{key}\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n{more}\r\n{body}"
+        );
+        conn.send(text.as_bytes()).await;
+        let answer = conn.reader.answer(method == "HEAD").await;
+        (
+            answer.status(),
+            answer.head.header("location").map(str::to_string),
+        )
+    };
+    let to = |path: &str| Some(format!("https://chat.example.com:{}{path}", at.port()));
+    for (method, path, status) in [
+        ("GET", "/", 301),
+        ("HEAD", "/a/b?x=1&y=%20", 301),
+        ("GET", "/v1/models", 301),
+        ("POST", "/v1/chat/completions", 308),
+        ("DELETE", "/a", 308),
+        ("OPTIONS", "/a", 308),
+    ] {
+        let sent = ask(method, "chat.example.com", path, "").await;
+        assert_eq!(sent, (status, to(path)), "{method} {path}");
+    }
+    let upgrade = "connection: upgrade\r\nupgrade: websocket\r\n";
+    assert_eq!(
+        ask("GET", "chat.example.com", "/ws", upgrade).await,
+        (301, to("/ws"))
+    );
+    let web = format!("https://llm.example.com:{}/web/x", at.port());
+    assert_eq!(
+        ask("GET", "llm.example.com", "/web/x", "").await,
+        (301, Some(web))
+    );
+    assert_eq!(pages.count(), 0, "nothing went there in plain text");
+    // The API on the same listener, even to what looks like a browser.
+    for (method, path) in [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/key/list"),
+        ("GET", "/health/liveliness"),
+        ("GET", "/metrics"),
+        ("GET", "/web"),
+    ] {
+        let (status, location) = ask(method, "llm.example.com", path, "").await;
+        assert!(
+            status != 301 && status != 308 || path == "/web",
+            "{path}: {status}"
+        );
+        assert_eq!(location.is_none(), path != "/web", "{path}");
+    }
+    assert_eq!(models.count(), 1);
+}
+
+#[tokio::test]
+async fn browsers_are_told_to_come_by_tls_alone() {
+    let (authority, files) = (Authority::new("root"), Files::new());
+    let leaf = files.leaf("llm", &authority.leaf(&["llm.example.com"]));
+    let hsts = json!({"max_age": "180d", "include_subdomains": true});
+    let tls = json!({"certificates": [leaf], "hsts": hsts});
+    let (_models, _pages, gateway, at) = with_a_service(tls.clone()).await;
+    let config = Arc::new(config(authority.roots(), &["h2", "http/1.1"]));
+    let said = async |path: &str| {
+        let conn = shake(at, "llm.example.com", &config).await.unwrap();
+        let answer = send(conn, "GET", path, String::new()).await.unwrap();
+        let all: Vec<_> = answer
+            .headers()
+            .get_all("strict-transport-security")
+            .iter()
+            .map(|v| v.to_str().unwrap().to_string())
+            .collect();
+        all.join(" and ")
+    };
+    let ours = "max-age=15552000; includeSubDomains";
+    for (path, want) in [
+        ("/", ours),
+        ("/v1/models", ours),
+        ("/key/list", ours),
+        ("/nothing", ours),
+        ("/web/x", ours),
+        ("/web/own", "max-age=1"),
+    ] {
+        assert_eq!(said(path).await, want, "{path}");
+    }
+    // In plain text it means nothing.
+    for path in ["/", "/v1/models", "/nothing"] {
+        let answer = crate::kit::client::ask(&gateway, "GET", path, &[], "").await;
+        assert_eq!(answer.head.header("strict-transport-security"), None, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn litellms_variables_give_the_main_listener_tls() {
     let (authority, files) = (Authority::new("root"), Files::new());

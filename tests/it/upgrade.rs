@@ -12,6 +12,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
+use std::fmt::Display;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +20,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -221,26 +222,35 @@ impl Client {
     }
 }
 
+/// A line for `tests/edge`, which shows it where it runs this on a release build.
+fn figure(what: &str, found: impl Display, bar: &str) {
+    println!("figure | {what} | {found} | {bar}");
+}
+
 /// Clients that call again and again, each on a connection that it keeps for as long as it is let.
 struct Busy {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
+    /// What the slowest answer took, milliseconds.
+    longest: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Result<(), String>>>,
 }
 
 impl Busy {
     fn start(served: &Served, count: usize) -> Busy {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let longest = Arc::new(AtomicU64::new(0));
         let clients = (0..count)
             .map(|n| {
                 let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
                 let (at, config) = (served.at, served.config(n % 2 == 0));
-                tokio::spawn(work(at, config, stop, answered))
+                tokio::spawn(work(at, config, stop, answered, Arc::clone(&longest)))
             })
             .collect();
         Busy {
             stop,
             answered,
+            longest,
             clients,
         }
     }
@@ -271,6 +281,7 @@ async fn work(
     config: Arc<ClientConfig>,
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
+    longest: Arc<AtomicU64>,
 ) -> Result<(), String> {
     let body = json!({"model": "small", "messages": []});
     let mut client = Client::open(at, Arc::clone(&config)).await?;
@@ -278,6 +289,7 @@ async fn work(
         if !client.is_open().await {
             client = Client::open(at, Arc::clone(&config)).await?;
         }
+        let begun = Instant::now();
         let answer = match client.call(&body).await {
             Ok(answer) => answer,
             // Never sent: the good-bye came between the look and the call. Every client asks anew.
@@ -290,6 +302,7 @@ async fn work(
         if status != 200 || !text.ends_with(b"}") {
             return Err(format!("{status}: {}", String::from_utf8_lossy(&text)));
         }
+        longest.fetch_max(begun.elapsed().as_millis() as u64, SeqCst);
         answered.fetch_add(1, SeqCst);
     }
     Ok(())
@@ -436,7 +449,9 @@ async fn twenty_reloads_and_three_upgrades_under_load_fail_nobody() {
         streams.open(&served, 20).await;
     }
     assert!(old.iter().all(|pid| is_alive(*pid)), "each still has its streams");
-    let calls = busy.end().await + streams.end().await + 4;
+    let longest = Arc::clone(&busy.longest);
+    let (answers, whole) = (busy.end().await, streams.end().await);
+    let calls = answers + whole + 4;
     assert_eq!(served.gateway.gone().await.code(), Some(0));
     for pid in old {
         gone(pid).await;
@@ -450,6 +465,20 @@ async fn twenty_reloads_and_three_upgrades_under_load_fail_nobody() {
     );
     let log = served.gateway.log();
     assert_eq!(log.matches("stopped: 0 requests cut off").count(), 3, "{log}");
+    assert_eq!((version, whole), (20, 100));
+    figure(
+        "20 reloads (5 of broken configs) and 3 new binaries under 64 busy connections and 100 streams, TLS, half of \
+         it HTTP/2: failed calls",
+        format!("0 of {answers}"),
+        "0",
+    );
+    figure("streams that ended whole", format!("{whole} of 100"), "100");
+    figure(
+        "rows in the ledger for as many calls",
+        format!("{calls} of {calls}"),
+        "each once",
+    );
+    figure("the slowest answer", format!("{} ms", longest.load(SeqCst)), "");
 }
 
 #[tokio::test]
@@ -551,6 +580,11 @@ async fn sigterm_under_load_cuts_nothing() {
     assert_eq!(served.gateway.gone().await.code(), Some(0));
     assert_eq!(rows(&served.gateway.data()), (calls, calls));
     assert!(served.gateway.log().contains("stopped: 0 requests cut off"));
+    figure(
+        "SIGTERM under 16 busy connections and 20 streams: cut",
+        format!("0 of {calls}"),
+        "0",
+    );
 }
 
 fn body_of_call() -> Value {
@@ -589,6 +623,12 @@ async fn an_idle_process_leaves_within_a_second() {
         gateway.stop().await;
         quickest = quickest.min(begun.elapsed());
         if quickest < Duration::from_secs(1) {
+            let took = format!("{} ms", quickest.as_millis());
+            figure(
+                "a process without work leaves after SIGTERM in",
+                took,
+                "under a second",
+            );
             return;
         }
         gateway.up().await;

@@ -1,7 +1,8 @@
 //! Upstreams over TLS: HTTP/2 and HTTP/1 as they choose, and never without knowing who they are.
 
-use crate::kit::client::chat;
+use crate::kit::client::{ask, chat};
 use crate::kit::gateway::{Gateway, Setup};
+use crate::kit::until;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
@@ -96,6 +97,15 @@ async fn gateway(server: &Server, trusts: &tempfile::NamedTempFile) -> Gateway {
         .await
 }
 
+/// Calls that are over.
+async fn counted(gateway: &Gateway) -> u64 {
+    let text = ask(gateway, "GET", "/metrics", &[], "").await.text();
+    let line = text
+        .lines()
+        .find(|l| l.starts_with("tollkeeper_requests_total{model=\"m\""));
+    line.map_or(0, |l| l.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
 #[tokio::test]
 async fn the_upstream_chooses_the_version_of_http() {
     for (alpn, want) in [
@@ -104,9 +114,12 @@ async fn the_upstream_chooses_the_version_of_http() {
     ] {
         let server = serve(&["localhost"], alpn).await;
         let gateway = gateway(&server, &server.authority).await;
-        for _ in 0..3 {
+        for n in 1..=3 {
             let answer = chat(&gateway, &json!({"model": "m", "messages": []})).await;
             assert_eq!(answer.status(), 200, "{want:?}: {}", answer.text());
+            // A client has its last byte before the connection to the upstream is given back. A call is
+            // counted after that.
+            until("the call is over", async || counted(&gateway).await == n).await;
         }
         assert_eq!(*server.versions.lock().unwrap(), [want; 3]);
         assert_eq!(

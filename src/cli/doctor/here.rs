@@ -26,6 +26,8 @@ const FILES_WELL: u64 = 8_192;
 const DAYS_WELL: i64 = 21;
 const DAY: i64 = 86_400;
 /// For an answer of whoever holds a port, and for `df`.
+/// Largest page of metrics, bytes.
+const MOST_METRICS: usize = 32 << 20;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub async fn look(ward: &Ward<'_>) -> Vec<Finding> {
@@ -190,6 +192,23 @@ pub async fn version(base: &str) -> Option<String> {
     let is_ours = answer.get("status").and_then(Value::as_str) == Some("healthy");
     let version = answer.get("version").and_then(Value::as_str)?;
     is_ours.then(|| version.chars().take(40).collect())
+}
+
+/// A series of the metrics of whoever answers there, where they are shown without a key.
+pub async fn metric(base: &str, series: &str) -> Option<u64> {
+    let base = Url::parse(base).ok()?;
+    let request = http(&base).ok()?.get(below(&base, "/metrics")).timeout(PATIENCE);
+    let mut answer = request.send().await.ok()?.error_for_status().ok()?;
+    let mut text = Vec::new();
+    while let Some(piece) = answer.chunk().await.ok()? {
+        if text.len() + piece.len() > MOST_METRICS {
+            return None;
+        }
+        text.extend_from_slice(&piece);
+    }
+    let text = String::from_utf8(text).ok()?;
+    let value = text.lines().find_map(|l| l.strip_prefix(series))?;
+    value.trim().parse().ok()
 }
 
 fn certificates(ward: &Ward<'_>) -> Vec<Finding> {

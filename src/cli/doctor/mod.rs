@@ -6,7 +6,7 @@ mod there;
 
 use super::client::Failure;
 use super::reach::Reach;
-use super::show::{self, DIM, GREEN, RED, YELLOW, clean};
+use super::show::{self, DIM, GREEN, RED, YELLOW, clean, counted};
 use crate::cli::check;
 use crate::conf::{self, Conf, Env, Severity};
 use clap::Args;
@@ -101,11 +101,12 @@ pub async fn run(args: DoctorArgs, env: &Env, registry: &Registry) -> Result<(),
             reach: &args.reach,
             deadline: Instant::now() + PATIENCE,
         };
-        let (mut all, database, redis, backends, gateway) = tokio::join!(
+        let (mut all, database, redis, backends, connections, gateway) = tokio::join!(
             here::look(&ward),
             there::database(&ward),
             there::redis(&ward),
             there::backends(&ward),
+            there::connections(&ward),
             there::gateway(&ward),
         );
         findings.append(&mut all);
@@ -113,6 +114,7 @@ pub async fn run(args: DoctorArgs, env: &Env, registry: &Registry) -> Result<(),
         findings.extend(redis);
         findings.extend(backends);
         findings.extend(clock(&findings));
+        findings.extend(connections);
         findings.push(gateway);
     }
     tell(&findings, args.json)?;
@@ -148,7 +150,7 @@ fn config(file: Option<&std::path::Path>, env: &Env, registry: &Registry) -> (Fi
             let first = report.problems.iter().find(|p| p.severity == Severity::Error);
             let first = first.map(|p| format!(": {}", p.message)).unwrap_or_default();
             return (
-                Finding::fail("config", format!("{errors} errors{first}"), next),
+                Finding::fail("config", format!("{}{first}", counted(errors, "error")), next),
                 None,
             );
         }
@@ -159,14 +161,18 @@ fn config(file: Option<&std::path::Path>, env: &Env, registry: &Registry) -> (Fi
         None => "none found: model servers of this machine are looked for".into(),
     };
     let summary = format!(
-        "{path} ({} models, {} pass-through routes)",
-        conf.models.len(),
-        conf.general.pass_through_endpoints.len()
+        "{path} ({}, {})",
+        counted(conf.models.len(), "deployment"),
+        counted(conf.general.pass_through_endpoints.len(), "pass-through path")
     );
     let finding = match (judged, count("errors"), count("warnings")) {
         (Ok(0), _, 0) => Finding::ok("config", summary),
-        (Ok(0), _, warnings) => Finding::warn("config", format!("{summary}, {warnings} warnings"), next),
-        (_, errors, _) => Finding::fail("config", format!("{summary}, {errors} errors"), next),
+        (Ok(0), _, warnings) => Finding::warn(
+            "config",
+            format!("{summary}, {}", counted(warnings, "warning")),
+            next,
+        ),
+        (_, errors, _) => Finding::fail("config", format!("{summary}, {}", counted(errors, "error")), next),
     };
     (finding, Some(conf))
 }

@@ -1,7 +1,8 @@
 //! What the gateway talks to: the database, Redis, the upstreams; and the running gateway itself.
 
 use super::super::client::EXIT_UNAVAILABLE;
-use super::here::version;
+use super::super::show::counted;
+use super::here::{metric, version};
 use super::{Finding, Ward};
 use crate::health::probe::{self, Seen, Target, Verdict};
 use crate::proxy::models::Models;
@@ -239,7 +240,7 @@ fn said(name: &str, base: &str, target: &Target, of: &[Arc<Deployment>], seen: &
         Verdict::Reached(_) => Finding::ok(name, format!("{message}, {} ms", seen.took.as_millis())),
         Verdict::Well => {
             let there = seen.models.as_deref();
-            let count = there.map_or_else(String::new, |m| format!("{} models, ", m.len()));
+            let count = there.map_or_else(String::new, |m| format!("{}, ", counted(m.len(), "model")));
             let message = format!("{base}: {count}{} ms", seen.took.as_millis());
             let missing = of
                 .iter()
@@ -265,6 +266,22 @@ fn offers(there: &[String], model: &str) -> bool {
         || there
             .iter()
             .any(|m| m == model || m.strip_suffix(":latest") == Some(model))
+}
+
+/// Whether the running gateway sends connections away because one address has too many: mostly a proxy that
+/// the config does not know. None = it does not, or does not say.
+pub async fn connections(ward: &Ward<'_>) -> Option<Finding> {
+    let (base, _) = ward.reach.places(ward.env).address().ok()?;
+    let series = "tollkeeper_connections_refused_total{reason=\"address\"}";
+    let refused = metric(base.as_str(), series).await.filter(|n| *n > 0)?;
+    let refused = counted(refused, "connection");
+    Some(Finding::warn(
+        "proxy",
+        format!(
+            "{refused} refused since the start: the address had as many as limits.connections_per_address allows"
+        ),
+        "if it is a proxy of yours, list it in trusted_proxies; the log names it, event=connection_refused",
+    ))
 }
 
 pub async fn gateway(ward: &Ward<'_>) -> Finding {

@@ -71,6 +71,11 @@ impl Pulse {
         self.head.store(AWAITED, Ordering::Relaxed);
     }
 
+    /// A request is being answered.
+    fn is_answering(&self) -> bool {
+        self.head.load(Ordering::Relaxed) == READ
+    }
+
     /// Bytes have come. True = they begin a head.
     fn bytes(&self) -> bool {
         if self.head.load(Ordering::Relaxed) != AWAITED {
@@ -237,14 +242,26 @@ impl Guarded {
             // It is being answered, so nobody reads it again.
             *heard = Vec::new();
         }
-        if done.is_ready() {
-            self.stuck = None;
-            return done;
+        match done {
+            Poll::Ready(done) => {
+                self.stuck = None;
+                return Poll::Ready(done.map_err(|e| self.given_up(e)));
+            }
+            Poll::Pending => {}
         }
         let since = *self.stuck.get_or_insert_with(Instant::now);
         match late(&mut self.write_timer, since + self.patience.write, cx) {
             true => Poll::Ready(Err(self.end(Ended::SlowReader))),
             false => Poll::Pending,
+        }
+    }
+
+    /// The kernel's own patience with a client that takes nothing may end before ours: it counts from the
+    /// first byte that the client leaves lying, and we from the first that the kernel has no room for.
+    fn given_up(&mut self, e: io::Error) -> io::Error {
+        match e.kind() {
+            io::ErrorKind::TimedOut if self.pulse.is_answering() => self.end(Ended::SlowReader),
+            _ => e,
         }
     }
 
@@ -295,7 +312,7 @@ impl AsyncRead for Guarded {
         }
         match Pin::new(&mut this.io).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => Poll::Ready(this.look_at(buf.filled().get(before..).unwrap_or_default())),
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Ready(Err(e)) => Poll::Ready(Err(this.given_up(e))),
             Poll::Pending => this.head_is_due(cx),
         }
     }

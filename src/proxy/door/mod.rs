@@ -26,12 +26,20 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Ssl, Stream, UniqueID};
+use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Ssl, Stream, TcpKeepalive, UniqueID};
 use pingora::server::ShutdownWatch;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// A client that is gone without a word is asked for after so long a silence, and then so often.
+const SILENCE: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+const ASK_TIMES: usize = 6;
+/// After our own patience with a client that takes nothing the kernel's ends: what it holds for the client
+/// goes then, and not minutes later.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Streams that a client opens and takes back before they are looked at.
 const H2_UNSEEN_RESETS: usize = 20;
@@ -96,9 +104,13 @@ impl ServerApp for Door {
             return refuse(why, peer);
         }
         let entrance = at.and_then(|at| self.entrance(at));
+        let mut stream = stream.into_any().downcast::<L4Stream>().ok()?;
+        if let Err(e) = stream.set_keepalive(&kernels_patience(patience.write)) {
+            log::debug!("a connection without the kernel's deadlines: {e}");
+        }
         let stream = match entrance {
             Some(entrance) if entrance.proxy_protocol || entrance.tls.is_some() => {
-                let mut stream = *stream.into_any().downcast::<L4Stream>().ok()?;
+                let mut stream = *stream;
                 if entrance.proxy_protocol {
                     match announced(&mut stream, trusted, header).await {
                         Some(None) => {}
@@ -158,6 +170,17 @@ impl Door {
                 .iter()
                 .find(|e| e.address.port() == at.port() && e.address.ip().is_unspecified())
         })
+    }
+}
+
+/// Closing a connection does not free what is still to be sent on it: the kernel goes on asking a client
+/// that takes nothing. So it is told when to give up, too.
+fn kernels_patience(write: Duration) -> TcpKeepalive {
+    TcpKeepalive {
+        idle: SILENCE,
+        interval: ASK_AGAIN,
+        count: ASK_TIMES,
+        user_timeout: write.saturating_add(GRACE),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Ordinary services: which backend a request goes to, and how it is connected to. How a backend stands is
-//! in `standing`, whose turn it is in `choice`, health checks are in `check`, what a backend is told of the
-//! way a request came in `forwarded`. The bytes are the stream driver's.
+//! in `standing`, whose turn it is in `choice`, health checks are in `check`, what the metrics show in `counts`,
+//! what a backend is told of the way a request came in `forwarded`. The bytes are the stream driver's.
 
 pub mod check;
 mod choice;
+mod counts;
 pub mod forwarded;
 mod standing;
 
@@ -135,6 +136,17 @@ pub struct Trip {
     visit: Option<Visit>,
 }
 
+impl Trip {
+    /// The head of an answer is there.
+    pub fn answered(&mut self, status: u16) {
+        // Others go before the answer that counts.
+        let is_last = status >= 200 || status == 101;
+        if let Some(visit) = self.visit.as_mut().filter(|_| is_last) {
+            visit.answered(status);
+        }
+    }
+}
+
 impl Services {
     /// `Err` is a sentence.
     pub fn new(conf: &Conf) -> Result<Self, String> {
@@ -160,8 +172,12 @@ impl Services {
             let Some(old) = old.all.get(name) else {
                 continue;
             };
-            for backend in &service.backends {
-                let Some(known) = old.backends.iter().find(|b| b.base == backend.base) else {
+            for (at, backend) in service.backends.iter().enumerate() {
+                // One that is named twice is two, each with a standing of its own.
+                let is_same = |b: &&Arc<Backend>| b.base == backend.base;
+                let before = service.backends.iter().take(at).filter(is_same).count();
+                let mut same = old.backends.iter().filter(is_same);
+                let Some(known) = same.clone().nth(before).or_else(|| same.next()) else {
                     continue;
                 };
                 if service.health_check.is_none() {

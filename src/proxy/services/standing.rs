@@ -2,6 +2,7 @@
 //! now, and how many requests it has. Outlives the config that made it, as long as a later one names the
 //! same backend.
 
+use super::counts::Counts;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub struct Standing {
     /// Milliseconds since `begun` at which the next health check is due.
     check_due: AtomicU64,
     being_checked: AtomicBool,
+    /// What became of its requests.
+    pub counts: Counts,
 }
 
 impl Default for Standing {
@@ -35,6 +38,7 @@ impl Default for Standing {
             in_flight: AtomicUsize::new(0),
             check_due: AtomicU64::new(0),
             being_checked: AtomicBool::new(false),
+            counts: Counts::default(),
         }
     }
 }
@@ -124,18 +128,30 @@ impl Drop for Check {
 }
 
 /// A request at a backend.
-pub struct Visit(Arc<Standing>);
+pub struct Visit {
+    standing: Arc<Standing>,
+    status: Option<u16>,
+}
 
 impl Visit {
     pub fn begin(standing: &Arc<Standing>) -> Self {
         standing.in_flight.fetch_add(1, Ordering::Relaxed);
-        Visit(Arc::clone(standing))
+        Visit {
+            standing: Arc::clone(standing),
+            status: None,
+        }
+    }
+
+    /// The head of its answer is there.
+    pub fn answered(&mut self, status: u16) {
+        self.status = Some(status);
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.standing.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.standing.counts.count(self.status);
     }
 }
 

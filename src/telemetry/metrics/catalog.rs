@@ -85,6 +85,14 @@ families! {
     UPSTREAM_CONNECTIONS: Counter "tollkeeper_upstream_connections_total" [kind] "attempts",
         "Attempts of model calls by the connection they went out on: new, reused (from the pool).";
 
+    // Services behind stream lanes.
+    SERVICE_REQUESTS: Counter "tollkeeper_service_requests_total" [service, backend, status] "requests",
+        "Requests at a service's backend by status: 1xx to 5xx, none when no answer came.";
+    SERVICE_UP: Gauge "tollkeeper_service_backend_up" [service, backend] "0, 1",
+        "1 while requests go there: the last health check was good, and it did not refuse a connection just now.";
+    SERVICE_IN_FLIGHT: Gauge "tollkeeper_service_requests_in_flight" [service, backend] "requests",
+        "Requests and WebSockets that a backend has.";
+
     // Budgets and limits.
     BUDGET: Gauge "tollkeeper_budget_dollars" [kind, id, name] "dollars",
         "Budgets of who called within the last minutes: gateway, organization, team, key; the 100 that are used most.";

@@ -6,17 +6,53 @@ use super::{LONG, process, until, within};
 use filters::model::key::{Key, KeyHash, key_name};
 use filters::model::record::Record;
 use serde_json::{Map, Value, json};
+use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use tollkeeper::store::{self, SpendFilter, Store};
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_tollkeeper");
+/// The binary that is tested: `$TOLLKEEPER_BIN`, else the one that was built with the tests.
+pub const BINARY: Binary = Binary;
+
+/// See [`BINARY`].
+#[derive(Clone, Copy)]
+pub struct Binary;
+
+impl Binary {
+    fn path(self) -> &'static str {
+        static PATH: OnceLock<String> = OnceLock::new();
+        PATH.get_or_init(|| {
+            let named = std::env::var("TOLLKEEPER_BIN").unwrap_or_default();
+            if named.is_empty() {
+                return env!("CARGO_BIN_EXE_tollkeeper").to_string();
+            }
+            // Children are started in directories of their own.
+            let found = fs::canonicalize(&named);
+            let found = found.unwrap_or_else(|e| panic!("TOLLKEEPER_BIN={named}: {e}"));
+            found.to_str().unwrap().to_string()
+        })
+    }
+}
+
+impl AsRef<OsStr> for Binary {
+    fn as_ref(&self) -> &OsStr {
+        self.path().as_ref()
+    }
+}
+
+impl fmt::Display for Binary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.path())
+    }
+}
+
 pub const MASTER: &str = "sk-master-key-of-the-tests";
 /// What the gateway presents to upstreams.
 pub const PROVIDER: &str = "sk-provider-key-of-the-tests";

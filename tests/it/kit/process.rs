@@ -1,5 +1,6 @@
 //! Child processes that die with the test binary, however that goes.
 
+use std::ffi::OsStr;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock};
@@ -9,7 +10,7 @@ type Order = (Command, Sender<std::io::Result<Child>>);
 /// Starts `program` so that it is killed when this process ends. The kernel's parent-death signal fires
 /// at the end of the *thread* that started the child, and each test has a thread of its own; so all
 /// children are started by one thread that never ends.
-pub fn spawn(program: &str, dress: impl FnOnce(&mut Command)) -> Child {
+pub fn spawn(program: impl AsRef<OsStr>, dress: impl FnOnce(&mut Command)) -> Child {
     static STARTER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (orders, waiting) = channel::<Order>();
@@ -21,7 +22,7 @@ pub fn spawn(program: &str, dress: impl FnOnce(&mut Command)) -> Child {
         Mutex::new(orders)
     });
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program]);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     dress(&mut command);
     let (answer, started) = channel();
     starter.lock().unwrap().send((command, answer)).unwrap();

@@ -3,24 +3,31 @@
 //! A generation is made of the config's files, the environment as it was at the start, and the models that
 //! are kept in the store. Requests in flight finish on the one they began with. What the files held is kept
 //! in [`History`], from where it can be put back.
+//!
+//! Here a generation is made and taken into use. `files` reads off what the files hold, `stored` makes models
+//! of what the store holds, `difference` says in what two configs differ.
+
+mod difference;
+mod files;
+mod stored;
 
 use crate::alerts::Alerts;
-use crate::conf::{self, Conf, Env, ModelEntry, Report, Severity};
+use crate::conf::{Conf, Env, ModelEntry};
 use crate::history::{Files, History, Version};
-use crate::proxy::models::{self, Models};
+use crate::master_key;
 use crate::snapshot::Snapshot;
 use crate::store::seal::Seal;
-use crate::store::{Doc, DocFilter, MAX_ROWS, News, Page, Store, StoreError, Table};
+use crate::store::{Doc, News, Store, Table};
 use crate::tls::Tls;
-use crate::{discover, master_key};
 use arc_swap::ArcSwap;
+use difference::{Said, difference, differing, fixed, sections};
+use files::{contents, digest, keep, read_off};
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use filters::model::key::MasterKey;
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +35,6 @@ use tokio::sync::broadcast::error::RecvError;
 
 /// Most models that are taken over from the store.
 pub const MOST_STORED: usize = 10_000;
-/// How often files that change while they are read are read again.
-const MOST_READINGS: u32 = 3;
 /// After a change of a file, and after news from the store: more of it is usually on its way.
 const QUIET: Duration = Duration::from_millis(200);
 /// How often the files are looked at, for places where nobody tells of changes (network drives).
@@ -118,7 +123,7 @@ pub struct Reload {
     seal: Seal,
     history: History,
     /// What the process started with, of what is read only then.
-    fixed: Fixed,
+    fixed: Said,
     /// Where the process keeps its files, whatever the config says meanwhile.
     data_dir: PathBuf,
     tls: Option<Arc<Tls>>,
@@ -146,9 +151,6 @@ struct Turn {
 }
 
 type Digested = [u8; 32];
-
-/// Settings that are read once, at the start, by name.
-type Fixed = Vec<(&'static str, String)>;
 
 /// What a reload is made from.
 pub struct Parts {
@@ -230,6 +232,11 @@ impl Reload {
     /// The file that serves; None in zero-config mode.
     pub fn path(&self) -> Option<&std::path::Path> {
         self.path.as_deref()
+    }
+
+    /// Each name that a certificate is shown for, and when that ends, seconds since 1970.
+    pub fn certificates(&self) -> Vec<(String, i64)> {
+        self.tls.as_ref().map(|tls| tls.ends()).unwrap_or_default()
     }
 
     pub fn status(&self) -> Arc<Status> {
@@ -410,156 +417,6 @@ impl Reload {
         Ok((snapshot, files))
     }
 
-    /// Reads the config from its files, and what they hold, such that the two belong together.
-    async fn read_whole(&self, turn: &mut Turn) -> Result<(Conf, Files), String> {
-        let mut held = read_off(&turn.files).await?;
-        for _ in 0..MOST_READINGS {
-            // What was seen is seen, be it of use or not: a broken file is told of once.
-            turn.held = digest(&held);
-            let conf = self.read().await?;
-            turn.files = conf.source.paths();
-            let after = read_off(&turn.files).await?;
-            if after == held {
-                return Ok((conf, held));
-            }
-            held = after;
-        }
-        Err("the files change while they are read; try again".into())
-    }
-
-    async fn read(&self) -> Result<Conf, String> {
-        let (path, env) = (self.path.clone(), self.env.clone());
-        let found = match &path {
-            Some(_) => None,
-            None => Some(discover::servers().await),
-        };
-        let loading = tokio::task::spawn_blocking(move || {
-            let told = |r: Report| r.render(false);
-            let mut conf = conf::load(path.as_deref(), &env).map_err(told)?.conf;
-            if let Some(servers) = found {
-                let text = discover::config(&servers, env.get("OPENAI_API_KEY").is_some());
-                let found = conf::load_text("discovered servers", &text, &env).map_err(told)?;
-                conf.models = found.conf.models;
-            }
-            Ok(conf)
-        });
-        loading.await.map_err(|e| e.to_string())?
-    }
-
-    async fn stored(&self) -> Result<Vec<Doc>, StoreError> {
-        let mut docs: Vec<Doc> = Vec::new();
-        while docs.len() < MOST_STORED {
-            let filter = DocFilter {
-                page: Page {
-                    limit: MAX_ROWS,
-                    offset: docs.len() as u64,
-                },
-                ..DocFilter::default()
-            };
-            let page = self.store.documents(Table::Model, &filter).await?;
-            let last = page.docs.len() < MAX_ROWS as usize;
-            docs.extend(page.docs);
-            if last {
-                break;
-            }
-        }
-        docs.truncate(MOST_STORED);
-        // By age, as a list in a file grows.
-        docs.sort_by(|a, b| (a.created_at_micros, &a.id).cmp(&(b.created_at_micros, &b.id)));
-        Ok(docs)
-    }
-
-    /// Adds the stored models that can be used. One that cannot must not take the others with it.
-    fn take_in(&self, conf: &mut Conf, turn: &mut Turn) {
-        let mut taken: std::collections::HashSet<String> = conf.models.iter().map(models::id).collect();
-        let mut built = HashMap::with_capacity(turn.stored.len());
-        for doc in &turn.stored {
-            let entry = match turn.built.remove(&doc.id) {
-                Some((version, entry)) if version == doc.version && version > 0 => entry,
-                _ => {
-                    let entry = self.entry(doc, conf);
-                    if let Err(why) = &entry {
-                        log::warn!("event=model_left_out id={:?} cause={why:?}", doc.id);
-                    }
-                    entry
-                }
-            };
-            if let Ok(entry) = &entry {
-                if taken.insert(models::id(entry)) {
-                    conf.models.push(entry.clone());
-                } else {
-                    log::warn!(
-                        "event=model_left_out id={:?} cause=\"the config has this id\"",
-                        doc.id
-                    );
-                }
-            }
-            built.insert(doc.id.clone(), (doc.version, entry));
-        }
-        turn.built = built;
-    }
-
-    /// Whether a stored model can be used, and how. `Err` is what is wrong with it.
-    pub async fn check(&self, doc: &Doc) -> Result<ModelEntry, String> {
-        let conf = Arc::clone(&self.turn.lock().await.conf);
-        self.entry(doc, &conf)
-    }
-
-    /// A stored model as the config would have it. `Err` says what is wrong with it, in one line or more.
-    fn entry(&self, doc: &Doc, of: &Conf) -> Result<ModelEntry, String> {
-        let mut fields = doc.fields.clone();
-        for (name, value) in &mut fields {
-            unseal(name, value, &self.seal).map_err(|name| {
-                format!("its {name} cannot be decrypted: was it stored under another salt key?")
-            })?;
-        }
-        let info = fields
-            .entry("model_info".to_string())
-            .or_insert_with(|| json!({}));
-        if let Value::Object(info) = info {
-            info.insert("id".into(), doc.id.clone().into());
-            if info
-                .get("team_id")
-                .is_some_and(|t| !t.is_null() && *t != json!(""))
-            {
-                return Err(
-                    "model_info.team_id: models of one team alone are not supported; give the team's keys the \
-                     model by its name"
-                        .into(),
-                );
-            }
-        }
-        let entry: BTreeMap<&str, &Value> = ["model_name", "litellm_params", "model_info"]
-            .into_iter()
-            .filter_map(|name| Some((name, fields.get(name)?)))
-            .collect();
-        // JSON is YAML, so a stored model goes the way of one in a file.
-        let text = json!({"model_list": [entry]}).to_string();
-        let mut conf = conf::load_text("database", &text, &of.env)
-            .map_err(|r| errors(&r))?
-            .conf;
-        if let Some(skipped) = conf.skipped.first() {
-            return Err(format!(
-                "provider {} is not spoken yet",
-                skipped.params.provider.name
-            ));
-        }
-        // Built alone, so that what cannot be built is found before it stands among the others.
-        Models::new(&conf)?;
-        let mut entry = conf.models.pop().ok_or("it is no model")?;
-        entry.stored = true;
-        let about = json!({
-            "created_at": Timestamp::from_microsecond(doc.created_at_micros).ok().map(|t| format!("{t:.6}")),
-            "updated_at": Timestamp::from_microsecond(doc.updated_at_micros).ok().map(|t| format!("{t:.6}")),
-            "created_by": doc.fields.get("created_by"),
-            "updated_by": doc.fields.get("updated_by"),
-        });
-        if let Value::Object(about) = about {
-            entry.info.all.extend(about);
-        }
-        Ok(entry)
-    }
-
     /// Looks after files and the store for as long as the process lives.
     pub async fn watch(self: Arc<Self>) {
         let mut news = self.store.news();
@@ -602,36 +459,6 @@ impl Reload {
     }
 }
 
-/// What the files hold; None = it cannot be read.
-fn contents(files: &[PathBuf]) -> Files {
-    files
-        .iter()
-        .map(|file| (file.clone(), conf::load::read_file(file)))
-        .collect()
-}
-
-async fn read_off(files: &[PathBuf]) -> Result<Files, String> {
-    let files = files.to_vec();
-    let reading = tokio::task::spawn_blocking(move || contents(&files));
-    reading.await.map_err(|e| e.to_string())
-}
-
-/// A file that cannot be read differs from an empty one.
-fn digest(files: &Files) -> Digested {
-    let mut all = Sha256::new();
-    for (_, bytes) in files {
-        match bytes {
-            Some(bytes) => {
-                all.update([1]);
-                all.update((bytes.len() as u64).to_le_bytes());
-                all.update(bytes);
-            }
-            None => all.update([0]),
-        }
-    }
-    all.finalize().into()
-}
-
 /// Of the files and of the store's models.
 fn whole(files: &Digested, stored: &[Doc]) -> Digested {
     let mut all = Sha256::new();
@@ -643,149 +470,5 @@ fn whole(files: &Digested, stored: &[Doc]) -> Digested {
         // An object that was deleted and made again begins at the same version.
         all.update(doc.updated_at_micros.to_le_bytes());
     }
-    all.finalize().into()
-}
-
-/// Keeps what the files hold. Being unable to is told, and stops nothing.
-fn keep(history: &History, origin: Origin, files: &Files) -> Option<u64> {
-    match history.keep(origin.as_str(), files) {
-        Ok(number) => number,
-        Err(e) => {
-            log::warn!("event=config_not_kept cause=\"{e}\" there is no way back to it");
-            None
-        }
-    }
-}
-
-/// What is wrong, without lines: the text they stand in is nobody's file.
-fn errors(report: &Report) -> String {
-    let errors = report.problems.iter().filter(|p| p.severity == Severity::Error);
-    let said: Vec<String> = errors
-        .map(|p| match p.help.as_ref().or(p.label.as_ref()) {
-            Some(more) => format!("{} ({more})", p.message),
-            None => p.message.clone(),
-        })
-        .collect();
-    said.join("; ")
-}
-
-/// Opens what is sealed, wherever it stands. `Err` names the field.
-fn unseal(name: &str, value: &mut Value, seal: &Seal) -> Result<(), String> {
-    match value {
-        Value::String(text) if Seal::is_sealed(text) => match seal.open(text) {
-            Ok(plain) => {
-                *text = plain.expose().to_string();
-                Ok(())
-            }
-            Err(_) => Err(name.to_string()),
-        },
-        Value::Object(fields) => fields
-            .iter_mut()
-            .try_for_each(|(name, value)| unseal(name, value, seal)),
-        Value::Array(items) => items.iter_mut().try_for_each(|v| unseal(name, v, seal)),
-        _ => Ok(()),
-    }
-}
-
-/// What only a restart changes.
-fn fixed(conf: &Conf) -> Fixed {
-    let own = &conf.tollkeeper;
-    let secret = |s: &Option<conf::Secret>| s.as_ref().map(|s| s.expose().to_string()).unwrap_or_default();
-    vec![
-        ("tollkeeper.listeners", format!("{:?}", own.listeners)),
-        ("tollkeeper.data_dir", format!("{:?}", own.data_dir)),
-        ("tollkeeper.ledger", format!("{:?}", own.ledger)),
-        ("tollkeeper.tracing", own.tracing.fingerprint()),
-        ("tollkeeper.timeouts.drain", format!("{:?}", own.timeouts.drain)),
-        (
-            "general_settings.database_url",
-            secret(&conf.general.database_url),
-        ),
-        (
-            "general_settings.database_connection_pool_limit",
-            format!("{:?}", conf.general.database_connection_pool_limit),
-        ),
-        ("general_settings.salt_key", secret(&conf.general.salt_key)),
-    ]
-}
-
-/// The sections but `model_list`, such that two that differ look different.
-fn sections(conf: &Conf) -> Fixed {
-    let general = &conf.general;
-    let secrets: Vec<&str> = [&general.master_key, &general.database_url, &general.salt_key]
-        .into_iter()
-        .flatten()
-        .chain(
-            general
-                .pass_through_endpoints
-                .iter()
-                .flat_map(|p| p.headers.iter().map(|(_, v)| v)),
-        )
-        .map(conf::Secret::expose)
-        .collect();
-    vec![
-        ("general_settings", format!("{general:?}{secrets:?}")),
-        ("litellm_settings", format!("{:?}", conf.litellm)),
-        ("router_settings", format!("{:?}", conf.router)),
-        ("tollkeeper", format!("{:?}", conf.tollkeeper)),
-    ]
-}
-
-fn differing(before: &Fixed, after: &Fixed) -> Vec<&'static str> {
-    let pairs = before.iter().zip(after);
-    pairs.filter(|(a, b)| a != b).map(|(a, _)| a.0).collect()
-}
-
-/// Which deployments came, went and changed.
-fn difference(old: &Models, new: &Models, generation: u64) -> Applied {
-    let known = |models: &Models| -> BTreeMap<String, (String, Digested)> {
-        models
-            .entries()
-            .iter()
-            .map(|e| {
-                (
-                    e.deployment.id.clone(),
-                    (e.deployment.label(), fingerprint(&e.written)),
-                )
-            })
-            .collect()
-    };
-    let (before, after) = (known(old), known(new));
-    type Known = BTreeMap<String, (String, Digested)>;
-    let missing = |these: &Known, those: &Known| {
-        these
-            .iter()
-            .filter(|(id, _)| !those.contains_key(*id))
-            .map(|(_, (label, _))| label.clone())
-            .collect()
-    };
-    Applied {
-        generation,
-        unchanged: false,
-        added: missing(&after, &before),
-        removed: missing(&before, &after),
-        changed: after
-            .iter()
-            .filter(|(id, (_, now))| before.get(*id).is_some_and(|(_, then)| then != now))
-            .map(|(_, (label, _))| label.clone())
-            .collect(),
-        sections: Vec::new(),
-        restart: Vec::new(),
-        version: None,
-    }
-}
-
-/// Of all that an entry says, its secrets included. Where it stands does not count.
-fn fingerprint(entry: &ModelEntry) -> Digested {
-    let (p, mut all) = (&entry.params, Sha256::new());
-    let secrets = p.headers.iter().map(|(_, v)| v).chain(&p.api_key);
-    for secret in secrets {
-        all.update((secret.expose().len() as u64).to_le_bytes());
-        all.update(secret.expose());
-    }
-    all.update(format!("{} {p:?}", entry.model_name));
-    // When it was changed is no change.
-    let info = entry.info.all.iter().filter(|(name, _)| !name.ends_with("_at"));
-    all.update(format!("{:?}", info.collect::<Vec<_>>()));
     all.finalize().into()
 }
