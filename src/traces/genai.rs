@@ -7,10 +7,25 @@ use super::story::{self, Story};
 use filters::model::call::Endpoint;
 use filters::model::record::Status;
 use filters::model::trace::{Capture, Try};
-use serde_json::{Map, Value, json};
+use filters::wire::peek;
+use serde_json::{Value, json};
 
 /// Messages of one call that are told.
 const MOST_MESSAGES: usize = 1000;
+
+/// Parameters that the conventions have a name for.
+const PARAMETERS: [&str; 10] = [
+    "temperature",
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "seed",
+    "n",
+    "stream",
+];
 
 /// Writes the spans of a call behind those in `spans`.
 pub fn write(
@@ -21,19 +36,25 @@ pub fn write(
     spans: &mut Vec<u8>,
 ) {
     let t = story.trace;
-    let buffer = scratch.buffer();
-    let name = format!("POST {}", story::route(t.endpoint));
+    let name = &mut scratch.name;
+    let called = |name: &mut String, first: &str, second: &str| {
+        name.clear();
+        name.push_str(first);
+        name.push(' ');
+        name.push_str(second);
+    };
+    called(name, "POST", story::route(t.endpoint));
     let frame = Frame {
         trace: t.context.trace.0,
         span: t.root.0,
         parent: t.context.parent.map(|p| p.0),
         state: t.context.state.as_deref(),
-        name: &name,
+        name,
         kind: Kind::Server,
         started_micros: t.started_micros,
         ended_micros: t.ended_micros,
     };
-    let mut root = Span::begin(buffer, &frame);
+    let mut root = Span::begin(spans, &frame);
     root.text("http.request.method", "POST");
     root.text("http.route", story::route(t.endpoint));
     root.int("http.response.status_code", u64::from(t.http_status));
@@ -62,27 +83,29 @@ pub fn write(
             root.failed(story.error());
         }
     }
-    root.end(spans);
+    root.end();
 
-    let parameters: Map<String, Value> = serde_json::from_str(&t.parameters).unwrap_or_default();
+    let parameters = peek::scan(t.parameters.as_bytes(), &PARAMETERS, peek::DEFAULT_DEPTH).ok();
     let last = t.tries.len().saturating_sub(1);
     for (n, attempt) in t.tries.iter().enumerate() {
         let operation = operation(t.endpoint);
-        let name = format!("{operation} {}", attempt.model);
+        called(name, operation, &attempt.model);
         let frame = Frame {
             trace: t.context.trace.0,
             span: attempt.span.0,
             parent: Some(t.root.0),
             state: t.context.state.as_deref(),
-            name: &name,
+            name,
             kind: Kind::Client,
             started_micros: attempt.started_micros,
             ended_micros: attempt.ended_micros,
         };
-        let mut span = Span::begin(buffer, &frame);
+        let mut span = Span::begin(spans, &frame);
         span.text("gen_ai.operation.name", operation);
         attempted(&mut span, attempt);
-        asked(&mut span, &parameters);
+        if let Some(parameters) = &parameters {
+            asked(&mut span, &t.parameters, parameters);
+        }
         span.some("gen_ai.conversation.id", story.session.as_deref());
         if n == last {
             answered(&mut span, story);
@@ -90,7 +113,7 @@ pub fn write(
                 content(&mut span, story);
             }
         }
-        span.end(spans);
+        span.end();
     }
 }
 
@@ -113,33 +136,38 @@ fn attempted(span: &mut Span<'_>, attempt: &Try) {
     }
 }
 
-/// The parameters of the call.
-fn asked(span: &mut Span<'_>, parameters: &Map<String, Value>) {
-    for (name, value) in parameters {
-        match (name.as_str(), value) {
-            ("temperature" | "top_p" | "frequency_penalty" | "presence_penalty", value) => {
-                if let Some(n) = value.as_f64() {
-                    span.float(&format!("gen_ai.request.{name}"), n);
-                }
+/// The parameters of the call: `found` in `text`.
+fn asked(span: &mut Span<'_>, text: &str, found: &peek::Object) {
+    for field in &found.fields {
+        let value = text.get(field.value.clone()).unwrap_or_default();
+        match (field.name, field.kind) {
+            ("stream", peek::Kind::True | peek::Kind::False) => {
+                span.flag("gen_ai.request.stream", field.kind == peek::Kind::True);
             }
-            ("max_tokens" | "max_completion_tokens" | "max_output_tokens", value) => {
-                if let Some(n) = value.as_u64() {
-                    span.int("gen_ai.request.max_tokens", n);
-                }
+            (_, kind) if kind != peek::Kind::Number => {}
+            ("temperature", _) => float(span, "gen_ai.request.temperature", value),
+            ("top_p", _) => float(span, "gen_ai.request.top_p", value),
+            ("frequency_penalty", _) => float(span, "gen_ai.request.frequency_penalty", value),
+            ("presence_penalty", _) => float(span, "gen_ai.request.presence_penalty", value),
+            ("max_tokens" | "max_completion_tokens" | "max_output_tokens", _) => {
+                int(span, "gen_ai.request.max_tokens", value);
             }
-            ("seed", value) => {
-                if let Some(n) = value.as_u64() {
-                    span.int("gen_ai.request.seed", n);
-                }
-            }
-            ("n", value) => {
-                if let Some(n) = value.as_u64().filter(|n| *n != 1) {
-                    span.int("gen_ai.request.choice.count", n);
-                }
-            }
-            ("stream", Value::Bool(on)) => span.flag("gen_ai.request.stream", *on),
+            ("seed", _) => int(span, "gen_ai.request.seed", value),
+            ("n", _) if value != "1" => int(span, "gen_ai.request.choice.count", value),
             _ => {}
         }
+    }
+}
+
+fn float(span: &mut Span<'_>, name: &str, value: &str) {
+    if let Some(n) = value.parse().ok().filter(|n: &f64| n.is_finite()) {
+        span.float(name, n);
+    }
+}
+
+fn int(span: &mut Span<'_>, name: &str, value: &str) {
+    if let Ok(n) = value.parse() {
+        span.int(name, n);
     }
 }
 
