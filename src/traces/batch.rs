@@ -221,7 +221,8 @@ mod tests {
     fn a_parcel_has_a_largest_size() {
         let held = Arc::new(AtomicUsize::new(0));
         let add = |batch: &mut Batch, text: &str, bytes: usize| {
-            batch.add(|out| out.extend_from_slice(format!("{{\"id\":\"{text:<bytes$}\"}}").as_bytes()));
+            let id = text.repeat(bytes);
+            batch.add(|out| out.extend_from_slice(format!("{{\"id\":\"{id}\"}}").as_bytes()));
         };
         let mut batch = Batch::new(Format::Legacy, &sender(), &held, 0);
         add(&mut batch, "a", 2 * LARGEST);
@@ -236,7 +237,7 @@ mod tests {
             let plain = unpacked(&parcel.bytes).unwrap_or_else(|| parcel.bytes.to_vec());
             let read: serde_json::Value = serde_json::from_slice(&plain).unwrap();
             assert_eq!((calls, read["batch"].as_array().unwrap().len()), (1, 1));
-            assert_eq!(read["batch"][0]["id"].as_str().unwrap().trim(), first);
+            assert!(read["batch"][0]["id"].as_str().unwrap().starts_with(first));
         }
         assert_eq!(held.load(std::sync::atomic::Ordering::Relaxed), 0);
     }
