@@ -194,7 +194,10 @@ mod tests {
             };
             let read = ExportTraceServiceRequest::decode(&plain[..]).unwrap();
             assert_eq!(read.encoded_len(), plain.len(), "and nothing else is in it");
-            (read.resource_spans[0].scope_spans[0].spans.len(), parcel.bytes.len())
+            (
+                read.resource_spans[0].scope_spans[0].spans.len(),
+                parcel.bytes.len(),
+            )
         };
         let (many, bytes) = spans(&sender, 2);
         assert!(many == 2 && bytes < 1000);

@@ -26,7 +26,7 @@ pub struct Flavour {
 #[derive(Default)]
 pub struct Scratch {
     pub name: String,
-    json: String,
+    pub json: String,
     /// Attributes that all spans of a call have.
     same: Vec<u8>,
 }

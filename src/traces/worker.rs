@@ -216,7 +216,7 @@ impl Worker {
                 let mut pen = Pen {
                     flavour,
                     scratch,
-                            shared,
+                    shared,
                 };
                 lane.used_at = now;
                 lane.tell(Words::GenAi, &weighed, &mut pen);
@@ -241,7 +241,7 @@ impl Worker {
             let mut pen = Pen {
                 flavour,
                 scratch,
-                    shared,
+                shared,
             };
             lane.tell(Words::Langfuse, weighed, &mut pen);
         }
