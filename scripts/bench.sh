@@ -4,19 +4,20 @@
 #   scripts/bench.sh           the pure parts, then the whole: three rounds, tests/bench/results.*
 #   scripts/bench.sh quick     one short round of the whole, about a minute after the build
 #   scripts/bench.sh edge      what the edge's limits add to a call, TLS handshakes beside bare Pingora's
+#   scripts/bench.sh watched   what traces and the log's lines add to a call
 #   scripts/bench.sh profile   which functions the CPU goes to, governed and under load
 #
-# BENCH_PROFILE is the cargo profile: `dist` (what images are built with) for the first and `edge`, `release`
-# for the other two, unless it is set.
+# BENCH_PROFILE is the cargo profile: `dist` (what images are built with) for the first, `edge` and `watched`,
+# `release` for the other two, unless it is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 mode=${1:-full}
 case $mode in
-  full | edge) profile=${BENCH_PROFILE:-dist} ;;
+  full | edge | watched) profile=${BENCH_PROFILE:-dist} ;;
   quick | profile) profile=${BENCH_PROFILE:-release} ;;
   *)
-    echo "usage: scripts/bench.sh [full|quick|edge|profile]" >&2
+    echo "usage: scripts/bench.sh [full|quick|edge|watched|profile]" >&2
     exit 64
     ;;
 esac

@@ -4,6 +4,7 @@
 #   scripts/soak.sh                                     all of it, about five minutes after the build
 #   scripts/soak.sh calls|budgets|delete|import ...     parts of it
 #   scripts/soak.sh short                               a small `calls`, under a minute
+#   scripts/soak.sh langfuse                            a Langfuse that is dead for ten minutes (SOAK_MINUTES)
 #
 # SOAK_PROFILE is the cargo profile: `release` unless it is set. SOAK_SEED repeats what another run drew.
 set -euo pipefail
@@ -11,9 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 for part in "$@"; do
   case $part in
-    calls | budgets | delete | import | short) ;;
+    calls | budgets | delete | import | short | langfuse) ;;
     *)
-      echo "usage: scripts/soak.sh [calls|budgets|delete|import|short ...]" >&2
+      echo "usage: scripts/soak.sh [calls|budgets|delete|import|short|langfuse ...]" >&2
       exit 64
       ;;
   esac

@@ -1,13 +1,16 @@
 //! Puts together what was answered, from what the client got of it: one message out of a stream's pieces,
 //! or the part of a JSON answer that says something.
 
+use super::story;
 use filters::model::call::Endpoint;
 use filters::model::trace::Output;
+use filters::wire::peek;
 use filters::wire::sse::{self, Splitter};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Answers to one call, and tools called in one, that are put together at most.
 const MOST: usize = 128;
@@ -21,7 +24,7 @@ pub fn said(endpoint: Endpoint, output: &Output) -> Option<Cow<'_, str>> {
     };
     // What cannot be read is told as it is: half an answer, or one of another shape.
     put_together.or_else(|| {
-        let text = String::from_utf8_lossy(&output.bytes);
+        let text = story::lossy(&output.bytes);
         (!text.trim().is_empty()).then_some(text)
     })
 }
@@ -60,9 +63,22 @@ struct Heard {
     text: String,
 }
 
+/// The message of an answer that has one, which is nearly every one: without reading what is in it.
+fn only_message(bytes: &[u8]) -> Option<&str> {
+    let choices = peek::scan(bytes, &["choices"], peek::DEFAULT_DEPTH).ok()?;
+    let Range { start, end } = choices.get("choices")?.value.clone();
+    // Within the brackets stands one object, or what is none.
+    let only = peek::scan_at(bytes, start + 1..end - 1, &["message"], peek::DEFAULT_DEPTH).ok()?;
+    let message = bytes.get(only.get("message")?.value.clone())?;
+    std::str::from_utf8(message).ok()
+}
+
 fn whole(endpoint: Endpoint, bytes: &[u8]) -> Option<Cow<'_, str>> {
     match endpoint {
         Endpoint::Chat => {
+            if let Some(message) = only_message(bytes) {
+                return Some(Cow::Borrowed(message));
+            }
             let chat: Chat = serde_json::from_slice(bytes).ok()?;
             match chat.choices.as_slice() {
                 [] => None,

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicUsize;
 
 /// A parcel this large goes out without waiting for more, bytes before compression.
 const ENOUGH: usize = 1 << 20;
-/// No parcel becomes larger, unless a single call is, bytes.
+/// No parcel becomes larger than this, unless a single call is, bytes.
 const LARGEST: usize = 2 << 20;
 /// Smaller parcels are not compressed.
 const SMALL: usize = 1 << 10;
@@ -28,19 +28,33 @@ pub struct Sender {
     pub compress: bool,
 }
 
-/// A parcel being filled.
+/// A parcel being filled. What is written stays where it is until it is sent.
 pub struct Batch {
     format: Format,
+    /// Room for what comes first, then the calls.
     body: Vec<u8>,
+    room: usize,
+    /// Where the last call begins.
+    last: usize,
     calls: u64,
     share: Share,
 }
 
 impl Batch {
-    pub fn new(format: Format, held: &Arc<AtomicUsize>) -> Self {
+    /// `likely`: bytes that the one before had.
+    pub fn new(format: Format, sender: &Sender, held: &Arc<AtomicUsize>, likely: usize) -> Self {
+        let room = match format {
+            Format::Otlp => envelope(sender, usize::MAX >> 1).len(),
+            Format::Legacy => LEGACY.len(),
+        };
+        // Somewhat more, so that it need not move for the last one.
+        let mut body = Vec::with_capacity((likely + likely / 8).clamp(room, LARGEST));
+        body.resize(room, 0);
         Self {
             format,
-            body: Vec::new(),
+            body,
+            room,
+            last: room,
             calls: 0,
             share: Share::of(held, 0),
         }
@@ -56,65 +70,87 @@ impl Batch {
 
     /// There is enough in it.
     pub fn is_enough(&self) -> bool {
-        self.body.len() >= ENOUGH
+        self.bytes() >= ENOUGH
     }
 
     pub fn bytes(&self) -> usize {
-        self.body.len()
+        self.body.len() - self.room
     }
 
-    /// Whether a call of so many bytes still fits.
-    pub fn fits(&self, bytes: usize) -> bool {
-        self.is_empty() || self.body.len() + bytes <= LARGEST
-    }
-
-    /// Adds the spans or events of a call.
-    pub fn add(&mut self, call: &[u8]) {
-        if self.format == Format::Legacy && !self.body.is_empty() {
+    /// Adds the spans or events of a call: `write` puts them behind what is there.
+    pub fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.format == Format::Legacy && self.calls > 0 {
             self.body.push(b',');
         }
-        self.body.extend_from_slice(call);
+        self.last = self.body.len();
+        write(&mut self.body);
         self.calls += 1;
-        self.share.set(self.body.len());
+        self.share.set(self.bytes());
     }
 
-    /// Makes a parcel of what is in it, and says of how many calls; the batch is empty then. `small`: it may
-    /// have to wait, so it is made small whatever that costs.
-    pub fn pack(&mut self, sender: &Sender, small: bool) -> (Parcel, u64) {
-        let body = std::mem::take(&mut self.body);
-        let calls = std::mem::take(&mut self.calls);
-        self.share.set(0);
-        let (begin, end) = match self.format {
-            Format::Otlp => {
-                let resource: Vec<(&str, &str)> = sender
-                    .resource
-                    .iter()
-                    .map(|(n, v)| (n.as_str(), v.as_str()))
-                    .collect();
-                let scope = ("tollkeeper", env!("CARGO_PKG_VERSION"));
-                (proto::envelope(&resource, scope, body.len()), Vec::new())
-            }
-            Format::Legacy => (b"{\"batch\":[".to_vec(), super::legacy::closing(calls)),
+    /// Gives back the last call if it has made this one too large; it is the first of the next.
+    pub fn overflow(&mut self, sender: &Sender, held: &Arc<AtomicUsize>) -> Option<Self> {
+        if self.calls < 2 || self.bytes() <= LARGEST {
+            return None;
+        }
+        let mut next = Self::new(self.format, sender, held, ENOUGH);
+        next.add(|out| out.extend_from_slice(self.body.get(self.last..).unwrap_or_default()));
+        let comma = usize::from(self.format == Format::Legacy);
+        self.body.truncate(self.last - comma);
+        self.calls -= 1;
+        self.share.set(self.bytes());
+        Some(next)
+    }
+
+    /// Makes a parcel of it, and says of how many calls. `small`: it may have to wait, so it is made small
+    /// whatever that costs.
+    pub fn pack(mut self, sender: &Sender, small: bool) -> (Parcel, u64) {
+        let calls = self.calls;
+        let begin = match self.format {
+            Format::Otlp => envelope(sender, self.bytes()),
+            Format::Legacy => LEGACY.to_vec(),
         };
-        let parts = [&begin[..], &body, &end];
-        let packed = ((sender.compress || small) && body.len() > SMALL)
-            .then(|| gzip(&parts))
+        if self.format == Format::Legacy {
+            self.body.extend_from_slice(&super::legacy::closing(calls));
+        }
+        // It ends where the calls begin; the longest one fills the room.
+        let from = self.room.saturating_sub(begin.len());
+        if let Some(room) = self.body.get_mut(from..self.room) {
+            room.copy_from_slice(&begin);
+        }
+        let plain = Bytes::from(std::mem::take(&mut self.body)).slice(from..);
+        let packed = ((sender.compress || small) && plain.len() > SMALL)
+            .then(|| gzip(&plain))
             .flatten();
         let gzip = packed.is_some();
-        let bytes = packed.map_or_else(|| parts.concat().into(), Bytes::from);
         let parcel = Parcel {
             format: self.format,
-            bytes,
+            bytes: packed.map_or(plain, Bytes::from),
             gzip,
         };
         (parcel, calls)
     }
 }
 
-fn gzip(parts: &[&[u8]]) -> Option<Vec<u8>> {
+const LEGACY: &[u8] = b"{\"batch\":[";
+
+/// What stands before so many bytes of spans.
+fn envelope(sender: &Sender, spans: usize) -> Vec<u8> {
+    let resource: Vec<(&str, &str)> = sender
+        .resource
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_str()))
+        .collect();
+    proto::envelope(&resource, ("tollkeeper", env!("CARGO_PKG_VERSION")), spans)
+}
+
+fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
     let mut out = GzEncoder::new(Vec::new(), Compression::fast());
-    parts.iter().try_for_each(|part| out.write_all(part)).ok()?;
-    out.finish().ok()
+    out.write_all(plain).ok()?;
+    let mut packed = out.finish().ok()?;
+    // It may wait for long.
+    packed.shrink_to_fit();
+    Some(packed)
 }
 
 /// What a packed parcel holds.
@@ -140,27 +176,43 @@ mod tests {
     #[test]
     fn parcels_are_packed_and_read_again() {
         let held = Arc::new(AtomicUsize::new(0));
-        let mut batch = Batch::new(Format::Otlp, &held);
+        let waits = || held.load(std::sync::atomic::Ordering::Relaxed);
+        let mut sender = sender();
         // A span with nothing but a name of 2 KiB.
         let span = [&b"\x12\x83\x10\x2a\x80\x10"[..], &[b'x'; 2048]].concat();
-        batch.add(&span);
-        batch.add(&span);
-        assert_eq!(held.load(std::sync::atomic::Ordering::Relaxed), span.len() * 2);
-        let (parcel, calls) = batch.pack(&sender(), false);
-        assert!(batch.is_empty() && calls == 2 && parcel.gzip && parcel.bytes.len() < 1000);
-        assert_eq!(held.load(std::sync::atomic::Ordering::Relaxed), 0);
-        let plain = unpacked(&parcel.bytes).unwrap();
-        let read = ExportTraceServiceRequest::decode(&plain[..]).unwrap();
-        assert_eq!(read.resource_spans[0].scope_spans[0].spans.len(), 2);
+        let spans = |sender: &Sender, many: usize| {
+            let mut batch = Batch::new(Format::Otlp, sender, &held, 0);
+            assert!(batch.is_empty());
+            (0..many).for_each(|_| batch.add(|out| out.extend_from_slice(&span)));
+            assert_eq!(waits(), span.len() * many);
+            let (parcel, calls) = batch.pack(sender, false);
+            assert_eq!((waits(), calls, parcel.gzip), (0, many as u64, sender.compress));
+            let plain = if parcel.gzip {
+                unpacked(&parcel.bytes).unwrap()
+            } else {
+                parcel.bytes.to_vec()
+            };
+            let read = ExportTraceServiceRequest::decode(&plain[..]).unwrap();
+            assert_eq!(read.encoded_len(), plain.len(), "and nothing else is in it");
+            (
+                read.resource_spans[0].scope_spans[0].spans.len(),
+                parcel.bytes.len(),
+            )
+        };
+        let (many, bytes) = spans(&sender, 2);
+        assert!(many == 2 && bytes < 1000);
+        sender.compress = false;
+        assert_eq!((spans(&sender, 1).0, spans(&sender, 100).0), (1, 100));
         assert!(unpacked(b"nonsense").is_none());
     }
 
     #[test]
     fn events_are_a_list() {
         let held = Arc::new(AtomicUsize::new(0));
-        let mut batch = Batch::new(Format::Legacy, &held);
-        batch.add(br#"{"id":"a"},{"id":"b"}"#);
-        batch.add(br#"{"id":"c"}"#);
+        let mut batch = Batch::new(Format::Legacy, &sender(), &held, 0);
+        for events in [r#"{"id":"a"},{"id":"b"}"#, r#"{"id":"c"}"#] {
+            batch.add(|out| out.extend_from_slice(events.as_bytes()));
+        }
         let (parcel, _) = batch.pack(&sender(), true);
         assert!(!parcel.gzip, "it is small as it is");
         let read: serde_json::Value = serde_json::from_slice(&parcel.bytes).unwrap();
@@ -171,9 +223,25 @@ mod tests {
     #[test]
     fn a_parcel_has_a_largest_size() {
         let held = Arc::new(AtomicUsize::new(0));
-        let mut batch = Batch::new(Format::Otlp, &held);
-        assert!(batch.fits(100 << 20), "a single call goes whatever its size");
-        batch.add(&[0; ENOUGH]);
-        assert!(batch.is_enough() && batch.fits(ENOUGH) && !batch.fits(LARGEST));
+        let add = |batch: &mut Batch, text: &str, bytes: usize| {
+            let id = text.repeat(bytes);
+            batch.add(|out| out.extend_from_slice(format!("{{\"id\":\"{id}\"}}").as_bytes()));
+        };
+        let mut batch = Batch::new(Format::Legacy, &sender(), &held, 0);
+        add(&mut batch, "a", 2 * LARGEST);
+        assert!(
+            batch.is_enough() && batch.overflow(&sender(), &held).is_none(),
+            "a single call goes whatever its size"
+        );
+        add(&mut batch, "b", 10);
+        let next = batch.overflow(&sender(), &held).unwrap();
+        for (batch, first) in [(batch, "a"), (next, "b")] {
+            let (parcel, calls) = batch.pack(&sender(), false);
+            let plain = unpacked(&parcel.bytes).unwrap_or_else(|| parcel.bytes.to_vec());
+            let read: serde_json::Value = serde_json::from_slice(&plain).unwrap();
+            assert_eq!((calls, read["batch"].as_array().unwrap().len()), (1, 1));
+            assert!(read["batch"][0]["id"].as_str().unwrap().starts_with(first));
+        }
+        assert_eq!(held.load(std::sync::atomic::Ordering::Relaxed), 0);
     }
 }

@@ -7,10 +7,28 @@ use super::story::{self, Story};
 use filters::model::call::Endpoint;
 use filters::model::record::Status;
 use filters::model::trace::{Capture, Try};
-use serde_json::{Map, Value, json};
+use filters::wire::peek;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
+use std::fmt::Write;
 
 /// Messages of one call that are told.
 const MOST_MESSAGES: usize = 1000;
+
+/// Parameters that the conventions have a name for.
+const PARAMETERS: [&str; 10] = [
+    "temperature",
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "seed",
+    "n",
+    "stream",
+];
 
 /// Writes the spans of a call behind those in `spans`.
 pub fn write(
@@ -21,19 +39,25 @@ pub fn write(
     spans: &mut Vec<u8>,
 ) {
     let t = story.trace;
-    let buffer = scratch.buffer();
-    let name = format!("POST {}", story::route(t.endpoint));
+    let Scratch { name, json, .. } = scratch;
+    let called = |name: &mut String, first: &str, second: &str| {
+        name.clear();
+        name.push_str(first);
+        name.push(' ');
+        name.push_str(second);
+    };
+    called(name, "POST", story::route(t.endpoint));
     let frame = Frame {
         trace: t.context.trace.0,
         span: t.root.0,
         parent: t.context.parent.map(|p| p.0),
         state: t.context.state.as_deref(),
-        name: &name,
+        name,
         kind: Kind::Server,
         started_micros: t.started_micros,
         ended_micros: t.ended_micros,
     };
-    let mut root = Span::begin(buffer, &frame);
+    let mut root = Span::begin(spans, &frame);
     root.text("http.request.method", "POST");
     root.text("http.route", story::route(t.endpoint));
     root.int("http.response.status_code", u64::from(t.http_status));
@@ -62,35 +86,37 @@ pub fn write(
             root.failed(story.error());
         }
     }
-    root.end(spans);
+    root.end();
 
-    let parameters: Map<String, Value> = serde_json::from_str(&t.parameters).unwrap_or_default();
+    let parameters = peek::scan(t.parameters.as_bytes(), &PARAMETERS, peek::DEFAULT_DEPTH).ok();
     let last = t.tries.len().saturating_sub(1);
     for (n, attempt) in t.tries.iter().enumerate() {
         let operation = operation(t.endpoint);
-        let name = format!("{operation} {}", attempt.model);
+        called(name, operation, &attempt.model);
         let frame = Frame {
             trace: t.context.trace.0,
             span: attempt.span.0,
             parent: Some(t.root.0),
             state: t.context.state.as_deref(),
-            name: &name,
+            name,
             kind: Kind::Client,
             started_micros: attempt.started_micros,
             ended_micros: attempt.ended_micros,
         };
-        let mut span = Span::begin(buffer, &frame);
+        let mut span = Span::begin(spans, &frame);
         span.text("gen_ai.operation.name", operation);
         attempted(&mut span, attempt);
-        asked(&mut span, &parameters);
+        if let Some(parameters) = &parameters {
+            asked(&mut span, &t.parameters, parameters);
+        }
         span.some("gen_ai.conversation.id", story.session.as_deref());
         if n == last {
             answered(&mut span, story);
             if capture == Capture::Full {
-                content(&mut span, story);
+                content(&mut span, story, json);
             }
         }
-        span.end(spans);
+        span.end();
     }
 }
 
@@ -113,33 +139,38 @@ fn attempted(span: &mut Span<'_>, attempt: &Try) {
     }
 }
 
-/// The parameters of the call.
-fn asked(span: &mut Span<'_>, parameters: &Map<String, Value>) {
-    for (name, value) in parameters {
-        match (name.as_str(), value) {
-            ("temperature" | "top_p" | "frequency_penalty" | "presence_penalty", value) => {
-                if let Some(n) = value.as_f64() {
-                    span.float(&format!("gen_ai.request.{name}"), n);
-                }
+/// The parameters of the call: `found` in `text`.
+fn asked(span: &mut Span<'_>, text: &str, found: &peek::Object) {
+    for field in &found.fields {
+        let value = text.get(field.value.clone()).unwrap_or_default();
+        match (field.name, field.kind) {
+            ("stream", peek::Kind::True | peek::Kind::False) => {
+                span.flag("gen_ai.request.stream", field.kind == peek::Kind::True);
             }
-            ("max_tokens" | "max_completion_tokens" | "max_output_tokens", value) => {
-                if let Some(n) = value.as_u64() {
-                    span.int("gen_ai.request.max_tokens", n);
-                }
+            (_, kind) if kind != peek::Kind::Number => {}
+            ("temperature", _) => float(span, "gen_ai.request.temperature", value),
+            ("top_p", _) => float(span, "gen_ai.request.top_p", value),
+            ("frequency_penalty", _) => float(span, "gen_ai.request.frequency_penalty", value),
+            ("presence_penalty", _) => float(span, "gen_ai.request.presence_penalty", value),
+            ("max_tokens" | "max_completion_tokens" | "max_output_tokens", _) => {
+                int(span, "gen_ai.request.max_tokens", value);
             }
-            ("seed", value) => {
-                if let Some(n) = value.as_u64() {
-                    span.int("gen_ai.request.seed", n);
-                }
-            }
-            ("n", value) => {
-                if let Some(n) = value.as_u64().filter(|n| *n != 1) {
-                    span.int("gen_ai.request.choice.count", n);
-                }
-            }
-            ("stream", Value::Bool(on)) => span.flag("gen_ai.request.stream", *on),
+            ("seed", _) => int(span, "gen_ai.request.seed", value),
+            ("n", _) if value != "1" => int(span, "gen_ai.request.choice.count", value),
             _ => {}
         }
+    }
+}
+
+fn float(span: &mut Span<'_>, name: &str, value: &str) {
+    if let Some(n) = value.parse().ok().filter(|n: &f64| n.is_finite()) {
+        span.float(name, n);
+    }
+}
+
+fn int(span: &mut Span<'_>, name: &str, value: &str) {
+    if let Ok(n) = value.parse() {
+        span.int(name, n);
     }
 }
 
@@ -168,62 +199,160 @@ fn answered(span: &mut Span<'_>, story: &Story<'_>) {
 }
 
 /// What was said, in the conventions' own shape where it is a conversation.
-fn content(span: &mut Span<'_>, story: &Story<'_>) {
-    if let Some(input) = &story.input {
-        let messages = serde_json::from_str::<Value>(input)
-            .ok()
-            .and_then(|v| v.get("messages").map(messages));
-        span.text(
-            "gen_ai.input.messages",
-            &messages.unwrap_or_else(|| plain("user", input)),
-        );
-    }
-    if let Some(output) = &story.output {
-        let message = serde_json::from_str::<Value>(output)
-            .ok()
-            .filter(Value::is_object);
-        let said = message.map(|m| messages(&Value::Array(vec![m])));
-        span.text(
-            "gen_ai.output.messages",
-            &said.unwrap_or_else(|| plain("assistant", output)),
-        );
+fn content(span: &mut Span<'_>, story: &Story<'_>, out: &mut String) {
+    for (name, role, said) in [
+        ("gen_ai.input.messages", "user", &story.input),
+        ("gen_ai.output.messages", "assistant", &story.output),
+    ] {
+        let Some(said) = said else { continue };
+        out.clear();
+        if role == "user" {
+            match serde_json::from_str::<Asked>(said) {
+                Ok(asked) => messages(&asked.messages, out),
+                Err(_) => plain(role, said, out),
+            }
+        } else {
+            match object::<Message>(said) {
+                Some(message) => messages(&[message], out),
+                None => plain(role, said, out),
+            }
+        }
+        span.text(name, out);
     }
 }
 
-fn plain(role: &str, text: &str) -> String {
-    json!([{"role": role, "parts": [{"type": "text", "content": text}]}]).to_string()
+fn plain(role: &str, text: &str, out: &mut String) {
+    let part = [Part {
+        kind: "text",
+        content: text,
+    }];
+    let _ = write!(out, "[{{\"role\":\"{role}\",\"parts\":{}}}]", json!(part));
+}
+
+#[derive(Serialize)]
+struct Part<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    content: &'a str,
+}
+
+/// A question of OpenAI's, of which only the messages are read, and they no deeper than needs be: what was said
+/// goes over as it is written.
+#[derive(Deserialize)]
+struct Asked<'a> {
+    #[serde(borrow)]
+    messages: Vec<Message<'a>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Message<'a> {
+    #[serde(borrow)]
+    role: Option<&'a RawValue>,
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_call_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Item<'a> {
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ToolCall<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function: Option<Function<'a>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Function<'a> {
+    #[serde(borrow)]
+    name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+}
+
+fn raw<'a>(value: Option<&'a RawValue>) -> &'a str {
+    value.map_or("null", RawValue::get)
+}
+
+/// An object; serde would take an array for one, too.
+fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+    let text = Some(text).filter(|t| t.starts_with('{'))?;
+    serde_json::from_str(text).ok()
+}
+
+/// The elements of an array; none of anything else.
+fn list<'a, T: Deserialize<'a>>(value: Option<&'a RawValue>) -> Vec<T> {
+    let list = value.filter(|v| v.get().starts_with('['));
+    list.and_then(|v| serde_json::from_str(v.get()).ok())
+        .unwrap_or_default()
 }
 
 /// OpenAI's messages as `{role, parts}`.
-fn messages(given: &Value) -> String {
-    let given = given.as_array().map(Vec::as_slice).unwrap_or_default();
-    let all = given.iter().take(MOST_MESSAGES).map(|m| {
-        let role = m.get("role").and_then(Value::as_str).unwrap_or("user");
-        let mut parts = Vec::new();
-        if role == "tool" {
-            parts.push(json!({"type": "tool_call_response", "id": m.get("tool_call_id"), "response": m.get("content")}));
+fn messages(given: &[Message<'_>], out: &mut String) {
+    out.push('[');
+    for (n, m) in given.iter().take(MOST_MESSAGES).enumerate() {
+        let role = m.role.map(RawValue::get).filter(|r| r.starts_with('"'));
+        let role = role.unwrap_or("\"user\"");
+        out.push_str(if n > 0 { ",{\"role\":" } else { "{\"role\":" });
+        out.push_str(role);
+        out.push_str(",\"parts\":[");
+        let begin = out.len();
+        let mut part = |pieces: &[&str]| {
+            if out.len() > begin {
+                out.push(',');
+            }
+            pieces.iter().for_each(|piece| out.push_str(piece));
+        };
+        let text = |part: &mut dyn FnMut(&[&str]), text: &str| {
+            part(&["{\"type\":\"text\",\"content\":", text, "}"]);
+        };
+        if role == "\"tool\"" {
+            let (id, said) = (raw(m.tool_call_id), raw(m.content));
+            part(&[
+                "{\"type\":\"tool_call_response\",\"id\":",
+                id,
+                ",\"response\":",
+                said,
+                "}",
+            ]);
+        } else if let Some(said) = m.content.map(RawValue::get).filter(|c| c.starts_with('"')) {
+            text(&mut part, said);
         } else {
-            match m.get("content") {
-                Some(Value::String(text)) => parts.push(json!({"type": "text", "content": text})),
-                Some(Value::Array(items)) => parts.extend(items.iter().map(part)),
-                _ => {}
+            for item in list::<&RawValue>(m.content) {
+                match object::<Item>(item.get()) {
+                    Some(Item { text: Some(said) }) => text(&mut part, said.get()),
+                    _ => part(&[item.get()]),
+                }
             }
         }
-        for call in m.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
-            let function = call.get("function");
-            let field = |name: &str| function.and_then(|f| f.get(name));
-            parts.push(json!({"type": "tool_call", "id": call.get("id"), "name": field("name"), "arguments": field("arguments")}));
+        for call in list::<ToolCall>(m.tool_calls) {
+            let function = call.function.unwrap_or_default();
+            let (id, name, arguments) = (raw(call.id), raw(function.name), raw(function.arguments));
+            part(&[
+                "{\"type\":\"tool_call\",\"id\":",
+                id,
+                ",\"name\":",
+                name,
+                ",\"arguments\":",
+                arguments,
+                "}",
+            ]);
         }
-        json!({"role": role, "parts": parts})
-    });
-    Value::from_iter(all).to_string()
-}
-
-fn part(item: &Value) -> Value {
-    match item.get("text") {
-        Some(text) => json!({"type": "text", "content": text}),
-        None => item.clone(),
+        out.push_str("]}");
     }
+    out.push(']');
 }
 
 fn operation(endpoint: Endpoint) -> &'static str {
@@ -253,5 +382,49 @@ fn provider(name: &str) -> &str {
         "watsonx" => "ibm.watsonx.ai",
         "moonshot" => "moonshot_ai",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[track_caller]
+    fn check(asked: &str, want: &Value) {
+        let mut out = String::new();
+        let read: Asked = serde_json::from_str(asked).unwrap();
+        messages(&read.messages, &mut out);
+        assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), *want, "{out}");
+    }
+
+    #[test]
+    fn conversations_are_told_in_parts() {
+        check(
+            r#"{"messages":[{"role":"system","content":"Be \"brief\"\n"},
+                {"role":"user","name":"x","content":[{"type":"text","text":"Look"},{"type":"image_url","image_url":{"url":"u"}},7]},
+                {"role":"assistant","content":null,"tool_calls":[
+                    {"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}},{"id":"c2"}]},
+                {"role":"tool","tool_call_id":"c1","content":"42"},{"content":"who"},{"role":7}],"tools":[]}"#,
+            &json!([
+                {"role": "system", "parts": [{"type": "text", "content": "Be \"brief\"\n"}]},
+                {"role": "user", "parts": [{"type": "text", "content": "Look"},
+                    {"type": "image_url", "image_url": {"url": "u"}}, 7]},
+                {"role": "assistant", "parts": [
+                    {"type": "tool_call", "id": "c1", "name": "f", "arguments": "{}"},
+                    {"type": "tool_call", "id": "c2", "name": null, "arguments": null}]},
+                {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "42"}]},
+                {"role": "user", "parts": [{"type": "text", "content": "who"}]},
+                {"role": "user", "parts": []},
+            ]),
+        );
+        check(r#"{"messages":[]}"#, &json!([]));
+        let mut out = String::new();
+        plain("user", "a \"text\"", &mut out);
+        let read: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(
+            read,
+            json!([{"role": "user", "parts": [{"type": "text", "content": "a \"text\""}]}])
+        );
     }
 }

@@ -25,20 +25,15 @@ pub struct Flavour {
 /// Buffers that are used again.
 #[derive(Default)]
 pub struct Scratch {
-    span: Vec<u8>,
-    json: String,
-}
-
-impl Scratch {
-    /// For one span at a time.
-    pub fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.span
-    }
+    pub name: String,
+    pub json: String,
+    /// Attributes that all spans of a call have.
+    same: Vec<u8>,
 }
 
 impl Flavour {
-    /// Writes the spans of a call behind those in `spans`, and says how many.
-    pub fn write(&self, story: &Story<'_>, scratch: &mut Scratch, spans: &mut Vec<u8>) -> u32 {
+    /// Writes the spans of a call behind those in `spans`.
+    pub fn write(&self, story: &Story<'_>, scratch: &mut Scratch, spans: &mut Vec<u8>) {
         let t = story.trace;
         let asked = story.asked_trace();
         let trace = asked.unwrap_or(t.context.trace).0;
@@ -48,34 +43,43 @@ impl Flavour {
             .parent
             .filter(|_| asked.is_none_or(|id| id == t.context.trace));
         let parent = story.asked_parent().or(inherited).map(|id| id.0);
-        let call_name = format!("litellm-{}", t.endpoint.call_type());
-        let trace_name = match story.given("trace_name") {
-            Some(name) => Some(name),
+        let Scratch {
+            name: call_name,
+            json,
+            same,
+        } = scratch;
+        call_name.clear();
+        call_name.push_str("litellm-");
+        call_name.push_str(t.endpoint.call_type());
+        let given = story.given("trace_name");
+        let trace_name = match &given {
+            Some(name) => Some(name.as_str()),
             None if story.continues() => None,
-            None => Some(call_name.clone()),
+            None => Some(call_name.as_str()),
         };
-        let tags = self.tags(story);
-        let Scratch { span: buffer, json } = scratch;
+        same.clear();
+        let mut attributes = Span::attributes(same);
+        self.shared(&mut attributes, story, trace_name, json);
+        self.whose(&mut attributes, story);
 
         let frame = Frame {
             trace,
             span: t.root.0,
             parent,
             state: t.context.state.as_deref(),
-            name: trace_name.as_deref().unwrap_or(&call_name),
+            name: trace_name.unwrap_or(call_name),
             kind: Kind::Server,
             started_micros: t.started_micros,
             ended_micros: t.ended_micros,
         };
-        let mut root = Span::begin(buffer, &frame);
-        self.shared(&mut root, story, trace_name.as_deref(), &tags);
+        let mut root = Span::begin(spans, &frame);
+        root.same(same);
         root.text("langfuse.observation.type", "span");
         if parent.is_none() {
             root.flag("langfuse.internal.is_app_root", true);
         }
         root.some("langfuse.observation.input", story.input.as_deref());
         root.some("langfuse.observation.output", story.output.as_deref());
-        self.whose(&mut root, story);
         root.text("langfuse.observation.metadata.request_id", &t.request_id);
         root.text("langfuse.observation.metadata.endpoint", story::route(t.endpoint));
         root.int(
@@ -86,7 +90,7 @@ impl Flavour {
             root.text("langfuse.observation.metadata.user_agent", agent);
         }
         level(&mut root, t.status, story.error());
-        root.end(spans);
+        root.end();
 
         let name = story.given("generation_name");
         let last = t.tries.len().saturating_sub(1);
@@ -97,21 +101,21 @@ impl Flavour {
                 span: own.unwrap_or(attempt.span).0,
                 parent: Some(t.root.0),
                 state: t.context.state.as_deref(),
-                name: name.as_deref().unwrap_or(&call_name),
+                name: name.as_deref().unwrap_or(call_name),
                 kind: Kind::Client,
                 started_micros: attempt.started_micros,
                 ended_micros: attempt.ended_micros,
             };
-            let mut span = Span::begin(buffer, &frame);
-            self.shared(&mut span, story, trace_name.as_deref(), &tags);
+            let mut span = Span::begin(spans, &frame);
+            span.same(same);
             self.generation(&mut span, story, attempt, n == last, json);
-            span.end(spans);
+            span.end();
         }
-        1 + t.tries.len() as u32
     }
 
     /// What Langfuse wants on every span of a trace.
-    fn shared(&self, span: &mut Span<'_>, story: &Story<'_>, name: Option<&str>, tags: &[String]) {
+    fn shared(&self, span: &mut Span<'_>, story: &Story<'_>, name: Option<&str>, key: &mut String) {
+        let tags = self.tags(story);
         span.some("langfuse.trace.name", name);
         span.some("user.id", story.user.as_deref());
         span.some("session.id", story.session.as_deref());
@@ -123,11 +127,10 @@ impl Flavour {
         let release = story.given("trace_release").or_else(|| story.given("release"));
         span.some("langfuse.release", release.as_deref().or(self.release.as_deref()));
         span.some("langfuse.environment", self.environment.as_deref());
-        let mut key = String::new();
         for (name, value) in story.trace_metadata() {
             key.clear();
             let _ = write!(key, "langfuse.trace.metadata.{name}");
-            span.text(&key, &value);
+            span.text(key, &value);
         }
     }
 
@@ -138,7 +141,11 @@ impl Flavour {
         }
         let caller = &story.trace.caller;
         if let Some(hash) = caller.key_hash() {
-            span.text("langfuse.observation.metadata.user_api_key_hash", &hash.hex());
+            let mut room = [0; 64];
+            span.text(
+                "langfuse.observation.metadata.user_api_key_hash",
+                hash.hex_in(&mut room),
+            );
         }
         span.some(
             "langfuse.observation.metadata.user_api_key_user_id",
@@ -202,7 +209,6 @@ impl Flavour {
                 span.int("langfuse.observation.prompt.version", version);
             }
         }
-        self.whose(span, story);
         span.text("langfuse.observation.metadata.model_group", &t.model_group);
         span.text(
             "langfuse.observation.metadata.requested_model",

@@ -20,18 +20,24 @@ pub struct Frame<'a> {
     pub ended_micros: i64,
 }
 
-/// One span being written. Nothing is allocated but what grows the buffer.
+/// One span being written, behind whatever is in the buffer. Nothing is allocated but what grows that.
 pub struct Span<'b> {
     out: &'b mut Vec<u8>,
+    /// Where its length goes.
+    at: usize,
 }
 
 const SPAN_ATTRIBUTE: u8 = 9;
 const RESOURCE_ATTRIBUTE: u8 = 1;
+/// Bytes kept free for a span's length, which is known at its end: most have 128 to 16,383 of them.
+const LENGTH_ROOM: usize = 2;
 
 impl<'b> Span<'b> {
-    /// Begins a span in an empty buffer.
+    /// Begins a span of a `ScopeSpans`.
     pub fn begin(out: &'b mut Vec<u8>, frame: &Frame<'_>) -> Self {
-        out.clear();
+        key(out, 2, 2);
+        let at = out.len();
+        out.extend_from_slice(&[0; LENGTH_ROOM]);
         bytes(out, 1, &frame.trace);
         bytes(out, 2, &frame.span);
         if let Some(state) = frame.state {
@@ -41,19 +47,31 @@ impl<'b> Span<'b> {
             bytes(out, 4, parent);
         }
         bytes(out, 5, frame.name.as_bytes());
-        key(out, 6, 0);
-        varint(out, frame.kind as u64);
+        out.extend_from_slice(&[6 << 3, frame.kind as u8]);
         let nanos = |micros: i64| u64::try_from(micros).unwrap_or(0).saturating_mul(1000);
         fixed64(out, 7, nanos(frame.started_micros));
         fixed64(out, 8, nanos(frame.ended_micros.max(frame.started_micros)));
-        Self { out }
+        Self { out, at }
     }
 
+    /// Attributes alone, for [`Span::same`] on several spans.
+    pub fn attributes(out: &'b mut Vec<u8>) -> Self {
+        let at = out.len();
+        Self { out, at }
+    }
+
+    /// Attributes that were written before.
+    pub fn same(&mut self, attributes: &[u8]) {
+        self.out.extend_from_slice(attributes);
+    }
+
+    #[inline]
     pub fn text(&mut self, name: &str, value: &str) {
         text(self.out, SPAN_ATTRIBUTE, name, value);
     }
 
     /// Nothing when there is nothing.
+    #[inline]
     pub fn some(&mut self, name: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(name, value);
@@ -75,6 +93,7 @@ impl<'b> Span<'b> {
         }
     }
 
+    #[inline]
     pub fn int(&mut self, name: &str, value: u64) {
         attribute(self.out, SPAN_ATTRIBUTE, name, 1 + varint_len(value));
         key(self.out, 3, 0);
@@ -102,9 +121,17 @@ impl<'b> Span<'b> {
         self.out.push(2);
     }
 
-    /// Puts the whole span behind those in `spans`.
-    pub fn end(self, spans: &mut Vec<u8>) {
-        bytes(spans, 2, self.out);
+    /// Writes its length before it.
+    pub fn end(self) {
+        let room = self.at..self.at + LENGTH_ROOM;
+        let len = self.out.len().saturating_sub(room.end);
+        if let (0x80..0x4000, Some([low, high])) = (len, self.out.get_mut(room.clone())) {
+            (*low, *high) = (len as u8 | 0x80, (len >> 7) as u8);
+        } else {
+            let mut digits = Vec::new();
+            varint(&mut digits, len as u64);
+            self.out.splice(room, digits);
+        }
     }
 }
 
@@ -189,15 +216,25 @@ fn read_varint(rest: &mut &[u8]) -> Option<u64> {
 }
 
 /// A text attribute: KeyValue { key, AnyValue { string_value } }.
+#[inline]
 fn text(out: &mut Vec<u8>, field: u8, name: &str, value: &str) {
     attribute(out, field, name, field_len(value.len()));
     bytes(out, 1, value.as_bytes());
 }
 
 /// The beginning of an attribute whose value takes `any` bytes.
+#[inline]
 fn attribute(out: &mut Vec<u8>, field: u8, name: &str, any: usize) {
+    let whole = field_len(name.len()) + field_len(any);
+    if whole < 0x80 {
+        // Nearly always: every length is one byte.
+        out.extend_from_slice(&[field << 3 | 2, whole as u8, 1 << 3 | 2, name.len() as u8]);
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(&[2 << 3 | 2, any as u8]);
+        return;
+    }
     key(out, field, 2);
-    varint(out, (field_len(name.len()) + field_len(any)) as u64);
+    varint(out, whole as u64);
     bytes(out, 1, name.as_bytes());
     key(out, 2, 2);
     varint(out, any as u64);
@@ -216,6 +253,7 @@ fn key(out: &mut Vec<u8>, field: u8, wire: u8) {
     out.push(field << 3 | wire);
 }
 
+#[inline]
 fn varint(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push(n as u8 | 0x80);
@@ -224,9 +262,14 @@ fn varint(out: &mut Vec<u8>, mut n: u64) {
     out.push(n as u8);
 }
 
+#[inline]
 fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
-    key(out, field, 2);
-    varint(out, value.len() as u64);
+    if value.len() < 0x80 {
+        out.extend_from_slice(&[field << 3 | 2, value.len() as u8]);
+    } else {
+        key(out, field, 2);
+        varint(out, value.len() as u64);
+    }
     out.extend_from_slice(value);
 }
 
@@ -246,8 +289,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_by_others() {
-        let (mut span, mut spans) = (Vec::new(), Vec::new());
-        for n in 0..2u8 {
+        let mut spans = Vec::new();
+        // Lengths of two, of three and of one byte.
+        for (n, long) in [(0u8, 300), (1, 10_000), (2, 0)] {
             let frame = Frame {
                 trace: [7; 16],
                 span: [n + 1; 8],
@@ -258,14 +302,18 @@ mod tests {
                 started_micros: 1_000_000,
                 ended_micros: 2_000_000,
             };
-            let mut s = Span::begin(&mut span, &frame);
-            s.text("text", &"é".repeat(300));
+            let mut s = Span::begin(&mut spans, &frame);
+            if long == 0 {
+                s.end();
+                continue;
+            }
+            s.text("text", &"é".repeat(long));
             s.texts("tags", ["a", "bb", ""].into_iter());
             s.int("int", u64::from(u32::MAX) * 300);
             s.float("float", 0.5);
             s.flag("flag", true);
             s.failed("why");
-            s.end(&mut spans);
+            s.end();
         }
         let mut whole = envelope(&[("service.name", "x")], ("scope", "1"), spans.len());
         whole.extend_from_slice(&spans);
@@ -278,7 +326,7 @@ mod tests {
         );
         let scope = &resource.scope_spans[0];
         assert_eq!(scope.scope.as_ref().unwrap().name, "scope");
-        assert_eq!(scope.spans.len(), 2);
+        assert_eq!((scope.spans.len(), scope.spans[2].attributes.len()), (3, 0));
         let s = &scope.spans[1];
         assert_eq!(
             (s.parent_span_id.as_slice(), s.kind, s.trace_state.as_str()),
@@ -299,7 +347,7 @@ mod tests {
             panic!("{values:?}")
         };
         assert_eq!(tags.values.len(), 3);
-        assert_eq!(values[0], Any::StringValue("é".repeat(300)));
+        assert_eq!(values[0], Any::StringValue("é".repeat(10_000)));
         assert_eq!(values[2], Any::IntValue(i64::from(u32::MAX) * 300));
         assert_eq!(values[3], Any::DoubleValue(0.5));
         assert_eq!(values[4], Any::BoolValue(true));

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 /// Longest id of a session or user, characters: Langfuse drops longer ones.
 const LONGEST_ID: usize = 200;
@@ -145,7 +146,7 @@ impl<'t> Story<'t> {
     /// The caller's whole `metadata`, as it was written.
     pub fn requester_metadata(&self) -> Option<Cow<'t, str>> {
         let bytes = self.trace.metadata.as_deref().filter(|m| m.len() > 2)?;
-        Some(bounded(String::from_utf8_lossy(bytes), 4 * LONGEST_VALUE))
+        Some(bounded(lossy(bytes), 4 * LONGEST_VALUE))
     }
 
     /// The call did not end as it should.
@@ -177,6 +178,9 @@ fn meta(trace: &Trace) -> Map<String, Value> {
 
 /// A text, or a number as one; nothing when it is empty or anything else.
 fn text<'m>(meta: &'m Map<String, Value>, name: &str) -> Option<Cow<'m, str>> {
+    if meta.is_empty() {
+        return None;
+    }
     match meta.get(name)? {
         Value::String(text) => (!text.trim().is_empty()).then_some(Cow::Borrowed(text.as_str())),
         Value::Number(n) => Some(Cow::Owned(n.to_string())),
@@ -229,9 +233,9 @@ fn clean(text: &str, most: usize) -> Cow<'_, str> {
 
 /// Content within its bound; NUL, which no database takes, is made visible.
 fn bounded(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
-    let text = match text.contains('\0') {
-        true => Cow::Owned(text.replace('\0', "\u{fffd}")),
-        false => text,
+    let text = match memchr::memchr(0, text.as_bytes()) {
+        Some(_) => Cow::Owned(text.replace('\0', "\u{fffd}")),
+        None => text,
     };
     if text.len() <= most {
         return text;
@@ -256,7 +260,7 @@ fn asked(input: &Input) -> Cow<'_, str> {
                 out.push('"');
                 out.push_str(name);
                 out.push_str("\":");
-                without_media(&String::from_utf8_lossy(value), &mut out);
+                without_media(&lossy(value), &mut out);
             }
             out.push('}');
             Cow::Owned(out)
@@ -264,11 +268,18 @@ fn asked(input: &Input) -> Cow<'_, str> {
     }
 }
 
+/// Bytes as text; what is none in them is replaced.
+pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    // Nearly everything is UTF-8, and this looks at it many bytes at a time.
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
+}
+
 /// Pictures and sounds within content are told by their length.
 fn without_media(text: &str, out: &mut String) {
     const MARK: &str = ";base64,";
+    static FINDER: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new(MARK));
     let mut rest = text;
-    while let Some(at) = memmem::find(rest.as_bytes(), MARK.as_bytes()) {
+    while let Some(at) = FINDER.find(rest.as_bytes()) {
         let (before, encoded) = rest.split_at(at + MARK.len());
         out.push_str(before);
         let len = encoded
@@ -299,8 +310,9 @@ pub fn usage_details(trace: &Trace, out: &mut String) -> bool {
     out.clear();
     let mut put = |name: &str, n: u64, always: bool| {
         if n > 0 || always {
-            out.push(if out.is_empty() { '{' } else { ',' });
-            let _ = write!(out, "\"{name}\":{n}");
+            out.push_str(if out.is_empty() { "{\"" } else { ",\"" });
+            out.push_str(name);
+            let _ = write!(out, "\":{n}");
         }
     };
     let cached = u.cached_tokens.saturating_add(u.cache_creation_tokens);

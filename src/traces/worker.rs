@@ -36,12 +36,17 @@ struct Lane {
     road: Rc<Road>,
     sender: Sender,
     batch: Option<Batch>,
+    /// Bytes of the parcel before.
+    likely: usize,
     /// Calls that cannot be written down yet: the receiver has not said what it takes.
     waiting: VecDeque<Arc<Weighed>>,
     packed_at: Instant,
     used_at: Instant,
     carrying: AbortHandle,
 }
+
+/// Asked on every call.
+type Projects = HashMap<Target, Lane, foldhash::fast::RandomState>;
 
 /// How calls are written down for a receiver.
 #[derive(Clone, Copy)]
@@ -57,9 +62,10 @@ pub(super) struct Worker {
     client: Client,
     flavour: Flavour,
     otlp: Option<Lane>,
-    projects: HashMap<Target, Lane>,
+    projects: Projects,
     scratch: Scratch,
-    one: Vec<u8>,
+    /// Memory of the intake that was emptied last.
+    spare: Vec<Weighed>,
     leaving: watch::Receiver<bool>,
     refused_warned: bool,
 }
@@ -81,9 +87,9 @@ impl Worker {
                 max_bytes: usize::try_from(tracing.max_bytes).unwrap_or(usize::MAX),
             },
             otlp: None,
-            projects: HashMap::new(),
+            projects: Projects::default(),
             scratch: Scratch::default(),
-            one: Vec::new(),
+            spare: Vec::new(),
             refused_warned: false,
             tracing,
         }
@@ -136,10 +142,13 @@ impl Worker {
     /// Takes over what is there and packs what is due.
     fn turn(&mut self) {
         let now = Instant::now();
-        let taken = std::mem::take(&mut *self.shared.intake.lock());
-        for weighed in taken {
+        let mut taken = std::mem::take(&mut self.spare);
+        std::mem::swap(&mut *self.shared.intake.lock(), &mut taken);
+        for weighed in taken.drain(..) {
             self.tell(Arc::new(weighed), now);
         }
+        taken.shrink_to(4 * super::MANY);
+        self.spare = taken;
         let every = match *self.leaving.borrow() {
             true => Duration::ZERO,
             false => self.tracing.flush_every,
@@ -148,7 +157,6 @@ impl Worker {
             otlp,
             projects,
             scratch,
-            one,
             shared,
             flavour,
             ..
@@ -156,7 +164,6 @@ impl Worker {
         let mut pen = Pen {
             flavour,
             scratch,
-            one,
             shared,
         };
         for (words, lane) in each(otlp, projects) {
@@ -196,7 +203,6 @@ impl Worker {
             tracing,
             flavour,
             scratch,
-            one,
             shared,
             ..
         } = self;
@@ -210,7 +216,6 @@ impl Worker {
                 let mut pen = Pen {
                     flavour,
                     scratch,
-                    one,
                     shared,
                 };
                 lane.used_at = now;
@@ -228,7 +233,6 @@ impl Worker {
             projects,
             flavour,
             scratch,
-            one,
             shared,
             ..
         } = self;
@@ -237,7 +241,6 @@ impl Worker {
             let mut pen = Pen {
                 flavour,
                 scratch,
-                one,
                 shared,
             };
             lane.tell(Words::Langfuse, weighed, &mut pen);
@@ -300,6 +303,7 @@ impl Worker {
                 compress: base.is_ok_and(|b| !b.is_internal()),
             },
             batch: None,
+            likely: 0,
             waiting: VecDeque::new(),
             packed_at: Instant::now(),
             used_at: Instant::now(),
@@ -341,7 +345,7 @@ impl Worker {
 
 fn each<'a>(
     otlp: &'a mut Option<Lane>,
-    projects: &'a mut HashMap<Target, Lane>,
+    projects: &'a mut Projects,
 ) -> impl Iterator<Item = (Words, &'a mut Lane)> {
     let langfuse = projects.values_mut().map(|lane| (Words::Langfuse, lane));
     langfuse.chain(otlp.iter_mut().map(|lane| (Words::GenAi, lane)))
@@ -351,7 +355,6 @@ fn each<'a>(
 struct Pen<'a> {
     flavour: &'a Flavour,
     scratch: &'a mut Scratch,
-    one: &'a mut Vec<u8>,
     shared: &'a Shared,
 }
 
@@ -397,32 +400,32 @@ impl Lane {
     }
 
     fn write(&mut self, words: Words, format: Format, trace: &Trace, pen: &mut Pen<'_>) {
-        pen.one.clear();
-        match (words, format) {
-            (Words::Langfuse, Format::Otlp) => {
-                let story = Story::of(trace, pen.flavour.capture, pen.flavour.max_bytes);
-                pen.flavour.write(&story, pen.scratch, pen.one);
-            }
-            (Words::Langfuse, Format::Legacy) => {
-                let story = Story::of(trace, pen.flavour.capture, pen.flavour.max_bytes);
-                legacy::write(pen.flavour, &story, pen.one);
-            }
-            (Words::GenAi, _) => {
-                let story = Story::of(trace, pen.shared.otlp_capture, pen.flavour.max_bytes);
-                genai::write(pen.flavour, pen.shared.otlp_capture, &story, pen.scratch, pen.one);
-            }
-        }
         let held = &pen.shared.stats.held;
-        let misfit = |b: &Batch| b.format() != format || !b.fits(pen.one.len());
-        if self.batch.as_ref().is_some_and(misfit) {
+        if self.batch.as_ref().is_some_and(|b| b.format() != format) {
             self.pack(Instant::now(), held);
         }
-        let batch = match &mut self.batch {
-            Some(batch) if batch.format() == format => batch,
-            slot => slot.insert(Batch::new(format, held)),
-        };
-        batch.add(pen.one);
-        if batch.is_enough() {
+        let Self { batch, sender, .. } = self;
+        let batch = batch.get_or_insert_with(|| Batch::new(format, sender, held, self.likely));
+        let (flavour, otlp) = (pen.flavour, pen.shared.otlp_capture);
+        batch.add(|out| match (words, format) {
+            (Words::Langfuse, Format::Otlp) => {
+                let story = Story::of(trace, flavour.capture, flavour.max_bytes);
+                flavour.write(&story, pen.scratch, out);
+            }
+            (Words::Langfuse, Format::Legacy) => {
+                let story = Story::of(trace, flavour.capture, flavour.max_bytes);
+                legacy::write(flavour, &story, out);
+            }
+            (Words::GenAi, _) => {
+                let story = Story::of(trace, otlp, flavour.max_bytes);
+                genai::write(flavour, otlp, &story, pen.scratch, out);
+            }
+        });
+        if let Some(next) = batch.overflow(sender, held) {
+            let full = std::mem::replace(batch, next);
+            self.put(full, held);
+        }
+        if self.batch.as_ref().is_some_and(Batch::is_enough) {
             self.pack(Instant::now(), held);
         }
     }
@@ -430,9 +433,13 @@ impl Lane {
     /// Hands what is written down over to the road.
     fn pack(&mut self, now: Instant, held: &Arc<std::sync::atomic::AtomicUsize>) {
         self.packed_at = now;
-        let Some(batch) = self.batch.as_mut().filter(|b| !b.is_empty()) else {
-            return;
-        };
+        if let Some(batch) = self.batch.take_if(|b| !b.is_empty()) {
+            self.put(batch, held);
+        }
+    }
+
+    fn put(&mut self, batch: Batch, held: &Arc<std::sync::atomic::AtomicUsize>) {
+        self.likely = batch.bytes();
         let (parcel, calls) = batch.pack(&self.sender, self.road.is_behind());
         let share = Share::of(held, parcel.bytes.len());
         self.road.put(Packed { parcel, calls, share });

@@ -8,6 +8,8 @@ import platform
 import re
 import statistics
 
+import watched
+
 HERE = pathlib.Path(__file__).parent
 CHUNKS = 50
 NAMES = ("direct", "bare", "open", "governed")
@@ -79,6 +81,7 @@ def summarise(results):
     judged.append({"aim": f"a row in Postgres for each of {ledger['answered']:,} answered calls",
                    "measured": ledger["rows"], "unit": "", "met": ledger["rows"] >= ledger["answered"]})
     judged += edge_aims(results["edge"])
+    judged += watched.aims(results["watched"])
     ratios = {
         "calls/s": rate["governed"] / rate["bare"],
         "CPU per call": cpu["governed"] / cpu["bare"],
@@ -165,7 +168,7 @@ def markdown(results, rows, judged, ratios, when, machine):
         f"Governed against bare Pingora: {ratios['CPU per call']:.2f} × the CPU per call, {ratios['calls/s']:.2f} × "
         f"the calls per second, {ratios['CPU per stream']:.2f} × the CPU per stream."
     )
-    return text + "\n\n" + "\n".join(lines) + "\n\n" + _edge_text(results["edge"])
+    return text + "\n\n" + "\n".join(lines) + "\n\n" + _edge_text(results["edge"]) + "\n" + watched.text(results["watched"])
 
 
 def _machine(plan, profile):

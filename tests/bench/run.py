@@ -6,6 +6,7 @@ where absolute figures move.
   run.py --bin DIR quick      one short round, nothing written
   run.py --bin DIR edge       what the edge costs alone, nothing written; BENCH_ROUNDS and BENCH_SECONDS change how long,
                               --before FILE measures a tollkeeper from before a change beside it
+  run.py --bin DIR watched    what traces and the log's lines cost alone, nothing written; as many rounds
   run.py --bin DIR profile    where the governed gateway spends its time (perf, else callgrind)
 
 DIR holds `tollkeeper` and `examples/{mock_upstream,bare_proxy}`. Python's standard library, wrk, and a
@@ -32,6 +33,7 @@ import edge
 import load
 import profiler
 import report
+import watched
 from processes import Postgres, Process, free_port
 
 CONNECTIONS = 64
@@ -81,10 +83,12 @@ class Plan:
     held: int
     crowd: int
     """Streams held to the end; 0 = none."""
+    watched: int
+    """Rounds of what being watched costs: more than others, for these differences are small."""
 
 
-FULL = Plan(rounds=3, seconds=6, held=2000, crowd=5000)
-QUICK = Plan(rounds=1, seconds=3, held=500, crowd=0)
+FULL = Plan(rounds=3, seconds=6, held=2000, crowd=5000, watched=5)
+QUICK = Plan(rounds=1, seconds=3, held=500, crowd=0, watched=1)
 
 
 class Stand:
@@ -100,8 +104,7 @@ class Stand:
     def __enter__(self):
         self.postgres = self.stack.enter_context(Postgres(self.dir / "postgres"))
         self.database = self.postgres.database("bench")
-        self.redis = self.stack.enter_context(self._start("redis", lambda port: [
-            "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]))
+        self.redis = self.stack.enter_context(self.start_redis("redis"))
         self.mock = self._start("mock_upstream", lambda port: [
             self.bin / "examples/mock_upstream", f"127.0.0.1:{port}", CHUNKS, SLOW_CHUNKS, 1000])
         self.stack.enter_context(self.mock)
@@ -115,24 +118,28 @@ class Stand:
         port = free_port()
         return Process(name, command(port), port, self.dir / f"{name}.log", env, farewell)
 
+    def start_redis(self, name):
+        return self._start(name, lambda port: [
+            "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+
     def bare(self, *certificate):
         """`certificate` is the file of one and that of its key: then it speaks TLS."""
         return self._start("bare", lambda port: [
             self.bin / "examples/bare_proxy", f"127.0.0.1:{port}", f"127.0.0.1:{self.mock.port}", *certificate],
             farewell=signal.SIGINT)
 
-    def gateway(self, name, wrapper=(), more="", binary=None):
-        """`governed`, else as `open`, with `more` below `tollkeeper:`; started with a data directory that
-        stays from start to start."""
+    def gateway(self, name, wrapper=(), more="", binary=None, base=None, database=None, redis=None):
+        """As its `base` is, else by its name: `governed`, else as `open`, with `more` below `tollkeeper:`; started
+        with a data directory that stays from start to start."""
         if "  limits:" not in more:
             # The load comes from one address.
             more += "  limits: {connections_per_address: 20000}\n"
-        text = MODEL + (GOVERNED if name == "governed" else OPEN) + more.replace("{", "{{").replace("}", "}}")
+        text = MODEL + (GOVERNED if (base or name) == "governed" else OPEN) + more.replace("{", "{{").replace("}", "}}")
         data = self.dir / f"data-{name}"
         data.mkdir(mode=0o700, exist_ok=True)
         config = self.dir / f"{name}.yaml"
-        config.write_text(text.format(mock=self.mock.port, data=data, database=self.database,
-                                      redis=self.redis.port))
+        config.write_text(text.format(mock=self.mock.port, data=data, database=database or self.database,
+                                      redis=(redis or self.redis).port))
         return self._start(name, lambda port: [
             *wrapper, binary or self.bin / "tollkeeper", "--config", config, "--host", "127.0.0.1", "--port", port],
             {"TOLLKEEPER_MASTER_KEY": self.master})
@@ -240,6 +247,7 @@ def measure(stand, plan, before=None):
         proxies["governed"].cpu_when_quiet()
         results["ledger"] = {"answered": counted, "rows": stand.rows() - rows}
     results["edge"] = edge.measure(stand, plan, CONNECTIONS, say, before)
+    results["watched"] = watched.measure(stand, plan.watched, plan.seconds, CONNECTIONS, say)
     return results
 
 
@@ -248,7 +256,7 @@ def main():
     ask.add_argument("--bin", required=True, type=pathlib.Path)
     ask.add_argument("--profile", default="", help="the cargo profile the programs were built with")
     ask.add_argument("--before", type=pathlib.Path, help="a tollkeeper from before a change, for what the edge costs")
-    ask.add_argument("mode", nargs="?", choices=["full", "quick", "edge", "profile"], default="full")
+    ask.add_argument("mode", nargs="?", choices=["full", "quick", "edge", "watched", "profile"], default="full")
     options = ask.parse_args()
     # Two sockets per stream in the proxy, one each here and in the mock.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -261,9 +269,13 @@ def main():
         with Stand(options.bin.resolve(), directory) as stand:
             if options.mode == "profile":
                 profiler.profile(stand)
-            elif options.mode == "edge":
-                plan = Plan(int(os.environ.get("BENCH_ROUNDS", "5")), int(os.environ.get("BENCH_SECONDS", "6")), 0, 0)
-                report.show_edge(edge.measure(stand, plan, CONNECTIONS, say, options.before))
+            elif options.mode in ("edge", "watched"):
+                rounds, seconds = int(os.environ.get("BENCH_ROUNDS", "5")), int(os.environ.get("BENCH_SECONDS", "6"))
+                if options.mode == "watched":
+                    watched.show(watched.measure(stand, rounds, seconds, CONNECTIONS, say))
+                else:
+                    plan = Plan(rounds, seconds, 0, 0, 0)
+                    report.show_edge(edge.measure(stand, plan, CONNECTIONS, say, options.before))
             else:
                 plan = FULL if options.mode == "full" else QUICK
                 results = measure(stand, plan, options.before)

@@ -3,6 +3,7 @@
 
   run.py --bin FILE [calls] [budgets] [delete] [import]     all four without a name
   run.py --bin FILE short                                   a small `calls`, under a minute
+  run.py --bin FILE langfuse                                ten minutes without Langfuse; SOAK_MINUTES=2: shorter
 
 Prints figures and promises; exits 1 when one is broken. Python's standard library, Postgres and Redis are all
 it needs. `scripts/soak.sh` builds, installs and calls this.
@@ -20,6 +21,7 @@ import budgets
 import calls
 import delete
 import importing
+import langfuse
 from stand import Stand, Verdict, say
 
 PARTS = {
@@ -28,6 +30,7 @@ PARTS = {
     "budgets": budgets.soak,
     "delete": delete.soak,
     "import": importing.soak,
+    "langfuse": langfuse.soak,
 }
 ALL = ["calls", "budgets", "delete", "import"]
 

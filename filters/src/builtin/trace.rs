@@ -9,7 +9,7 @@ use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstrea
 use crate::model::call::Endpoint;
 use crate::model::deployment::Deployment;
 use crate::model::record::Status;
-use crate::model::trace::{Capture, Context, Hints, Input, Output, SpanId, Trace as Told, Try};
+use crate::model::trace::{Capture, Context, Hints, Input, Output, PARENT_LEN, SpanId, Trace as Told, Try};
 use crate::wire::peek::{self, Kind};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,8 @@ const MOST_HINTS: usize = 24;
 const LONGEST_HINT: usize = 1024;
 /// A parameter longer than this is not told, bytes.
 const LONGEST_PARAMETER: usize = 256;
+/// What the parameters of most calls take, bytes.
+const PARAMETERS_ROOM: usize = 96;
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -119,7 +121,7 @@ impl Filter for Trace {
         };
         let span = SpanId::random();
         if is_internal(deployment) {
-            if let Ok(value) = HeaderValue::try_from(traced.context.parent_of(span)) {
+            if let Some(value) = parent(&traced.context, span) {
                 up.headers.insert(&TRACEPARENT, value);
             }
             let state = traced.context.state.as_deref().map(HeaderValue::from_str);
@@ -139,7 +141,7 @@ impl Filter for Trace {
 
     fn response_filter(&self, cx: &mut Cx, head: &mut response::Parts) -> Result<()> {
         if let Some(traced) = &cx.traced
-            && let Ok(value) = HeaderValue::try_from(traced.context.parent_of(traced.root))
+            && let Some(value) = parent(&traced.context, traced.root)
         {
             head.headers.insert(&TRACERESPONSE, value);
         }
@@ -165,6 +167,10 @@ impl Filter for Trace {
             self.traces.emit(Box::new(told));
         }
     }
+}
+
+fn parent(context: &Context, span: SpanId) -> Option<HeaderValue> {
+    HeaderValue::from_str(context.parent_in(span, &mut [0; PARENT_LEN])).ok()
 }
 
 /// The caller wants nobody to watch this call.
@@ -387,7 +393,8 @@ fn input(call: &Call, most: usize) -> Option<Input> {
 
 /// The parameters as they stand in the body, as one JSON object.
 fn parameters(call: &Call) -> String {
-    let mut out = String::from("{");
+    let mut out = String::with_capacity(PARAMETERS_ROOM);
+    out.push('{');
     if let Scanned::Json(object) = &call.scanned {
         for field in &object.fields {
             let value = call.body.get(field.value.clone()).unwrap_or_default();

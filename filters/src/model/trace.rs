@@ -94,51 +94,56 @@ fn unhex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     Some(out)
 }
 
-fn push_hex(bytes: &[u8], out: &mut String) {
-    for b in bytes {
-        for digit in [b >> 4, b & 15] {
-            let digit = if digit < 10 {
-                b'0' + digit
-            } else {
-                b'a' + digit - 10
-            };
-            out.push(char::from(digit));
-        }
+/// Two digits for each byte; `text` has room for exactly that.
+fn write_hex(bytes: &[u8], text: &mut [u8]) {
+    let digit = |n: u8| n + if n < 10 { b'0' } else { b'a' - 10 };
+    for (pair, b) in text.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[digit(b >> 4), digit(b & 15)]);
     }
 }
 
-fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let mut out = String::with_capacity(32);
-    push_hex(bytes, &mut out);
-    f.write_str(&out)
+/// The same as text: nothing in it is not a digit.
+fn hex_in<'t>(bytes: &[u8], text: &'t mut [u8]) -> &'t str {
+    write_hex(bytes, text);
+    std::str::from_utf8(text).unwrap_or_default()
+}
+
+impl TraceId {
+    /// As W3C writes it, where the caller has room for it.
+    pub fn hex_in<'t>(&self, text: &'t mut [u8; 32]) -> &'t str {
+        hex_in(&self.0, text)
+    }
 }
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
+        f.write_str(hex_in(&self.0, &mut [0; 32]))
     }
 }
 
 impl fmt::Debug for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
+        f.write_str(hex_in(&self.0, &mut [0; 32]))
     }
 }
 
 impl fmt::Display for SpanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
+        f.write_str(hex_in(&self.0, &mut [0; 16]))
     }
 }
 
 impl fmt::Debug for SpanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
+        f.write_str(hex_in(&self.0, &mut [0; 16]))
     }
 }
 
 /// Longest `tracestate` that is passed on, bytes; W3C asks for at least 512.
 const LONGEST_STATE: usize = 512;
+
+/// Bytes of a `traceparent` as it is written here.
+pub const PARENT_LEN: usize = 55;
 
 /// Where a call stands in its caller's trace, or in one that begins with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,16 +203,24 @@ impl Context {
         self
     }
 
-    /// `traceparent` for whoever stands below `span`; also what `traceresponse` says.
-    pub fn parent_of(&self, span: SpanId) -> String {
+    /// `traceparent` for whoever stands below `span`, written where the caller has room for it; also what
+    /// `traceresponse` says.
+    pub fn parent_in<'t>(&self, span: SpanId, text: &'t mut [u8; PARENT_LEN]) -> &'t str {
         // Written on every call, so without the formatter.
-        let mut out = String::with_capacity(55);
-        out.push_str("00-");
-        push_hex(&self.trace.0, &mut out);
-        out.push('-');
-        push_hex(&span.0, &mut out);
-        out.push_str(if self.sampled { "-01" } else { "-00" });
-        out
+        *text = *b"00-                                -                -01";
+        let [trace, parent] = [3..35, 36..52];
+        if let Some(text) = text.get_mut(trace) {
+            write_hex(&self.trace.0, text);
+        }
+        if let Some(text) = text.get_mut(parent) {
+            write_hex(&span.0, text);
+        }
+        if !self.sampled
+            && let Some(flag) = text.last_mut()
+        {
+            *flag = b'0';
+        }
+        std::str::from_utf8(text).unwrap_or_default()
     }
 }
 
@@ -340,7 +353,13 @@ mod tests {
     fn contexts_are_read_and_written() {
         let context = Context::parse(PARENT).unwrap();
         assert!(context.sampled);
-        assert_eq!(context.parent_of(context.parent.unwrap()), PARENT);
+        let parent = context.parent.unwrap();
+        assert_eq!(context.parent_in(parent, &mut [0; PARENT_LEN]), PARENT);
+        let silent = Context {
+            sampled: false,
+            ..context.clone()
+        };
+        assert!(silent.parent_in(parent, &mut [0; PARENT_LEN]).ends_with("-00"));
         assert!(!Context::parse(&PARENT.replace("-01", "-00")).unwrap().sampled);
         assert!(Context::parse(&format!("01{}-more", &PARENT[2..])).is_some());
         for bad in [

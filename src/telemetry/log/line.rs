@@ -18,7 +18,8 @@ thread_local! {
 pub fn stamp(out: &mut Vec<u8>) {
     let (text, millis) = now();
     out.extend_from_slice(&text);
-    let _ = write!(out, ".{millis:03}Z");
+    let digit = |n: u32| b'0' + (n % 10) as u8;
+    out.extend_from_slice(&[b'.', digit(millis / 100), digit(millis / 10), digit(millis), b'Z']);
 }
 
 /// `17:22:50`.
@@ -60,26 +61,55 @@ impl<'a> Json<'a> {
         Self { out }
     }
 
-    fn name(&mut self, name: &str) {
+    /// The name is one of ours, with nothing in it to escape.
+    #[inline]
+    fn name(&mut self, name: &'static str) {
         self.out.extend_from_slice(b",\"");
-        escaped(self.out, name);
+        self.out.extend_from_slice(name.as_bytes());
         self.out.extend_from_slice(b"\":");
     }
 
     /// Empty is left out.
-    pub fn text(&mut self, name: &str, value: &str) {
+    #[inline]
+    pub fn text(&mut self, name: &'static str, value: &str) {
         if !value.is_empty() {
             self.name(name);
-            self.out.push(b'"');
-            escaped(self.out, value);
-            self.out.push(b'"');
+            self.quoted(value);
         }
     }
 
-    /// A number, `true` or `false`: written as it is.
-    pub fn bare(&mut self, name: &str, value: impl Display) {
+    #[inline]
+    pub fn int(&mut self, name: &'static str, value: u64) {
+        self.name(name);
+        digits(self.out, value);
+    }
+
+    /// A number, written as it is.
+    pub fn bare(&mut self, name: &'static str, value: impl Display) {
         self.name(name);
         let _ = write!(self.out, "{value}");
+    }
+
+    /// What others named and said: a number, `true` or `false` as it is, anything else as text, of which an empty
+    /// one is left out.
+    pub fn pair(&mut self, name: &str, value: &str, is_bare: bool) {
+        if value.is_empty() {
+            return;
+        }
+        self.out.push(b',');
+        self.quoted(name);
+        self.out.push(b':');
+        if is_bare {
+            self.out.extend_from_slice(value.as_bytes());
+        } else {
+            self.quoted(value);
+        }
+    }
+
+    fn quoted(&mut self, text: &str) {
+        self.out.push(b'"');
+        escaped(self.out, text);
+        self.out.push(b'"');
     }
 
     pub fn close(self) {
@@ -103,14 +133,36 @@ fn acts(c: char) -> bool {
         || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
+/// A number without the formatter: each line has several.
+fn digits(out: &mut Vec<u8>, mut n: u64) {
+    let mut room = [0; 20];
+    let mut from = room.len();
+    for slot in room.iter_mut().rev() {
+        *slot = b'0' + (n % 10) as u8;
+        from -= 1;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(room.get(from..).unwrap_or_default());
+}
+
+/// Nothing in it needs to be escaped. Looks at all of it, so that many bytes are looked at at once.
+fn is_plain(text: &[u8]) -> bool {
+    let plain = |b: u8| (b >= b' ') & (b <= b'~') & (b != b'"') & (b != b'\\');
+    let (blocks, rest) = text.as_chunks::<16>();
+    let blocks = blocks
+        .iter()
+        .all(|block| block.iter().fold(true, |so_far, b| so_far & plain(*b)));
+    blocks && rest.iter().fold(true, |so_far, b| so_far & plain(*b))
+}
+
 /// Text for between the quotes of a JSON string.
 pub fn escaped(out: &mut Vec<u8>, text: &str) {
     let text = cut(text);
-    // Most texts are plain.
-    if text
-        .bytes()
-        .all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\')
-    {
+    // Most texts are.
+    if is_plain(text.as_bytes()) {
         out.extend_from_slice(text.as_bytes());
         return;
     }
@@ -210,6 +262,10 @@ mod tests {
         line.text("key_alias", BAD);
         line.text("nothing", "");
         line.bare("status", 200);
+        line.int("most", u64::MAX);
+        line.int("least", 0);
+        line.pair(BAD, BAD, false);
+        line.pair("pair", "true", true);
         line.close();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.matches('\n').count(), 1);
@@ -217,8 +273,26 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&json["msg"], &json["key_alias"]), (&BAD.into(), &BAD.into()));
         assert_eq!((&json["level"], &json["status"]), (&"warn".into(), &200.into()));
+        assert_eq!(
+            (&json["most"], &json["least"], &json[BAD], &json["pair"]),
+            (&u64::MAX.into(), &0.into(), &BAD.into(), &true.into())
+        );
         assert!(json.get("nothing").is_none());
         assert!(json["ts"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    }
+
+    #[test]
+    fn what_is_not_plain_is_found_wherever_it_is() {
+        for len in 0..40 {
+            assert!(is_plain(&vec![b'~'; len]));
+            for at in 0..len {
+                for bad in [b'"', b'\\', 0, b'\n', 0x1f, 0x7f, 0x80, 0xff] {
+                    let mut text = vec![b' '; len];
+                    text[at] = bad;
+                    assert!(!is_plain(&text), "{bad} at {at} of {len}");
+                }
+            }
+        }
     }
 
     #[test]

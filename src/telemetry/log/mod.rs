@@ -427,12 +427,8 @@ impl<'kvs> log::kv::VisitSource<'kvs> for JsonPairs<'_, '_> {
         key: log::kv::Key<'kvs>,
         value: log::kv::Value<'kvs>,
     ) -> Result<(), log::kv::Error> {
-        match (value.to_i64(), value.to_u64(), value.to_bool()) {
-            (Some(n), _, _) => self.0.bare(key.as_str(), n),
-            (_, Some(n), _) => self.0.bare(key.as_str(), n),
-            (_, _, Some(b)) => self.0.bare(key.as_str(), b),
-            _ => self.0.text(key.as_str(), &value.to_string()),
-        }
+        let is_bare = value.to_i64().is_some() || value.to_u64().is_some() || value.to_bool().is_some();
+        self.0.pair(key.as_str(), &value.to_string(), is_bare);
         Ok(())
     }
 }

@@ -33,6 +33,10 @@ pub fn has_failed(outcome: &Outcome) -> bool {
 }
 
 fn at_most(text: &str, most: usize) -> &str {
+    // No text has more characters than bytes.
+    if text.len() <= most {
+        return text;
+    }
     match text.char_indices().nth(most) {
         Some((at, _)) => text.get(..at).unwrap_or_default(),
         None => text,
@@ -77,18 +81,18 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
     let mut line = Json::open(out, level, "request");
     line.text("request_id", &cx.request_id);
     if let Some(id) = cx.trace_id {
-        line.text("trace_id", &id.to_string());
+        line.text("trace_id", id.hex_in(&mut [0; 32]));
     }
     line.text("key_alias", told.alias);
     line.text("model", told.model);
-    line.bare("status", outcome.http_status);
-    line.bare("duration_ms", told.duration);
+    line.int("status", u64::from(outcome.http_status));
+    line.int("duration_ms", told.duration);
     if let Some(ttft) = told.first_byte {
-        line.bare("ttft_ms", ttft);
+        line.int("ttft_ms", ttft);
     }
     if let Some((tokens_in, tokens_out)) = told.tokens {
-        line.bare("tokens_in", tokens_in);
-        line.bare("tokens_out", tokens_out);
+        line.int("tokens_in", tokens_in);
+        line.int("tokens_out", tokens_out);
     }
     if let Some(cost) = told.cost {
         line.bare("cost_usd", cost);
@@ -100,7 +104,7 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
     line.text("error_kind", outcome.error_kind.unwrap_or_default());
     line.text("error", told.error);
     if cx.attempts.len() > 1 {
-        line.bare("attempts", cx.attempts.len());
+        line.int("attempts", cx.attempts.len() as u64);
     }
     line.close();
 }

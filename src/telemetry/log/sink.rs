@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Bytes of lines that wait; warnings and errors may take as much again.
 const MOST: usize = 1 << 20;
 /// How long lines are gathered before they are written together.
-const LINGER: Duration = Duration::from_millis(5);
+const LINGER: Duration = Duration::from_millis(20);
 /// How often somebody is asked whether there is more to tell.
 const TELL: Duration = Duration::from_secs(1);
 /// Before a descriptor that takes nothing right now is tried again.
