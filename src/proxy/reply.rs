@@ -40,7 +40,8 @@ pub(super) struct Reply {
     pub(super) patience: Duration,
 }
 
-/// Waits for an answer, for `patience` at each read. Only on plain TCP can anything be put back.
+/// Waits for an answer; each read behind its head waits at most `patience`. Only on plain TCP can anything be put
+/// back.
 pub(super) async fn look(stream: Stream, patience: Duration) -> Result<Looked> {
     let mut stream = match stream.into_any().downcast::<Tcp>() {
         Ok(tcp) => tcp,
@@ -53,7 +54,8 @@ pub(super) async fn look(stream: Stream, patience: Duration) -> Result<Looked> {
     };
     let mut come = BytesMut::with_capacity(FIRST);
     loop {
-        if read(&mut *stream, &mut come, patience).await? == 0 {
+        let n = stream.read_buf(&mut come).await;
+        if n.or_err(ErrorType::ReadError, "reading an answer")? == 0 {
             return Err(Error::explain(
                 ErrorType::ConnectionClosed,
                 "before an answer's head was whole",
@@ -98,7 +100,10 @@ impl Reply {
             let room = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
             self.come.reserve(room);
             let mut rest = (&mut self.stream).take(self.left);
-            let n = read(&mut rest, &mut self.come, self.patience).await?;
+            let n = pingora_timeout::timeout(self.patience, rest.read_buf(&mut self.come))
+                .await
+                .or_err(ErrorType::ReadTimedout, "waiting for an answer's rest")?
+                .or_err(ErrorType::ReadError, "reading an answer")?;
             if n == 0 {
                 return Err(Error::explain(
                     ErrorType::ConnectionClosed,
@@ -114,17 +119,6 @@ impl Reply {
     pub(super) fn into_connection(self) -> Option<Stream> {
         (self.stays && self.left == 0 && self.come.is_empty()).then_some(self.stream)
     }
-}
-
-async fn read(
-    from: &mut (impl AsyncReadExt + Unpin),
-    to: &mut BytesMut,
-    patience: Duration,
-) -> Result<usize> {
-    pingora_timeout::timeout(patience, from.read_buf(to))
-        .await
-        .or_err(ErrorType::ReadTimedout, "waiting for an answer")?
-        .or_err(ErrorType::ReadError, "reading an answer")
 }
 
 struct Head {
