@@ -180,3 +180,127 @@ fn line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let (line, rest) = (text.get(..at)?.strip_suffix(b"\r")?, text.get(at + 1..)?);
     Some((line, rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// Our side of a connection, on which an upstream says `pieces` one after the other, and closes it.
+    async fn said(pieces: &[&str]) -> Stream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (ours, theirs) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        let mut theirs = theirs.unwrap().0;
+        let pieces: Vec<String> = pieces.iter().map(ToString::to_string).collect();
+        tokio::spawn(async move {
+            for piece in pieces {
+                theirs.write_all(piece.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        Box::new(Tcp::from(ours.unwrap()))
+    }
+
+    async fn whole(reply: &mut Reply) -> Result<String> {
+        let mut body = Vec::new();
+        loop {
+            let (piece, end) = reply.next().await?;
+            body.extend_from_slice(&piece);
+            if end {
+                return Ok(String::from_utf8(body).unwrap());
+            }
+        }
+    }
+
+    const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nserver: x\r\nX-Own: 1\r\ncontent-length: 5\r\n\r\nwords";
+
+    #[tokio::test]
+    async fn an_ordinary_answer_is_read_wherever_it_is_cut() {
+        for at in 1..GOOD.len() {
+            let (a, b) = GOOD.split_at(at);
+            let looked = look(said(&[a, b]).await, Duration::from_secs(9)).await.unwrap();
+            let Looked::Ordinary(mut reply) = looked else {
+                panic!("cut at {at}");
+            };
+            let head = reply.take_head();
+            assert_eq!(head.status, 200);
+            assert_eq!(head.headers["content-type"], "application/json");
+            assert_eq!(head.headers["x-own"], "1");
+            assert!(!head.headers.contains_key("server"));
+            assert_eq!(whole(&mut reply).await.unwrap(), "words");
+            assert!(reply.into_connection().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_closed_or_says_more_is_not_kept() {
+        for text in [
+            GOOD.replace("X-Own: 1", "Connection: close"),
+            GOOD.replace("words", "words and more"),
+            GOOD.replace("X-Own: 1", "connection: x-own, close"),
+        ] {
+            let looked = look(said(&[&text]).await, Duration::from_secs(9)).await.unwrap();
+            let Looked::Ordinary(mut reply) = looked else {
+                panic!("{text}");
+            };
+            assert_eq!(whole(&mut reply).await.unwrap(), "words");
+            assert!(reply.into_connection().is_none(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ordinary_is_put_back() {
+        let length = "content-length: 5\r\n";
+        for text in [
+            GOOD.replace(length, "transfer-encoding: chunked\r\n"),
+            GOOD.replace(length, "Transfer-Encoding: chunked\r\ncontent-length: 5\r\n"),
+            GOOD.replace(length, ""),
+            GOOD.replace(length, "content-length: 5\r\ncontent-length: 5\r\n"),
+            GOOD.replace(length, "content-length: 5, 5\r\n"),
+            GOOD.replace(length, "content-length: +5\r\n"),
+            GOOD.replace(length, "content-length: 5\n"),
+            GOOD.replace("X-Own: 1", "X-Own: 1\r\n folded"),
+            GOOD.replace("X-Own: 1", "X Own: 1"),
+            GOOD.replace("X-Own: 1", "X-Own: \u{1}"),
+            GOOD.replace("X-Own: 1", "no colon"),
+            GOOD.replace("HTTP/1.1", "HTTP/1.0"),
+            GOOD.replace("200 OK", "404 Not Found"),
+            GOOD.replace("200 OK", "204 No Content"),
+            GOOD.replace("200 OK", "2000"),
+            GOOD.replace("200 OK", "100 Continue"),
+            GOOD.replace("X-Own: 1", &"x: y\r\n".repeat(MOST_FIELDS)),
+            GOOD.replace("X-Own: 1", &format!("x: {}", "y".repeat(LONGEST_HEAD))),
+            "rubbish\r\n\r\n".to_string(),
+        ] {
+            let looked = look(said(&[&text]).await, Duration::from_secs(9)).await.unwrap();
+            let Looked::Other(mut stream) = looked else {
+                panic!("{text}");
+            };
+            let mut again = String::new();
+            stream.read_to_string(&mut again).await.unwrap();
+            assert_eq!(again, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_an_error() {
+        for end in [0, 20, GOOD.len() - 6] {
+            let looked = look(said(&[&GOOD[..end]]).await, Duration::from_secs(9)).await;
+            assert_eq!(
+                *looked.err().unwrap().etype(),
+                ErrorType::ConnectionClosed,
+                "{end}"
+            );
+        }
+        let looked = look(said(&[&GOOD[..GOOD.len() - 2]]).await, Duration::from_secs(9)).await;
+        let Ok(Looked::Ordinary(mut reply)) = looked else {
+            panic!("its head is whole");
+        };
+        assert!(whole(&mut reply).await.is_err());
+        assert!(reply.into_connection().is_none());
+    }
+}
