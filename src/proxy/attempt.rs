@@ -1,6 +1,7 @@
 //! One try at one deployment: dress the request, connect, send, and read as much of the answer as must
 //! be known before the client gets any of it.
 
+use super::alarm::Alarm;
 use super::head;
 use super::lanes::Lane;
 use super::models::Found;
@@ -138,7 +139,8 @@ impl Gateway {
             };
             self.telemetry.upstream_connection(reused);
             let stream = state.cx.call.as_ref().is_some_and(|c| c.stream);
-            let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left());
+            let patience = if stream { d.stream_timeout } else { d.timeout }.min(state.time_left_at(begun));
+            let mut alarm = std::mem::take(&mut state.alarms.upstream);
             let mut went_out = false;
             let asked = Asked {
                 peer: &place.peer,
@@ -146,8 +148,11 @@ impl Gateway {
                 up: &up,
                 patience,
                 stream,
+                until: (begun + patience).into(),
+                alarm: &mut alarm,
             };
             let exchanged = exchange(session, way, asked, &mut went_out).await;
+            state.alarms.upstream = alarm;
             // From here on the upstream works; a client that leaves owes for it.
             state.cx.metered.sent = went_out && !matches!(exchanged, Err(Exchange::Broke(_)));
             let mut reading = match exchanged {
@@ -341,6 +346,9 @@ struct Asked<'a> {
     patience: Duration,
     /// A stream is asked for.
     stream: bool,
+    /// `patience` from now on.
+    until: tokio::time::Instant,
+    alarm: &'a mut Alarm,
 }
 
 /// Sends the request and waits for the head of the answer, which may come before all is sent.
@@ -356,6 +364,8 @@ async fn exchange(
         up,
         patience,
         stream,
+        until,
+        alarm,
     } = asked;
     let h2 = matches!(&way, Way::Session(client) if matches!(**client, HttpSession::H2(_)));
     let path = head::join(&d.base.path, &up.path);
@@ -372,8 +382,15 @@ async fn exchange(
         // What can be put back may be looked at first.
         Way::Http1(tcp) if !stream && up.body.len() <= SLICE && tcp.as_ref().as_any().is::<Tcp>() => {
             let answered = {
-                let answered = pin!(send_and_look(tcp, &head, &up.body, patience, went_out));
+                let answered = alarm.within(until, send_and_look(tcp, &head, &up.body, patience, went_out));
+                let answered = pin!(answered);
                 watch(session, answered).await
+            };
+            let answered = match answered {
+                Watched::Upstream(answered) => Watched::Upstream(answered.unwrap_or_else(|| {
+                    Err(Error::explain(ErrorType::ReadTimedout, "waiting for an answer"))
+                })),
+                Watched::ClientGone(e) => Watched::ClientGone(e),
             };
             match answered {
                 Watched::Upstream(Ok(Looked::Ordinary(reply))) => return Ok(Reading::plain(reply)),
@@ -425,7 +442,9 @@ async fn send(
 ) -> Result<(Box<HttpSession>, bool)> {
     let mut client = match way {
         Way::Http1(stream) if body.len() <= SLICE => {
-            let stream = write_at_once(stream, &head, body, patience).await?;
+            let stream = pingora_timeout::timeout(patience, write_at_once(stream, &head, body))
+                .await
+                .or_err(ErrorType::WriteTimedout, "writing the request")??;
             return Ok((session_on(stream, peer, patience), true));
         }
         Way::Asked(stream) => return Ok((session_on(stream, peer, patience), true)),
@@ -471,19 +490,14 @@ async fn send_and_look(
     patience: Duration,
     out: &mut bool,
 ) -> Result<Looked> {
-    let stream = write_at_once(stream, head, body, patience).await?;
+    let stream = write_at_once(stream, head, body).await?;
     *out = true;
     reply::look(stream, patience).await
 }
 
 /// Head and body in one write. Pingora's own session flushes between the two, which costs a system call
 /// and a packet per call; so the bytes go out here and the answer is read from their stream.
-async fn write_at_once(
-    mut stream: Stream,
-    head: &RequestHeader,
-    body: &Rope,
-    patience: Duration,
-) -> Result<Stream> {
+async fn write_at_once(mut stream: Stream, head: &RequestHeader, body: &Rope) -> Result<Stream> {
     let mut wire = http_req_header_to_wire(head)
         .ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "the request line cannot be written"))?;
     wire.reserve(body.len());
@@ -494,9 +508,8 @@ async fn write_at_once(
         stream.write_all(&wire).await?;
         stream.flush().await
     };
-    pingora_timeout::timeout(patience, written)
+    written
         .await
-        .or_err(ErrorType::WriteTimedout, "writing the request")?
         .or_err(ErrorType::WriteError, "writing the request")?;
     Ok(stream)
 }

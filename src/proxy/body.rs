@@ -3,9 +3,11 @@
 use crate::conf::Timeouts;
 use bytes::{Bytes, BytesMut};
 use filters::contract::Refusal;
+use futures::FutureExt;
 use http::{HeaderName, header};
 use pingora_error::{Error, ErrorType};
 use pingora_proxy::Session;
+use std::pin::pin;
 use std::time::Duration;
 
 /// What became of reading.
@@ -47,9 +49,9 @@ pub async fn read(session: &mut Session, limit: u64, timeouts: &Timeouts) -> Rea
         // From here on the body is on its way, whatever becomes of the request.
         session.req_header_mut().remove_header(&header::EXPECT);
     }
-    match tokio::time::timeout(deadline, collect(session, announced, limit, timeouts.body_idle)).await {
-        Ok(read) => read,
-        Err(_) => Read::Refused(
+    match within(deadline, collect(session, announced, limit, timeouts.body_idle)).await {
+        Some(read) => read,
+        None => Read::Refused(
             Refusal::new(
                 408,
                 "timeout_error",
@@ -63,16 +65,26 @@ pub async fn read(session: &mut Session, limit: u64, timeouts: &Timeouts) -> Rea
     }
 }
 
+/// What `work` comes to, or `None` if it takes longer. Most bodies are there already, and then nobody looks at the
+/// clock.
+async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    match work.as_mut().now_or_never() {
+        Some(done) => Some(done),
+        None => tokio::time::timeout(time, work).await.ok(),
+    }
+}
+
 async fn collect(session: &mut Session, announced: Option<u64>, limit: u64, idle: Duration) -> Read {
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
     loop {
         // Pingora has a deadline for a read of HTTP/1 and none for HTTP/2.
-        let chunk = match tokio::time::timeout(idle, session.read_request_body()).await {
-            Ok(Ok(Some(chunk))) => chunk,
-            Ok(Ok(None)) => break,
-            Ok(Err(e)) => return broken(e),
-            Err(_) => return broken(Error::new(ErrorType::ReadTimedout)),
+        let chunk = match within(idle, session.read_request_body()).await {
+            Some(Ok(Some(chunk))) => chunk,
+            Some(Ok(None)) => break,
+            Some(Err(e)) => return broken(e),
+            None => return broken(Error::new(ErrorType::ReadTimedout)),
         };
         let so_far = first.as_ref().map_or(0, Bytes::len).max(rest.len());
         if (so_far + chunk.len()) as u64 > limit {

@@ -57,9 +57,16 @@ impl Gateway {
         let lane = Arc::clone(&state.lane);
         // Everything up to the answer is done with when the answer flows, so its state is not carried
         // along for the hours that a stream may take.
-        let total = state.time_left();
-        let found = Box::pin(self.find_answer(session, state, &lane, endpoint, path_model.as_deref()));
-        let found = pingora_timeout::timeout(total, found).await.unwrap_or_else(|_| {
+        let total = state.snapshot.timeouts.total;
+        let until = state.cx.started.checked_add(total);
+        let mut alarm = std::mem::take(&mut state.alarms.call);
+        let finding = Box::pin(self.find_answer(session, state, &lane, endpoint, path_model.as_deref()));
+        let found = match until {
+            Some(until) => alarm.within(until.into(), finding).await,
+            None => Some(finding.await),
+        };
+        state.alarms.call = alarm;
+        let found = found.unwrap_or_else(|| {
             Err(Stop::from(Fault {
                 status: 408,
                 kind: "timeout_error",

@@ -4,12 +4,16 @@
 //! is not itself a listed proxy. A forwarded header from anybody else proves nothing but that a proxy
 //! stands in between, so such a client is never internal: behind a proxy every client's peer is.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
 /// Headers that say a proxy stands in between.
-const FORWARDED: [&str; 3] = ["x-forwarded-for", "forwarded", "x-real-ip"];
+static FORWARDED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-for"),
+    header::FORWARDED,
+    HeaderName::from_static("x-real-ip"),
+];
 
 /// The networks that the rule knows.
 #[derive(Debug, Clone, Default)]
@@ -34,13 +38,13 @@ impl Networks {
     /// Whether somebody stands in front who may send requests of several clients on one connection.
     pub fn came_through_a_proxy(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
         self.is_proxy(peer)
-            || headers.contains_key("via")
-            || FORWARDED.iter().any(|h| headers.contains_key(*h))
+            || headers.contains_key(header::VIA)
+            || FORWARDED.iter().any(|h| headers.contains_key(h))
     }
 
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
         let peer = peer.to_canonical();
-        if !FORWARDED.iter().any(|h| headers.contains_key(*h)) {
+        if !FORWARDED.iter().any(|h| headers.contains_key(h)) {
             return Client {
                 ip: peer,
                 internal: within(&self.internal, peer),

@@ -5,6 +5,7 @@
 //! and handed to the call driver (`call`), the stream driver (`stream`), or answered here.
 
 pub mod admin;
+mod alarm;
 mod answer;
 mod attempt;
 pub mod balance;
@@ -45,7 +46,7 @@ use bytes::Bytes;
 use drain::InFlight;
 use filters::contract::{Answer, Refusal, Stop, Verdict};
 use filters::model::record::Status;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, header};
 use lanes::Kind;
 use paths::Api;
 use pingora::connectors::http::Connector;
@@ -521,8 +522,8 @@ fn is_reusable(session: &Session, snapshot: &Snapshot) -> bool {
         peer.is_none_or(|p| snapshot.networks.came_through_a_proxy(p.ip(), headers))
     };
     session.get_keepalive().is_some()
-        && !headers.contains_key("upgrade")
-        && !(headers.contains_key("transfer-encoding") && shared())
+        && !headers.contains_key(header::UPGRADE)
+        && !(headers.contains_key(header::TRANSFER_ENCODING) && shared())
 }
 
 fn is_read(session: &Session) -> bool {

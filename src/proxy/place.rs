@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pingora::prelude::HttpPeer;
 use pingora::protocols::Stream;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 /// How long a connection waits for a call.
@@ -35,7 +35,8 @@ struct Idle {
 
 struct Line {
     stream: Stream,
-    since: Instant,
+    /// How often it was looked at while it waited, which tells how long that is without asking the clock.
+    looks: u32,
 }
 
 impl Line {
@@ -43,7 +44,13 @@ impl Line {
     fn is_good(&mut self) -> bool {
         let mut byte = [0; 1];
         let read = tokio::task::unconstrained(self.stream.read(&mut byte));
-        self.since.elapsed() < IDLE && read.now_or_never().is_none()
+        read.now_or_never().is_none()
+    }
+
+    /// Looks at it once more. False = it has waited long enough, or is of no more use.
+    fn may_stay(&mut self) -> bool {
+        self.looks += 1;
+        TEND * self.looks < IDLE && self.is_good()
     }
 }
 
@@ -67,10 +74,7 @@ impl Place {
 
     /// Keeps a connection, whose last answer has been read to its end, for the next call. Within a runtime.
     pub fn put(self: &Arc<Self>, stream: Stream) {
-        let line = Line {
-            stream,
-            since: Instant::now(),
-        };
+        let line = Line { stream, looks: 0 };
         let mut idle = self.idle.lock();
         if idle.lines.len() >= MOST {
             drop(idle);
@@ -89,7 +93,7 @@ async fn tend(place: Weak<Place>) {
         tokio::time::sleep(TEND).await;
         let Some(place) = place.upgrade() else { return };
         let mut idle = place.idle.lock();
-        idle.lines.retain_mut(Line::is_good);
+        idle.lines.retain_mut(Line::may_stay);
         if idle.lines.is_empty() {
             idle.tended = false;
             return;

@@ -40,7 +40,8 @@ pub(super) struct Reply {
     pub(super) patience: Duration,
 }
 
-/// Waits for an answer, for `patience` at each read. Only on plain TCP can anything be put back.
+/// Waits for an answer; each read behind its head waits at most `patience`. Only on plain TCP can anything be put
+/// back.
 pub(super) async fn look(stream: Stream, patience: Duration) -> Result<Looked> {
     let mut stream = match stream.into_any().downcast::<Tcp>() {
         Ok(tcp) => tcp,
@@ -53,7 +54,8 @@ pub(super) async fn look(stream: Stream, patience: Duration) -> Result<Looked> {
     };
     let mut come = BytesMut::with_capacity(FIRST);
     loop {
-        if read(&mut *stream, &mut come, patience).await? == 0 {
+        let n = stream.read_buf(&mut come).await;
+        if n.or_err(ErrorType::ReadError, "reading an answer")? == 0 {
             return Err(Error::explain(
                 ErrorType::ConnectionClosed,
                 "before an answer's head was whole",
@@ -98,7 +100,10 @@ impl Reply {
             let room = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
             self.come.reserve(room);
             let mut rest = (&mut self.stream).take(self.left);
-            let n = read(&mut rest, &mut self.come, self.patience).await?;
+            let n = pingora_timeout::timeout(self.patience, rest.read_buf(&mut self.come))
+                .await
+                .or_err(ErrorType::ReadTimedout, "waiting for an answer's rest")?
+                .or_err(ErrorType::ReadError, "reading an answer")?;
             if n == 0 {
                 return Err(Error::explain(
                     ErrorType::ConnectionClosed,
@@ -114,17 +119,6 @@ impl Reply {
     pub(super) fn into_connection(self) -> Option<Stream> {
         (self.stays && self.left == 0 && self.come.is_empty()).then_some(self.stream)
     }
-}
-
-async fn read(
-    from: &mut (impl AsyncReadExt + Unpin),
-    to: &mut BytesMut,
-    patience: Duration,
-) -> Result<usize> {
-    pingora_timeout::timeout(patience, from.read_buf(to))
-        .await
-        .or_err(ErrorType::ReadTimedout, "waiting for an answer")?
-        .or_err(ErrorType::ReadError, "reading an answer")
 }
 
 struct Head {
@@ -185,4 +179,128 @@ fn line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = memchr::memchr(b'\n', text)?;
     let (line, rest) = (text.get(..at)?.strip_suffix(b"\r")?, text.get(at + 1..)?);
     Some((line, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// Our side of a connection, on which an upstream says `pieces` one after the other, and closes it.
+    async fn said(pieces: &[&str]) -> Stream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (ours, theirs) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        let mut theirs = theirs.unwrap().0;
+        let pieces: Vec<String> = pieces.iter().map(ToString::to_string).collect();
+        tokio::spawn(async move {
+            for piece in pieces {
+                theirs.write_all(piece.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        Box::new(Tcp::from(ours.unwrap()))
+    }
+
+    async fn whole(reply: &mut Reply) -> Result<String> {
+        let mut body = Vec::new();
+        loop {
+            let (piece, end) = reply.next().await?;
+            body.extend_from_slice(&piece);
+            if end {
+                return Ok(String::from_utf8(body).unwrap());
+            }
+        }
+    }
+
+    const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nserver: x\r\nX-Own: 1\r\ncontent-length: 5\r\n\r\nwords";
+
+    #[tokio::test]
+    async fn an_ordinary_answer_is_read_wherever_it_is_cut() {
+        for at in 1..GOOD.len() {
+            let (a, b) = GOOD.split_at(at);
+            let looked = look(said(&[a, b]).await, Duration::from_secs(9)).await.unwrap();
+            let Looked::Ordinary(mut reply) = looked else {
+                panic!("cut at {at}");
+            };
+            let head = reply.take_head();
+            assert_eq!(head.status, 200);
+            assert_eq!(head.headers["content-type"], "application/json");
+            assert_eq!(head.headers["x-own"], "1");
+            assert!(!head.headers.contains_key("server"));
+            assert_eq!(whole(&mut reply).await.unwrap(), "words");
+            assert!(reply.into_connection().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_closed_or_says_more_is_not_kept() {
+        for text in [
+            GOOD.replace("X-Own: 1", "Connection: close"),
+            GOOD.replace("words", "words and more"),
+            GOOD.replace("X-Own: 1", "connection: x-own, close"),
+        ] {
+            let looked = look(said(&[&text]).await, Duration::from_secs(9)).await.unwrap();
+            let Looked::Ordinary(mut reply) = looked else {
+                panic!("{text}");
+            };
+            assert_eq!(whole(&mut reply).await.unwrap(), "words");
+            assert!(reply.into_connection().is_none(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ordinary_is_put_back() {
+        let length = "content-length: 5\r\n";
+        for text in [
+            GOOD.replace(length, "transfer-encoding: chunked\r\n"),
+            GOOD.replace(length, "Transfer-Encoding: chunked\r\ncontent-length: 5\r\n"),
+            GOOD.replace(length, ""),
+            GOOD.replace(length, "content-length: 5\r\ncontent-length: 5\r\n"),
+            GOOD.replace(length, "content-length: 5, 5\r\n"),
+            GOOD.replace(length, "content-length: +5\r\n"),
+            GOOD.replace(length, "content-length: 5\n"),
+            GOOD.replace("X-Own: 1", "X-Own: 1\r\n folded"),
+            GOOD.replace("X-Own: 1", "X Own: 1"),
+            GOOD.replace("X-Own: 1", "X-Own: \u{1}"),
+            GOOD.replace("X-Own: 1", "no colon"),
+            GOOD.replace("HTTP/1.1", "HTTP/1.0"),
+            GOOD.replace("200 OK", "404 Not Found"),
+            GOOD.replace("200 OK", "204 No Content"),
+            GOOD.replace("200 OK", "2000"),
+            GOOD.replace("200 OK", "100 Continue"),
+            GOOD.replace("X-Own: 1", &"x: y\r\n".repeat(MOST_FIELDS)),
+            GOOD.replace("X-Own: 1", &format!("x: {}", "y".repeat(LONGEST_HEAD))),
+            "rubbish\r\n\r\n".to_string(),
+        ] {
+            let looked = look(said(&[&text]).await, Duration::from_secs(9)).await.unwrap();
+            let Looked::Other(mut stream) = looked else {
+                panic!("{text}");
+            };
+            let mut again = String::new();
+            stream.read_to_string(&mut again).await.unwrap();
+            assert_eq!(again, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_an_error() {
+        for end in [0, 20, GOOD.len() - 6] {
+            let looked = look(said(&[&GOOD[..end]]).await, Duration::from_secs(9)).await;
+            assert_eq!(
+                *looked.err().unwrap().etype(),
+                ErrorType::ConnectionClosed,
+                "{end}"
+            );
+        }
+        let looked = look(said(&[&GOOD[..GOOD.len() - 2]]).await, Duration::from_secs(9)).await;
+        let Ok(Looked::Ordinary(mut reply)) = looked else {
+            panic!("its head is whole");
+        };
+        assert!(whole(&mut reply).await.is_err());
+        assert!(reply.into_connection().is_none());
+    }
 }

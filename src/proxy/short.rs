@@ -6,13 +6,14 @@
 //! first request that has to be proxied, or that comes before the one before it is answered, is put back unread,
 //! and from then on the connection is Pingora's.
 
+use super::alarm::Alarms;
 use super::answer::PIECE;
 use super::door::Guarded;
 use super::lanes::Kind;
 use super::state::{Parting, State};
 use super::{Gateway, written};
+use bytes::BytesMut;
 use http::Method;
-use pingora::apps::HttpPersistentSettings;
 use pingora::prelude::*;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -20,13 +21,12 @@ use pingora::server::ShutdownWatch;
 use pingora_proxy::Session;
 use std::io;
 use std::pin::pin;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 /// Of an answer, bytes that are written together with its head.
 const AT_ONCE: usize = 16 << 10;
-/// How long a client may take to its first request, seconds; as Pingora has it.
-const FIRST_REQUEST: u64 = 60;
 
 /// Serves a connection. `Some` = its next request has to be read, by Pingora's loop; `None` = it is over.
 pub(super) async fn serve(
@@ -37,41 +37,36 @@ pub(super) async fn serve(
 ) -> Option<Guarded> {
     let pulse = guarded.pulse();
     let mut leaves = pin!(leaving.wait_for(|leaves| *leaves));
+    let mut alarms = Alarms::default();
     let mut stream: Stream = Box::new(guarded);
-    let mut settings = None;
     loop {
         let mut session = Session::new_h1(stream);
-        match settings.take() {
-            None => session.set_keepalive(Some(FIRST_REQUEST)),
-            Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
-        }
+        // For ever: the door knows how long a head, and the next request, may take.
+        session.set_keepalive(Some(0));
         let read = tokio::select! {
             biased;
             read = session.read_request() => read,
             _ = &mut leaves => return None,
         };
         match read {
+            Ok(true) if session.req_header().method == Method::CONNECT => {
+                return not_taken(session, 405).await;
+            }
             Ok(true) => {}
             Ok(false) => return None,
             Err(e) => {
                 log::debug!("a head that cannot be read: {e}");
                 if matches!(e.etype(), ErrorType::InvalidHTTPHeader) {
-                    // Whoever sent it may be gone.
-                    let _ = session.respond_error(400).await;
+                    return not_taken(session, 400).await;
                 }
                 session.shutdown().await;
                 return None;
             }
         }
-        if session.req_header().method == Method::CONNECT {
-            let _ = session.respond_error(405).await;
-            session.shutdown().await;
-            return None;
-        }
         if *shutdown.borrow() {
             session.set_keepalive(None);
         }
-        let state = gateway.arrive(&mut session);
+        let mut state = gateway.arrive(&mut session);
         if state.judged.is_none() && matches!(state.lane.kind, Kind::Stream(_)) {
             state.dismiss();
             let mut guarded = unwrapped(stream_of(session)?)?;
@@ -79,55 +74,63 @@ pub(super) async fn serve(
             guarded.rewind(read);
             return Some(*guarded);
         }
-        let mut ctx = Some(state);
+        state.is_short = true;
+        state.alarms = std::mem::take(&mut alarms);
         // Boxed: a connection that waits for its next request should not hold room for it.
-        let served = match ctx.as_deref_mut() {
-            Some(state) => {
-                state.is_short = true;
-                Box::pin(gateway.serve(&mut session, state)).await.map(drop)
-            }
-            None => return None,
-        };
-        if let Err(e) = &served {
-            gateway.stream_failed(&mut session, e, &mut ctx).await;
-        }
-        let mut state = ctx?;
-        let Some(parting) = state.parting.take() else {
-            state.finish(written(&session), served.as_ref().err().map(|e| &**e));
-            served.ok()?;
-            drop(state);
-            let kept = HttpPersistentSettings::for_session(&session);
-            let (rest, further) = session.downstream_session.finish().await.ok()??.into_parts();
-            if let Some(further) = further {
-                return put_back(rest, further.into());
-            }
-            pulse.is_idle();
-            (stream, settings) = (rest, Some(kept));
-            continue;
-        };
-        // The session has nothing more to do but to give its connection back.
-        let kept = HttpPersistentSettings::for_session(&session);
-        let over = session.downstream_session.finish().await;
-        let Some((mut rest, further)) = over.ok().flatten().map(|over| over.into_parts()) else {
-            state.left();
-            state.finish(0, None);
-            return None;
-        };
-        let status = parting.status;
-        if let Err(e) = write(&mut rest, &state, parting).await {
-            log::debug!("request_id={} the client left: {e}", state.cx.request_id);
-            state.left();
-            state.finish(status, None);
+        if let Err(e) = Box::pin(gateway.serve(&mut session, &mut state)).await {
+            let mut ctx = Some(state);
+            gateway.stream_failed(&mut session, &e, &mut ctx).await;
+            ctx?.finish(written(&session), Some(&e));
             return None;
         }
-        state.finish(status, None);
-        drop(state);
+        alarms = std::mem::take(&mut state.alarms);
+        let idle = session.get_keepalive().map(Duration::from_secs);
+        let further;
+        match state.parting.take() {
+            None => {
+                state.finish(written(&session), None);
+                (stream, further) = let_go(session).await?;
+            }
+            Some(parting) => {
+                // The session has nothing more to do but to give its connection back.
+                let status = parting.status;
+                let sent = match let_go(session).await {
+                    Some((mut stream, further)) => {
+                        let sent = write(&mut stream, &state, parting).await;
+                        sent.map(|()| (stream, further))
+                    }
+                    None => Err(io::ErrorKind::NotConnected.into()),
+                };
+                if sent.is_err() {
+                    state.left();
+                }
+                state.finish(status, None);
+                (stream, further) = sent.ok()?;
+            }
+        }
         if let Some(further) = further {
-            return put_back(rest, further.into());
+            // The next request has come already, and more may come while it waits.
+            let mut guarded = unwrapped(stream)?;
+            guarded.rewind(further.into());
+            return Some(*guarded);
         }
-        pulse.is_idle();
-        (stream, settings) = (rest, Some(kept));
+        pulse.is_idle_for(idle?);
     }
+}
+
+/// What can be told of a request that nothing is known of; its connection ends.
+async fn not_taken(mut session: Session, status: u16) -> Option<Guarded> {
+    if let Err(e) = session.respond_error(status).await {
+        log::debug!("the client left before its error: {e}");
+    }
+    session.shutdown().await;
+    None
+}
+
+/// The connection of a request that is over, and what has come of the next one. `None` = it does not stay.
+async fn let_go(session: Session) -> Option<(Stream, Option<BytesMut>)> {
+    let over = session.downstream_session.finish().await;
+    Some(over.ok()??.into_parts())
 }
 
 /// Writes an answer: at once if it is small. In pieces otherwise: a client that is slow and goes on taking them
@@ -146,13 +149,6 @@ async fn write(stream: &mut Stream, state: &State, parting: Parting) -> io::Resu
         stream.write_all(&body.split_to(body.len().min(PIECE))).await?;
     }
     stream.flush().await
-}
-
-/// The next request of the connection, which has come already, is Pingora's to read.
-fn put_back(stream: Stream, read: Vec<u8>) -> Option<Guarded> {
-    let mut guarded = unwrapped(stream)?;
-    guarded.rewind(read);
-    Some(*guarded)
 }
 
 /// The connection that a session of HTTP/1 is on.

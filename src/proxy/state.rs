@@ -1,5 +1,6 @@
 //! The state of one request on the road, from its judged head to its one line in the log.
 
+use super::alarm::Alarms;
 use super::door::{Pulse, framing};
 use super::drain::{Flight, InFlight};
 use super::lanes::{Kind, Lane};
@@ -19,7 +20,7 @@ use pingora_error::{Error, ErrorSource};
 use pingora_proxy::Session;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
@@ -41,6 +42,7 @@ pub struct State {
     pub trip: Trip,
     /// The request is the short loop's, which writes whole answers itself.
     pub is_short: bool,
+    pub alarms: Alarms,
     /// Such an answer.
     pub parting: Option<Parting>,
     /// The room that the call's body takes.
@@ -121,6 +123,7 @@ impl State {
             peer,
             trip: Trip::default(),
             is_short: false,
+            alarms: Alarms::default(),
             parting: None,
             room: None,
             stay: None,
@@ -166,10 +169,12 @@ impl State {
 
     /// What is left of the time a call may take.
     pub fn time_left(&self) -> Duration {
-        self.snapshot
-            .timeouts
-            .total
-            .saturating_sub(self.cx.started.elapsed())
+        self.time_left_at(Instant::now())
+    }
+
+    pub fn time_left_at(&self, now: Instant) -> Duration {
+        let total = self.snapshot.timeouts.total;
+        total.saturating_sub(now.saturating_duration_since(self.cx.started))
     }
 
     /// Runs the filters' `logging`, once, and writes the request's line.

@@ -418,3 +418,36 @@ async fn an_answer_does_not_name_the_target() {
         assert_eq!(head.header(name), None, "{name}");
     }
 }
+
+/// Calls and passed-through requests go different ways within the gateway.
+#[tokio::test]
+async fn one_connection_carries_calls_and_what_is_passed_through() {
+    let upstream =
+        Upstream::start(|_| Script::answer(200, &[("content-type", "text/plain")], "spoken")).await;
+    let models = Upstream::good().await;
+    let setup = Setup::new().model("small", &models);
+    let gateway = with(format!("http://127.0.0.1:{}", upstream.port), json!({}), setup).await;
+    let body = br#"{"model":"small","messages":[]}"#;
+    let call = request("POST", "/v1/chat/completions", &[], body);
+    let passed = request("POST", "/tts/x", &[], b"words");
+    // One after the other, all at once, and with a head that comes in pieces.
+    let mut one = Conn::open(gateway.at).await;
+    let mut all = Conn::open(gateway.at).await;
+    let mut slow = Conn::open(gateway.at).await;
+    let order = [&call, &call, &passed, &call, &passed];
+    let together: Vec<u8> = order.iter().flat_map(|r| r.to_vec()).collect();
+    all.send(&together).await;
+    for (i, request) in order.into_iter().enumerate() {
+        let (first, rest) = request.split_at(17);
+        one.send(request).await;
+        slow.send(first).await;
+        slow.send(rest).await;
+        for conn in [&mut one, &mut all, &mut slow] {
+            let answer = conn.answer().await;
+            assert_eq!(answer.status(), 200, "{i}: {}", answer.text());
+            assert_eq!(answer.text() == "spoken", request == &passed, "{i}");
+        }
+    }
+    assert_eq!((models.count(), upstream.count()), (9, 6));
+    assert!(upstream.last().body() == b"words");
+}

@@ -4,6 +4,7 @@
 //! `Guarded` stands between Pingora and the socket (above TLS, where there is TLS) and looks at what passes;
 //! `Pulse` is what the rest of the road tells it: the head is there, the request is over.
 
+use super::super::alarm::Alarm;
 use super::caps::{Caps, Ended};
 use super::frames::Frames;
 use super::framing::RequestLine;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 /// The first bytes of HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -40,6 +41,8 @@ pub struct Pulse {
     begun: Instant,
     /// Milliseconds from `begun` to the first byte of the head that is being read, or one of the words above.
     head: AtomicU64,
+    /// Milliseconds from `begun` to when the client has to have come with its next request. 0 = others watch that.
+    due: AtomicU64,
     odd_line: AtomicBool,
 }
 
@@ -49,6 +52,7 @@ impl Pulse {
             begun: Instant::now(),
             // The first head is due from the start.
             head: AtomicU64::new(0),
+            due: AtomicU64::new(0),
             odd_line: AtomicBool::new(false),
         })
     }
@@ -66,14 +70,35 @@ impl Pulse {
         self.odd_line.swap(false, Ordering::Relaxed)
     }
 
-    /// The connection waits for its next request.
+    /// The connection waits for its next request, as long as others have it.
     pub fn is_idle(&self) {
+        self.due.store(0, Ordering::Relaxed);
         self.head.store(AWAITED, Ordering::Relaxed);
     }
 
     /// A request is being answered.
     fn is_answering(&self) -> bool {
         self.head.load(Ordering::Relaxed) == READ
+    }
+
+    /// The connection waits for its next request so long; then it ends, as if the client had left.
+    pub fn is_idle_for(&self, time: Duration) {
+        let due = self.begun.elapsed().saturating_add(time).as_millis();
+        self.due
+            .store(u64::try_from(due).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+        self.head.store(AWAITED, Ordering::Relaxed);
+    }
+
+    /// When the next request has to have begun to come.
+    fn due(&self) -> Option<Instant> {
+        let due = match self.head.load(Ordering::Relaxed) {
+            AWAITED => self.due.load(Ordering::Relaxed),
+            _ => 0,
+        };
+        if due == 0 {
+            return None;
+        }
+        self.begun.checked_add(Duration::from_millis(due))
     }
 
     /// Bytes have come. True = they begin a head.
@@ -121,8 +146,8 @@ pub struct Guarded {
     seen: usize,
     /// What has come of the head that is being read, for [`Guarded::rewind`]. `None` = nobody will want it.
     heard: Option<Vec<u8>>,
-    read_timer: Option<Pin<Box<Sleep>>>,
-    write_timer: Option<Pin<Box<Sleep>>>,
+    read_timer: Alarm,
+    write_timer: Alarm,
     /// Since when the client takes nothing.
     stuck: Option<Instant>,
     ended: Option<Ended>,
@@ -154,8 +179,8 @@ impl Guarded {
             taken: 0,
             seen: 0,
             heard: None,
-            read_timer: None,
-            write_timer: None,
+            read_timer: Alarm::default(),
+            write_timer: Alarm::default(),
             stuck: None,
             ended: None,
         })
@@ -225,12 +250,18 @@ impl Guarded {
         }
     }
 
-    /// Nothing to read: is the head late?
+    /// Nothing to read: is the head late, or the request before it? The latter reads as the end.
     fn head_is_due(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(due) = self.pulse.due() {
+            return match self.read_timer.is_over(due, cx) {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            };
+        }
         let Some(since) = self.pulse.reading_since() else {
             return Poll::Pending;
         };
-        match late(&mut self.read_timer, since + self.patience.header, cx) {
+        match self.read_timer.is_over(since + self.patience.header, cx) {
             true => Poll::Ready(Err(self.end(Ended::SlowHead))),
             false => Poll::Pending,
         }
@@ -250,7 +281,7 @@ impl Guarded {
             Poll::Pending => {}
         }
         let since = *self.stuck.get_or_insert_with(Instant::now);
-        match late(&mut self.write_timer, since + self.patience.write, cx) {
+        match self.write_timer.is_over(since + self.patience.write, cx) {
             true => Poll::Ready(Err(self.end(Ended::SlowReader))),
             false => Poll::Pending,
         }
@@ -269,22 +300,6 @@ impl Guarded {
         self.ended
             .map(|why| io::Error::new(io::ErrorKind::ConnectionAborted, why.as_str()))
     }
-}
-
-/// Whether `at` has come; the task is woken when it does. A timer is kept and set anew only when it goes
-/// off too early, so a request costs none.
-fn late(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &mut Context<'_>) -> bool {
-    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-    if timer.deadline() > at {
-        timer.as_mut().reset(at);
-    }
-    while timer.as_mut().poll(cx).is_ready() {
-        if Instant::now() >= at {
-            return true;
-        }
-        timer.as_mut().reset(at);
-    }
-    false
 }
 
 impl AsyncRead for Guarded {
