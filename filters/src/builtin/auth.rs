@@ -450,35 +450,27 @@ mod tests {
     async fn whoever_is_above_a_key_may_be_blocked() {
         let kit = testkit::Kit::default();
         let auth = Auth::new(Settings::default(), &kit.ports()).unwrap();
-        let party = |kind| {
+        fn party(kind: Kind) -> Option<Arc<Party>> {
             let fields = serde_json::json!({"blocked": true});
             Some(Arc::new(Party::new(
                 kind,
                 "red",
                 fields.as_object().unwrap().clone(),
             )))
+        }
+        let plain = |change: fn(&mut Holder)| {
+            let mut holder = Holder::alone(testkit::key("sk-a"));
+            change(&mut holder);
+            holder
         };
-        let plain = || Holder::alone(testkit::key("sk-a"));
         for (holder, says) in [
             (
-                Holder {
-                    team: party(Kind::Team),
-                    ..plain()
-                },
+                plain(|h| h.team = party(Kind::Team)),
                 "Team=red is blocked. Update via `/team/unblock`",
             ),
+            (plain(|h| h.user = party(Kind::User)), "User=red is blocked"),
             (
-                Holder {
-                    user: party(Kind::User),
-                    ..plain()
-                },
-                "User=red is blocked",
-            ),
-            (
-                Holder {
-                    organization: party(Kind::Organization),
-                    ..plain()
-                },
+                plain(|h| h.organization = party(Kind::Organization)),
                 "Organization=red is blocked",
             ),
         ] {
@@ -486,7 +478,7 @@ mod tests {
             assert_eq!((stop.status(), stop.kind()), (401, "auth_error"));
             assert!(stop.shown().contains(says), "{}", stop.shown());
         }
-        auth.standing(&plain()).unwrap();
+        auth.standing(&plain(|_| {})).unwrap();
     }
 
     #[tokio::test]

@@ -603,4 +603,40 @@ mod tests {
         assert_eq!(with_include_usage(&no), r#"{"include_usage":true}"#);
         assert!(!asks(&call(r#"{"model":"m","messages":[]}"#)));
     }
+
+    #[test]
+    fn the_end_of_an_answer_says_what_the_whole_says() {
+        let usage = |n: u64| format!(r#""usage":{{"prompt_tokens":{n},"completion_tokens":1}}"#);
+        let (one, nine) = (usage(1), usage(9));
+        let choices = r#""choices":[{"message":{"content":"é \"usage\":{} \\"}}]"#;
+        let far = "x".repeat(END);
+        for (answer, is_found) in [
+            (format!("{{{choices},{one}}}"), true),
+            (
+                format!("\n{{{choices} , {one} , \"service_tier\" : \"flex\",\"x\":[{{}}]}}\n"),
+                true,
+            ),
+            (format!("{{\"service_tier\":\"flex\",{one},\"x\":null}}"), true),
+            (format!("{{{one},\"service_tier\":null}}"), true),
+            // Deeper down it is somebody else's.
+            (format!("{{{one},\"x\":{{{nine}}}}}"), false),
+            (format!("{{\"x\":{{{nine}}}}}"), false),
+            (format!("{{\"x\":[{{{nine}}}]}}"), false),
+            (format!("[{{{nine}}}]"), false),
+            // Not a key, or not whole.
+            (format!("{{{one},\"object\":\"usage\"}}"), false),
+            (format!("{{{one},\"object\":\"\\\"usage\\\"\"}}"), true),
+            (format!("{{{one},\"object\":\"say \\\"usage\"}}"), false),
+            (format!("{{{choices},{one}"), false),
+            (format!("{{{one},\"far\":\"{far}\"}}"), false),
+            (r#"{"usage":null}"#.into(), false),
+            (r#"{"usage":{"prompt_tokens":1},"service_tier":7}"#.into(), false),
+        ] {
+            let found = at_the_end(answer.as_bytes());
+            assert_eq!(found.is_some(), is_found, "{answer}");
+            if is_found {
+                assert_eq!(found, at_the_top(answer.as_bytes()), "{answer}");
+            }
+        }
+    }
 }
