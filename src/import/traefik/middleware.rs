@@ -30,6 +30,30 @@ impl Effect {
     }
 }
 
+/// `Strict-Transport-Security`, as our `tls.hsts` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sts {
+    pub seconds: u64,
+    pub subdomains: bool,
+    pub preload: bool,
+}
+
+impl Effect {
+    /// Takes that header out of those that are set on answers.
+    pub fn take_sts(&mut self) -> Option<Sts> {
+        let value = self.response_set.remove("strict-transport-security")?;
+        let has = |word: &str| value.split(';').any(|part| part.trim() == word);
+        let seconds = value
+            .split(';')
+            .find_map(|part| part.trim().strip_prefix("max-age="));
+        Some(Sts {
+            seconds: seconds.and_then(|s| s.parse().ok()).filter(|s| *s > 0)?,
+            subdomains: has("includeSubDomains"),
+            preload: has("preload"),
+        })
+    }
+}
+
 /// Traefik's `rateLimit`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rate {
@@ -257,6 +281,8 @@ mod tests {
         assert_eq!(effect.response_remove, ["server"]);
         let sts = &effect.response_set["strict-transport-security"];
         assert_eq!(sts, "max-age=60; includeSubDomains");
+        let sts = effect.clone().take_sts().unwrap();
+        assert_eq!((sts.seconds, sts.subdomains, sts.preload), (60, true, false));
         let rate = effect.rate.unwrap();
         assert_eq!((rate.average, rate.burst), (100, 200));
         assert_eq!(rate.source.as_deref(), Some("{forwarded: 1}"));

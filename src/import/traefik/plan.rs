@@ -1,7 +1,7 @@
 //! From Traefik's routers to our lanes: which become lanes, where they lead, and what had to be left.
 
 use super::labels::{Container, Fields, Labels};
-use super::middleware::{Effect, Rate, gather};
+use super::middleware::{Effect, Rate, Sts, gather};
 use super::rule::{self, Match};
 use super::static_config::{self, Static};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,8 @@ pub struct Plan {
     /// Names that an authority certifies, by who asks which one.
     pub acme: BTreeMap<Authority, BTreeSet<String>>,
     pub rate: Option<Rate>,
+    /// What the gateway's own pages say of coming by TLS alone.
+    pub sts: Option<Sts>,
     pub api: Vec<String>,
     pub admin: Vec<String>,
     pub services: BTreeMap<String, Service>,
@@ -58,6 +60,9 @@ pub struct Lane {
     /// Nobody needs a key.
     pub is_open: bool,
 }
+
+/// Seconds.
+const YEAR: u64 = 365 * 86_400;
 
 /// What every router says, whoever is behind it.
 struct Common {
@@ -294,9 +299,18 @@ impl Planner {
     fn own_router(&mut self, name: &str, router: &Fields, routers: usize) -> Result<(), String> {
         let Common {
             matches,
-            effect,
+            mut effect,
             missing,
         } = self.common(name, router)?;
+        if let Some(mut sts) = effect.take_sts() {
+            if sts.preload && !(sts.subdomains && sts.seconds >= YEAR) {
+                self.left(format!(
+                    "router {name}: stspreload, which asks for stsincludesubdomains and stsseconds of a year"
+                ));
+                sts.preload = false;
+            }
+            self.plan.sts = Some(sts);
+        }
         if let Some(why) = missing {
             self.left(format!(
                 "router {name}: {why}; keys guard the gateway all the same"
