@@ -104,10 +104,8 @@ impl Ordering<'_> {
                     serial: serial.into(),
                 };
                 match account.new_order(&NewOrder::new(&names).replaces(replaces)).await {
-                    // It has its own view of what may take the place of what; a certificate is needed anyway.
-                    Err(Error::Api(_) | Error::Unsupported(_)) => {
-                        account.new_order(&NewOrder::new(&names)).await
-                    }
+                    // It may know nothing of that, or see it otherwise; a certificate is needed anyway.
+                    Err(_) => account.new_order(&NewOrder::new(&names)).await,
                     ordered => ordered,
                 }
             }
