@@ -61,9 +61,6 @@ pub struct Lane {
     pub is_open: bool,
 }
 
-/// Seconds.
-const YEAR: u64 = 365 * 86_400;
-
 /// What every router says, whoever is behind it.
 struct Common {
     matches: Vec<Match>,
@@ -302,14 +299,10 @@ impl Planner {
             mut effect,
             missing,
         } = self.common(name, router)?;
-        if let Some(mut sts) = effect.take_sts() {
-            if sts.preload && !(sts.subdomains && sts.seconds >= YEAR) {
-                self.left(format!(
-                    "router {name}: stspreload, which asks for stsincludesubdomains and stsseconds of a year"
-                ));
-                sts.preload = false;
-            }
+        if let Some((sts, left)) = effect.take_sts() {
             self.plan.sts = Some(sts);
+            left.into_iter()
+                .for_each(|why| self.left(format!("router {name}: {why}")));
         }
         if let Some(why) = missing {
             self.left(format!(

@@ -110,10 +110,10 @@ impl Tender {
     /// Orders the entry's certificate if it is due. Returns how long there is nothing to do for it.
     async fn look(&self, entry: &Acme, by_hand: bool, tls: &Arc<Tls>) -> Duration {
         let at = now();
-        self.ask(entry, by_hand, at).await;
+        let ask_again = self.ask(entry, by_hand, at).await;
         let due = self.due(entry, by_hand, at);
         if due > at {
-            return seconds(due.min(self.record(entry).ask_again.max(at + 1)) - at);
+            return seconds(due.min(ask_again) - at);
         }
         let lock = match self.vault.lock() {
             Ok(Some(lock)) => lock,
@@ -166,20 +166,21 @@ impl Tender {
         }
         drop(lock);
         let at = now();
-        seconds(self.due(entry, false, at) - at)
+        let ask_again = self.ask(entry, false, at).await;
+        seconds(self.due(entry, false, at).min(ask_again) - at)
     }
 
-    /// Asks the authority now and then when it wants the certificate renewed.
-    async fn ask(&self, entry: &Acme, by_hand: bool, at: i64) {
-        let record = self.record(entry);
-        let Ok(Some(kept)) = self.vault.certificate(entry, at) else {
-            return;
+    /// Asks the authority now and then when it wants the certificate renewed. Returns when it is asked again,
+    /// seconds since 1970.
+    async fn ask(&self, entry: &Acme, by_hand: bool, at: i64) -> i64 {
+        let mut record = self.record(entry);
+        let kept = self.vault.certificate(entry, at).ok().flatten();
+        let Some(kept) = kept.filter(|c| fits(entry, &record, c)) else {
+            return i64::MAX;
         };
-        let is_due = at >= record.ask_again || by_hand;
-        if !is_due || !fits(entry, &record, &kept) {
-            return;
+        if at < record.ask_again && !by_hand {
+            return record.ask_again;
         }
-        let mut record = record;
         match window::ask(entry, &kept.facts).await {
             Ok(told) => {
                 record.renew = told.renew.unwrap_or(0);
@@ -195,7 +196,9 @@ impl Tender {
                 record.ask_again = at.saturating_add(UNKNOWN);
             }
         }
+        let again = record.ask_again;
         self.note(entry, record);
+        again
     }
 
     /// When the entry's next attempt is due, seconds since 1970.
