@@ -3,6 +3,8 @@
 //! Read only after rustls has read the same certificate; whether it is any good is not judged here.
 //! Anything unexpected is `None`, and every length is checked against what is there.
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use std::net::IpAddr;
@@ -21,7 +23,10 @@ const EXTENSIONS: u8 = 0xa3;
 const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
 /// id-ce-subjectAltName, 2.5.29.17.
-const ALTERNATIVE_NAMES: [u8; 3] = [0x55, 0x1d, 0x11];
+const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+/// id-ce-authorityKeyIdentifier, 2.5.29.35.
+const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
+const KEY_ID: u8 = 0x80;
 
 /// What a certificate says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub struct Facts {
     /// In lower case; a wildcard as `*.example.com`.
     pub names: Vec<String>,
     pub addresses: Vec<IpAddr>,
+    /// What its authority calls it when it is asked when to renew it (RFC 9773).
+    pub renewal_id: Option<String>,
 }
 
 /// Reads a certificate in DER.
@@ -48,6 +55,7 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
     if tag != INTEGER {
         return None;
     }
+    let serial_bytes = value;
     let serial: String = value.iter().map(|b| format!("{b:02x}")).collect();
     tbs.expect(SEQUENCE)?; // the signature's algorithm
     tbs.expect(SEQUENCE)?; // the issuer
@@ -62,25 +70,39 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
         if tag == EXTENSIONS {
             let mut extensions = Der(Der(value).expect(SEQUENCE)?);
             while let Some((SEQUENCE, extension)) = extensions.next() {
-                alternative_names(Der(extension), &mut facts)?;
+                let (name, octets) = extension_of(Der(extension))?;
+                match name {
+                    ALTERNATIVE_NAMES => alternative_names(octets, &mut facts)?,
+                    AUTHORITY_KEY => facts.renewal_id = renewal_id(octets, serial_bytes),
+                    _ => {}
+                }
             }
         }
     }
     Some(facts)
 }
 
-/// Takes the names of this extension, if it is the one that holds them.
-fn alternative_names(mut extension: Der<'_>, facts: &mut Facts) -> Option<()> {
-    if extension.expect(OID)? != ALTERNATIVE_NAMES {
-        return Some(());
-    }
-    let octets = loop {
+/// An extension's kind and what is in it.
+fn extension_of<'a>(mut extension: Der<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    let name = extension.expect(OID)?;
+    loop {
         // What may stand between says whether the extension is critical.
         match extension.next()? {
-            (OCTETS, octets) => break octets,
+            (OCTETS, octets) => return Some((name, octets)),
             _ => continue,
         }
-    };
+    }
+}
+
+/// The key of the authority, and the number that it gave.
+fn renewal_id(authority_key: &[u8], serial: &[u8]) -> Option<String> {
+    let mut fields = Der(Der(authority_key).expect(SEQUENCE)?);
+    let key = fields.expect(KEY_ID)?;
+    let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    Some(format!("{}.{}", text(key), text(serial)))
+}
+
+fn alternative_names(octets: &[u8], facts: &mut Facts) -> Option<()> {
     let mut names = Der(Der(octets).expect(SEQUENCE)?);
     while let Some((tag, value)) = names.next() {
         if facts.names.len() + facts.addresses.len() >= MOST_NAMES {
@@ -182,8 +204,28 @@ mod tests {
                 not_after: 2_682_460_800,
                 names: vec!["llm.example.com".into(), "*.example.com".into()],
                 addresses: vec!["192.168.1.5".parse().unwrap(), "::1".parse().unwrap()],
+                renewal_id: None,
             })
         );
+    }
+
+    /// The example of RFC 9773, section 4.1.
+    #[test]
+    fn its_authority_knows_it_by_key_and_number() {
+        let key = [
+            0x69, 0x88, 0x5b, 0x6b, 0x87, 0x46, 0x40, 0x41, 0xe1, 0xb3, 0x7b, 0x84, 0x7b, 0xa0, 0xae, 0x2c,
+            0xde, 0x01, 0xc8, 0xd4,
+        ];
+        let extension = [&[0x30, 0x16, 0x80, 0x14][..], &key].concat();
+        let id = renewal_id(&extension, &[0x00, 0x87, 0x65, 0x43, 0x21]);
+        assert_eq!(id.as_deref(), Some("aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"));
+        assert_eq!(renewal_id(&[0x30, 0x00], &[1]), None);
+        let mut params = CertificateParams::new(vec!["a.example".into()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(0x87_u64));
+        params.use_authority_key_identifier_extension = true;
+        let made = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let id = facts(made.der()).unwrap().renewal_id.unwrap();
+        assert!(id.ends_with(".AIc"), "{id}");
     }
 
     #[test]

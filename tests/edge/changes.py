@@ -7,9 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
-import stack
 from report import Check
-from stand import ROOT, Stand
+from stand import ROOT, Stand, stack
 
 TESTS = [
     "upgrade::twenty_reloads_and_three_upgrades_under_load_fail_nobody",

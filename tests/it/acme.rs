@@ -6,16 +6,25 @@ use crate::kit::gateway::{BINARY, Gateway, Setup, free_port};
 use crate::kit::process;
 use crate::kit::{until, within};
 use crate::tls::{Authority, Files, config, shake, shown};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// The key of the external account that some authorities here want to see.
 const MAC: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
@@ -229,22 +238,26 @@ async fn http_01_brings_a_certificate_for_several_names() {
     assert!(shake(pebble.tls, "other.example.com", &client).await.is_err());
     assert_eq!(pebble.orders(), 1);
 
-    // Nothing of it can be read by others.
-    let mut folders = vec![gateway.data().join("tls")];
-    let mut files = 0;
-    while let Some(folder) = folders.pop() {
-        let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&folder), 0o700, "{}", folder.display());
-        for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                assert_eq!(mode(&path), 0o600, "{}", path.display());
-                files += 1;
+    // Nothing of it can be read by others: certificate, record, account and lock. A record is put there anew
+    // when the authority was asked for its wishes.
+    until("four files are there", async || {
+        let mut folders = vec![gateway.data().join("tls")];
+        let mut files = 0;
+        while let Some(folder) = folders.pop() {
+            let mode = |path: &std::path::Path| Some(path.metadata().ok()?.permissions().mode() & 0o777);
+            assert_eq!(mode(&folder), Some(0o700), "{}", folder.display());
+            for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    assert!(matches!(mode(&path), None | Some(0o600)), "{}", path.display());
+                    files += 1;
+                }
             }
         }
-    }
-    assert_eq!(files, 4, "certificate, record, account and lock");
+        files == 4
+    })
+    .await;
 
     let (output, rows) = rows(&gateway).await;
     assert_eq!(output.status.code(), Some(0));
@@ -505,4 +518,127 @@ async fn what_the_listeners_cannot_do_is_refused_at_the_start() {
             );
         }
     }
+}
+
+/// An authority that says when it wants certificates renewed; for everything else it sends on to another one.
+struct Wanting {
+    port: u16,
+    /// Windows that are over, by what certificates are called; all others are years away.
+    over: Arc<Mutex<Vec<String>>>,
+    /// What it was asked about.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Wanting {
+    async fn start(pebble: &Pebble) -> Wanting {
+        let trusts = Arc::new(config(pebble.authority.roots(), &["http/1.1"]));
+        let mut stream = shake(pebble.api, "localhost", &trusts).await.unwrap();
+        let port = pebble.api.port();
+        let question = format!("GET /dir HTTP/1.1\r\nhost: localhost:{port}\r\nconnection: close\r\n\r\n");
+        stream.write_all(question.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let _ = within("the directory comes", stream.read_to_string(&mut answer)).await;
+        let mut directory: Value = serde_json::from_str(&answer[answer.find('{').unwrap()..]).unwrap();
+
+        let own = pebble
+            .files
+            .leaf("wanting", &pebble.authority.leaf(&["localhost"]));
+        let read = |name: &str| std::fs::read(own[name].as_str().unwrap()).unwrap();
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(&read("cert")).unwrap()],
+                PrivateKeyDer::from_pem_slice(&read("key")).unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        directory["renewalInfo"] = format!("https://localhost:{port}/renewal").into();
+        let (over, asked): (Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let wanting = Wanting {
+            port,
+            over: Arc::clone(&over),
+            asked: Arc::clone(&asked),
+        };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let (directory, over, asked) = (directory.clone(), Arc::clone(&over), Arc::clone(&asked));
+                let answer = service_fn(move |request: Request<Incoming>| {
+                    let path = request.uri().path().to_string();
+                    let said = match path.strip_prefix("/renewal/") {
+                        Some(id) => {
+                            asked.lock().unwrap().push(id.to_string());
+                            let year = if over.lock().unwrap().iter().any(|o| o == id) {
+                                2001
+                            } else {
+                                2991
+                            };
+                            let on = |day: u8| format!("{year}-02-0{day}T00:00:00Z");
+                            json!({
+                                "suggestedWindow": {"start": on(1), "end": on(3)},
+                                "explanationURL": "https://ca.example/why",
+                            })
+                        }
+                        None => directory.clone(),
+                    };
+                    let answer = Response::builder().header("retry-after", "21600");
+                    async move { Ok::<_, Infallible>(answer.body(said.to_string()).unwrap()) }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            }
+        });
+        wanting
+    }
+
+    fn asked(&self, id: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|a| *a == id).count()
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_wants_a_renewal_gets_it_early_and_once() {
+    let pebble = Pebble::start(json!({})).await;
+    let wanting = Wanting::start(&pebble).await;
+    let mut entry = pebble.entry(&["llm.example.com"], "http-01");
+    entry["directory"] = format!("https://localhost:{}/dir", wanting.port).into();
+    let gateway = pebble.setup(entry).start().await;
+    let client = pebble.client().await;
+    let first = accepted(pebble.tls, "llm.example.com", &client).await;
+    let called = |der: &CertificateDer<'_>| tollkeeper::tls::facts(der).unwrap().renewal_id.unwrap();
+    let id = called(&first);
+    until("it was asked", async || wanting.asked(&id) == 1).await;
+    assert_eq!(pebble.issued(), 1);
+
+    // It takes its certificates back: SIGHUP looks at once, and otherwise it is as the authority says.
+    wanting.over.lock().unwrap().push(id.clone());
+    gateway.signal("HUP");
+    let mut second = first.clone();
+    until("there is another certificate", async || {
+        second = accepted(pebble.tls, "llm.example.com", &client).await;
+        second != first
+    })
+    .await;
+    // Pebble knows no `replaces`, so that it was asked a second time without.
+    assert_eq!((wanting.asked(&id), pebble.issued()), (2, 2));
+    assert!(gateway.log().contains("explanation=\\\"https://ca.example/why"));
+
+    // One that is never content is not asked for one after the other.
+    let id = called(&second);
+    until("it was asked of the new one", async || wanting.asked(&id) == 1).await;
+    wanting.over.lock().unwrap().push(id.clone());
+    gateway.signal("HUP");
+    until("it was asked again", async || wanting.asked(&id) == 2).await;
+    until("the next order is known", async || {
+        let next = rows(&gateway).await.1[0]["next_order"].to_string();
+        let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+        next.contains(&tomorrow.strftime("%Y-%m-%d").to_string())
+    })
+    .await;
+    assert_eq!(pebble.issued(), 2);
 }

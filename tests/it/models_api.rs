@@ -179,7 +179,7 @@ async fn a_config_is_read_again_looked_at_and_put_back() {
     );
     let (code, said) = cli(&gateway, &["config", "history"]);
     assert!(
-        code == 0 && said.contains("up-first") && said.contains("by rollback"),
+        code == 0 && said.contains("up-first") && said.contains("by a rollback"),
         "{said}"
     );
     assert!(!said.contains(MASTER), "{said}");

@@ -11,10 +11,6 @@ const LONG_FOR_A_REASON: &[(&str, &str)] = &[
     ("src/proxy/call.rs", "one attempt loop, read from top to bottom"),
     ("filters/src/wire/multipart.rs", "a third of it is its tests"),
     (
-        "src/reload.rs",
-        "one generation after the other, from the files to the swap",
-    ),
-    (
         "src/admin/teams.rs",
         "one object: its fields, its calls, its rights",
     ),

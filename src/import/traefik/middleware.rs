@@ -30,6 +30,35 @@ impl Effect {
     }
 }
 
+/// `Strict-Transport-Security`, as our `tls.hsts` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sts {
+    pub seconds: u64,
+    pub subdomains: bool,
+    pub preload: bool,
+}
+
+impl Effect {
+    /// Takes that header out of those that are set on answers; and what of it is left out.
+    pub fn take_sts(&mut self) -> Option<(Sts, Option<&'static str>)> {
+        let value = self.response_set.remove("strict-transport-security")?;
+        let has = |word: &str| value.split(';').any(|part| part.trim() == word);
+        let seconds = value
+            .split(';')
+            .find_map(|part| part.trim().strip_prefix("max-age="));
+        let mut sts = Sts {
+            seconds: seconds.and_then(|s| s.parse().ok()).filter(|s| *s > 0)?,
+            subdomains: has("includeSubDomains"),
+            preload: has("preload"),
+        };
+        let fits = sts.subdomains && sts.seconds >= YEAR;
+        let left = "stspreload, which asks for stsincludesubdomains and stsseconds of a year";
+        let left = (sts.preload && !fits).then_some(left);
+        sts.preload &= fits;
+        Some((sts, left))
+    }
+}
+
 /// Traefik's `rateLimit`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rate {
@@ -40,6 +69,8 @@ pub struct Rate {
     pub source: Option<String>,
 }
 
+/// Seconds.
+const YEAR: u64 = 365 * 86_400;
 /// Deepest chain of chains.
 const DEEPEST: usize = 8;
 /// Middlewares that only make things nicer: without them nobody gets in who should not.
@@ -257,6 +288,8 @@ mod tests {
         assert_eq!(effect.response_remove, ["server"]);
         let sts = &effect.response_set["strict-transport-security"];
         assert_eq!(sts, "max-age=60; includeSubDomains");
+        let (sts, _) = effect.clone().take_sts().unwrap();
+        assert_eq!((sts.seconds, sts.subdomains, sts.preload), (60, true, false));
         let rate = effect.rate.unwrap();
         assert_eq!((rate.average, rate.burst), (100, 200));
         assert_eq!(rate.source.as_deref(), Some("{forwarded: 1}"));

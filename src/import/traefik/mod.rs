@@ -66,8 +66,21 @@ fn write_plan(plan: &Plan, out: &mut String) -> std::fmt::Result {
             listener.port
         )?;
     }
-    if !plan.local.is_empty() || !plan.acme.is_empty() {
+    if !plan.local.is_empty() || !plan.acme.is_empty() || plan.sts.is_some() {
         writeln!(out, "  tls:")?;
+    }
+    if let Some(sts) = &plan.sts {
+        let subdomains = if sts.subdomains {
+            ", include_subdomains: true"
+        } else {
+            ""
+        };
+        let preload = if sts.preload { ", preload: true" } else { "" };
+        writeln!(
+            out,
+            "    hsts: {{max_age: {}s{subdomains}{preload}}}",
+            sts.seconds
+        )?;
     }
     if !plan.local.is_empty() {
         writeln!(
@@ -273,6 +286,36 @@ mod tests {
         let guide = std::fs::read_to_string(dir.join("guide.expected.yaml")).unwrap();
         let conf = usable(&guide);
         assert_eq!(conf.tollkeeper.services.len(), 4);
+    }
+
+    #[test]
+    fn the_gateways_own_hsts_is_kept() {
+        let label = |field: &str| format!("'traefik.http.middlewares.h.headers.{field}'");
+        let taken = |fields: &[&str]| {
+            let fields: Vec<String> = fields.iter().map(|f| label(f)).collect();
+            let compose = format!(
+                "services: {{litellm: {{image: litellm, labels: ['traefik.http.routers.a.rule=Host(`a.test`)',
+                'traefik.http.routers.a.middlewares=h', 'traefik.http.services.a.loadbalancer.server.port=4000', {}]}}}}",
+                fields.join(", ")
+            );
+            let taken = take_over(&compose, None, &|_| None).unwrap();
+            let hsts = usable(&taken.yaml).tollkeeper.tls.hsts;
+            (hsts.map(|h| h.value()), taken.left)
+        };
+        let (hsts, left) = taken(&["stsseconds=300", "stspreload=true"]);
+        assert_eq!(hsts.as_deref(), Some("max-age=300"));
+        assert!(left.iter().any(|l| l.contains("stspreload")), "{left:?}");
+        let (hsts, left) = taken(&[
+            "stsseconds=31536000",
+            "stsincludesubdomains=true",
+            "stspreload=true",
+        ]);
+        assert_eq!(
+            hsts.as_deref(),
+            Some("max-age=31536000; includeSubDomains; preload")
+        );
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(taken(&["stsincludesubdomains=true"]).0, None);
     }
 
     #[test]

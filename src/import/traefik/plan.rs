@@ -1,7 +1,7 @@
 //! From Traefik's routers to our lanes: which become lanes, where they lead, and what had to be left.
 
 use super::labels::{Container, Fields, Labels};
-use super::middleware::{Effect, Rate, gather};
+use super::middleware::{Effect, Rate, Sts, gather};
 use super::rule::{self, Match};
 use super::static_config::{self, Static};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,8 @@ pub struct Plan {
     /// Names that an authority certifies, by who asks which one.
     pub acme: BTreeMap<Authority, BTreeSet<String>>,
     pub rate: Option<Rate>,
+    /// What the gateway's own pages say of coming by TLS alone.
+    pub sts: Option<Sts>,
     pub api: Vec<String>,
     pub admin: Vec<String>,
     pub services: BTreeMap<String, Service>,
@@ -294,9 +296,14 @@ impl Planner {
     fn own_router(&mut self, name: &str, router: &Fields, routers: usize) -> Result<(), String> {
         let Common {
             matches,
-            effect,
+            mut effect,
             missing,
         } = self.common(name, router)?;
+        if let Some((sts, left)) = effect.take_sts() {
+            self.plan.sts = Some(sts);
+            left.into_iter()
+                .for_each(|why| self.left(format!("router {name}: {why}")));
+        }
         if let Some(why) = missing {
             self.left(format!(
                 "router {name}: {why}; keys guard the gateway all the same"

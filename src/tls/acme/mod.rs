@@ -1,7 +1,7 @@
 //! Certificates that an authority gives by ACME (RFC 8555): ordered when there is none, and anew when two
-//! thirds of a certificate's life are over.
+//! thirds of a certificate's life are over, or earlier where the authority asks for it.
 //!
-//! `tend` knows when and how often; `order` makes one order; `challenge` is what the authority finds here;
+//! `tend` knows when and how often; `window` asks the authority when; `order` makes one order; `challenge` is what the authority finds here;
 //! `post` carries requests; `vault` is what is on disk. Which certificate a client is shown is `shelf`'s:
 //! it gets what is in the vault, and is told when that has changed.
 
@@ -10,6 +10,7 @@ mod order;
 mod post;
 mod tend;
 mod vault;
+mod window;
 
 use crate::conf::{Acme, AcmeChallenge, Listener};
 pub use challenge::Challenges;

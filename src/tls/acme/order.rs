@@ -10,8 +10,8 @@ use crate::tls::now;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, ExternalAccountKey, Identifier,
-    NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error,
+    ExternalAccountKey, Identifier, NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::{Deserialize, Serialize};
@@ -56,10 +56,12 @@ struct Kept {
     credentials: AccountCredentials,
 }
 
-/// Orders the entry's certificate. The caller keeps what comes of it.
+/// Orders the entry's certificate. The caller keeps what comes of it. `replaces`: what the authority calls the
+/// certificate that it takes the place of.
 pub async fn order(
     entry: &Acme,
     challenge: AcmeChallenge,
+    replaces: Option<&str>,
     vault: &Vault,
     challenges: &Arc<Challenges>,
 ) -> Result<Got, Failure> {
@@ -67,6 +69,7 @@ pub async fn order(
     let ordering = Ordering {
         entry,
         challenge,
+        replaces,
         vault,
         challenges,
         post: &post,
@@ -84,6 +87,7 @@ pub async fn order(
 struct Ordering<'a> {
     entry: &'a Acme,
     challenge: AcmeChallenge,
+    replaces: Option<&'a str>,
     vault: &'a Vault,
     challenges: &'a Arc<Challenges>,
     post: &'a Post,
@@ -93,7 +97,21 @@ impl Ordering<'_> {
     async fn run(&self) -> Result<Got, Failure> {
         let names: Vec<Identifier> = self.entry.hosts.iter().cloned().map(Identifier::Dns).collect();
         let account = self.account(true).await?;
-        let mut order = match account.new_order(&NewOrder::new(&names)).await {
+        let ordered = match self.replaces.and_then(|id| id.split_once('.')) {
+            Some((key, serial)) => {
+                let replaces = CertificateIdentifier {
+                    authority_key_identifier: key.into(),
+                    serial: serial.into(),
+                };
+                match account.new_order(&NewOrder::new(&names).replaces(replaces)).await {
+                    // It may know nothing of that, or see it otherwise; a certificate is needed anyway.
+                    Err(_) => account.new_order(&NewOrder::new(&names)).await,
+                    ordered => ordered,
+                }
+            }
+            None => account.new_order(&NewOrder::new(&names)).await,
+        };
+        let mut order = match ordered {
             // The authority has forgotten us, as one for tests does at each start.
             Err(Error::Api(p)) if kind(&p) == "accountDoesNotExist" => {
                 let account = self.account(false).await?;

@@ -4,11 +4,12 @@
 
 use super::super::files;
 use bytes::Bytes;
-use http::Request;
 use http::header::RETRY_AFTER;
+use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use std::fmt::Write;
 use std::future::Future;
 use std::path::Path;
@@ -73,26 +74,25 @@ impl HttpClient for Post {
 }
 
 impl Post {
+    /// What is at an address for everybody, and when it says to come again.
+    pub async fn get<T: DeserializeOwned>(&self, address: &str) -> Result<(T, Option<Duration>), String> {
+        let (answer, bytes) = fetched(self.client.get(address), address).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(format!("{address}: the answer is {}", answer.status()));
+        }
+        let wait = answer.headers().get(RETRY_AFTER).and_then(retry_after);
+        match serde_json::from_slice(&bytes) {
+            Ok(found) => Ok((found, wait)),
+            Err(e) => Err(format!("{address}: {e}")),
+        }
+    }
+
     async fn send(&self, request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, String> {
         let (head, body) = request.into_parts();
         let to = head.uri.to_string();
-        let told = |e: reqwest::Error| format!("{to}: {}", chain(&e.without_url()));
         let Ok(body) = body.collect().await;
-        let mut answer = self
-            .client
-            .request(head.method, &to)
-            .headers(head.headers)
-            .body(body.to_bytes())
-            .send()
-            .await
-            .map_err(told)?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(told)? {
-            if bytes.len() + chunk.len() > MAX_ANSWER {
-                return Err(format!("{to}: the answer is larger than {MAX_ANSWER} bytes"));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
+        let request = self.client.request(head.method, &to).headers(head.headers);
+        let (answer, bytes) = fetched(request.body(body.to_bytes()), &to).await?;
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
             *self.wait.lock() = answer.headers().get(RETRY_AFTER).and_then(retry_after);
@@ -106,6 +106,20 @@ impl Post {
         *response.headers_mut() = answer.headers().clone();
         Ok(BytesResponse::from(response))
     }
+}
+
+/// Sends it and reads the whole answer, as far as that is bearable.
+async fn fetched(request: reqwest::RequestBuilder, to: &str) -> Result<(reqwest::Response, Vec<u8>), String> {
+    let told = |e: reqwest::Error| format!("{to}: {}", chain(&e.without_url()));
+    let mut answer = request.send().await.map_err(told)?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(told)? {
+        if bytes.len() + chunk.len() > MAX_ANSWER {
+            return Err(format!("{to}: the answer is larger than {MAX_ANSWER} bytes"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok((answer, bytes))
 }
 
 /// Seconds, or a moment.

@@ -3,7 +3,8 @@
 //! a name in an hour). That is kept on disk: a restart does not begin anew.
 
 use super::order::{Failure, Got, order};
-use super::vault::{Record, Vault, due, identity, moment};
+use super::vault::{Record, Vault, due, fits, identity, moment, renewal};
+use super::window::{self, wanted};
 use super::{Challenges, Reach};
 use crate::conf::Acme;
 use crate::tls::{Tls, files, now};
@@ -28,6 +29,8 @@ const MOST_PATIENCE: i64 = 7 * 86_400;
 const BY_HAND: i64 = 30;
 /// The longest sleep: clocks are set, and files are removed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+/// An authority that could not be asked about a window is asked again, seconds.
+const UNKNOWN: i64 = 3_600;
 /// While another process orders into the same directory.
 const OTHERS: Duration = Duration::from_secs(5);
 /// For our own listeners to be there.
@@ -107,9 +110,10 @@ impl Tender {
     /// Orders the entry's certificate if it is due. Returns how long there is nothing to do for it.
     async fn look(&self, entry: &Acme, by_hand: bool, tls: &Arc<Tls>) -> Duration {
         let at = now();
+        let ask_again = self.ask(entry, by_hand, at).await;
         let due = self.due(entry, by_hand, at);
         if due > at {
-            return seconds(due - at);
+            return seconds(due.min(ask_again) - at);
         }
         let lock = match self.vault.lock() {
             Ok(Some(lock)) => lock,
@@ -136,7 +140,17 @@ impl Tender {
                 entry.hosts.join(","),
                 entry.directory
             );
-            let ordered = order(entry, challenge, &self.vault, &self.challenges).await;
+            let kept = self.vault.certificate(entry, at).ok().flatten();
+            let replaced = kept.filter(|c| wanted(&self.record(entry), &c.facts).is_some());
+            let replaces = replaced.and_then(|c| c.facts.renewal_id);
+            let ordered = order(
+                entry,
+                challenge,
+                replaces.as_deref(),
+                &self.vault,
+                &self.challenges,
+            )
+            .await;
             match ordered.and_then(|got| self.keep(entry, &got).map(|()| got)) {
                 Ok(got) => {
                     log::info!(
@@ -152,7 +166,39 @@ impl Tender {
         }
         drop(lock);
         let at = now();
-        seconds(self.due(entry, false, at) - at)
+        let ask_again = self.ask(entry, false, at).await;
+        seconds(self.due(entry, false, at).min(ask_again) - at)
+    }
+
+    /// Asks the authority now and then when it wants the certificate renewed. Returns when it is asked again,
+    /// seconds since 1970.
+    async fn ask(&self, entry: &Acme, by_hand: bool, at: i64) -> i64 {
+        let mut record = self.record(entry);
+        let kept = self.vault.certificate(entry, at).ok().flatten();
+        let Some(kept) = kept.filter(|c| fits(entry, &record, c)) else {
+            return i64::MAX;
+        };
+        if at < record.ask_again && !by_hand {
+            return record.ask_again;
+        }
+        match window::ask(entry, &kept.facts).await {
+            Ok(told) => {
+                record.renew = told.renew.unwrap_or(0);
+                record.renew_of = kept.facts.serial;
+                record.ask_again = at.saturating_add(told.again);
+            }
+            // What it said before goes on counting.
+            Err(why) => {
+                log::debug!(
+                    "event=acme_window_unknown names={} cause={why:?}",
+                    entry.hosts.join(",")
+                );
+                record.ask_again = at.saturating_add(UNKNOWN);
+            }
+        }
+        let again = record.ask_again;
+        self.note(entry, record);
+        again
     }
 
     /// When the entry's next attempt is due, seconds since 1970.
@@ -176,8 +222,13 @@ impl Tender {
             advice: "the data directory has to be writable".into(),
             wait: None,
         };
+        let at = now();
+        let before = self.vault.certificate(entry, at).ok().flatten();
+        let was = self.record(entry);
+        let early = before.is_some_and(|c| fits(entry, &was, &c) && at < renewal(&c.facts));
         self.vault.keep(entry, &got.chain, &got.key).map_err(told)?;
         let record = Record {
+            early,
             directory: entry.directory.clone(),
             got: now(),
             entry: identity(entry),

@@ -3,6 +3,7 @@
 //! there whole or not at all. What is in the files is judged by `files`.
 
 use super::super::files::{self, Certificate, Digested, Read};
+use super::window::wanted;
 use crate::conf::load::read_bounded;
 use crate::conf::{Acme, CertificateFiles};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,14 @@ pub struct Record {
     pub not_before: i64,
     /// For whom the failures count: an entry that says something else now may try at once.
     pub entry: String,
+    /// When the authority wants the certificate renewed, seconds since 1970; 0 = it has not said.
+    pub renew: i64,
+    /// The serial number of the certificate that this is about.
+    pub renew_of: String,
+    /// When the authority is asked again, seconds since 1970.
+    pub ask_again: i64,
+    /// The certificate that is kept was got earlier than its life asked for.
+    pub early: bool,
 }
 
 impl Vault {
@@ -280,13 +289,18 @@ pub fn renewal(facts: &super::super::Facts) -> i64 {
     facts.not_before.saturating_add(life / 3 * 2 + life % 3 * 2 / 3)
 }
 
+/// Whether what is kept is what the entry asks for.
+pub fn fits(entry: &Acme, record: &Record, kept: &Certificate) -> bool {
+    record.directory == entry.directory && entry.hosts.iter().all(|h| kept.facts.names.contains(h))
+}
+
 /// When an entry's next attempt is due, seconds since 1970: by what is `kept` for it, and by what became
 /// of its last attempts.
 pub fn due(entry: &Acme, record: &Record, kept: Option<&Certificate>) -> i64 {
-    let fits = |c: &&Certificate| {
-        record.directory == entry.directory && entry.hosts.iter().all(|h| c.facts.names.contains(h))
-    };
-    let needed = kept.filter(fits).map_or(0, |c| renewal(&c.facts));
+    let needed = kept.filter(|c| fits(entry, record, c)).map_or(0, |c| {
+        let usual = renewal(&c.facts);
+        wanted(record, &c.facts).map_or(usual, |early| usual.min(early))
+    });
     let allowed = if record.entry == identity(entry) {
         record.not_before
     } else {
@@ -396,6 +410,13 @@ mod tests {
             ..Record::default()
         };
         assert_eq!(due(&wanted, &record, Some(&kept)), 1_600);
+        // The authority wants it earlier; what it says of another certificate, or later, does not count.
+        record.renew_of = kept.facts.serial.clone();
+        for (renew, want) in [(1_200, 1_200), (1_700, 1_600)] {
+            record.renew = renew;
+            assert_eq!(due(&wanted, &record, Some(&kept)), want);
+        }
+        record.renew = 0;
         // An attempt that failed puts it off, for the entry as it was.
         record.not_before = 2_000;
         record.entry = identity(&wanted);
