@@ -13,7 +13,7 @@ use super::log_row::Row;
 use super::rights::Actor;
 use super::routes::{Route, Who};
 use super::scope::{Scope, others};
-use crate::store::{Group, MAX_ROWS, Page, SpendFilter, SpendOrder, UsageFilter};
+use crate::store::{Group, MAX_ROWS, Page, SpendFilter, SpendOrder, UsageFilter, lists};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -79,7 +79,11 @@ const LOGS: &[Field] = &[
         "Answered so: 404, or 4xx. Also error_code",
     ),
     Field::new("request_id", Kind::Text, "This call"),
-    Field::new("search", Kind::Text, "Calls with this text in their id"),
+    Field::new(
+        "search",
+        Kind::Text,
+        "Calls with this text in their id; an answer looks at some 50,000 calls and says where to go on",
+    ),
     Field::new("min_spend", Kind::Money, "Calls that cost at least this, dollars"),
     Field::new("max_spend", Kind::Money, "Calls that cost at most this, dollars"),
     days::DATES[0],
@@ -207,33 +211,47 @@ async fn logs(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
     if params.flag("summarize")?.unwrap_or(false) {
         return Ok(Json(per_day(&desk, &asked).await?).into_response());
     }
-    let (records, more) = page(&desk, asked.filter.clone(), slice).await?;
+    let searches = asked.filter.request_id_part.is_some();
+    let (records, next) = page(&desk, asked.filter, slice).await?;
     let rows: Vec<Row<'_>> = records.iter().map(Row::of).collect();
     let mut response = Json(rows).into_response();
-    if more && let Some(last) = records.last() {
+    if let Some(next) = next {
         let headers = response.headers_mut();
-        headers.insert("x-next-page", HeaderValue::from(slice.page + 1));
-        if let Ok(after) = HeaderValue::from_str(&place(last, asked.filter.order)) {
+        // A search goes on where it stopped looking, which no number of a page says.
+        if !searches {
+            headers.insert("x-next-page", HeaderValue::from(slice.page + 1));
+        }
+        if let Ok(after) = HeaderValue::from_str(&next) {
             headers.insert("x-next-after", after);
         }
     }
     Ok(response)
 }
 
-/// `GET /spend/logs/ui` and `/spend/logs/v2`: a page, and how many there are. Dates may be moments.
+/// `GET /spend/logs/ui` and `/spend/logs/v2`: a page, and how many there are. Dates may be moments. Of what no
+/// sum is kept only so many are counted, and a search tells what it has seen: `total_is_exact` is false then,
+/// and there are at least `total`.
 async fn pages(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
     let asked = Asked::read(&desk, &actor, &params, true).await?;
     let slice = slice(&params, PAGE_ROWS)?;
-    let mut whole = asked.filter.clone();
-    whole.after = None;
-    let total = desk.store.count_records(&whole).await?;
-    let order = asked.filter.order;
-    let (records, more) = page(&desk, asked.filter, slice).await?;
+    let whole = SpendFilter {
+        after: None,
+        ..asked.filter.clone()
+    };
+    let (records, next) = page(&desk, asked.filter, slice).await?;
+    let more = next.is_some();
+    let (total, exact) = match whole.request_id_part {
+        Some(_) => {
+            let seen = slice.offset + records.len() as u64 + u64::from(more);
+            (seen, !more && params.text("after")?.is_none())
+        }
+        None => lists::count(&*desk.store, &whole).await?,
+    };
     let rows: Vec<Row<'_>> = records.iter().map(Row::of).collect();
-    let next = records.last().filter(|_| more).map(|last| place(last, order));
     Ok(Json(json!({
         "data": rows,
         "total": total,
+        "total_is_exact": exact,
         "page": slice.page,
         "page_size": slice.size,
         "total_pages": total.div_ceil(slice.size),
@@ -278,17 +296,21 @@ fn slice(params: &Params, size: u64) -> Result<Slice> {
     Ok(slice)
 }
 
-/// Rows of a slice, and whether there are more.
-async fn page(desk: &Desk, mut filter: SpendFilter, slice: Slice) -> Result<(Vec<Record>, bool)> {
+/// Rows of a slice, and where the next one begins, if there is one.
+async fn page(desk: &Desk, mut filter: SpendFilter, slice: Slice) -> Result<(Vec<Record>, Option<String>)> {
     filter.page = Page {
         // One more than shown, to know whether there is more.
         limit: slice.size as u32 + 1,
         offset: slice.offset,
     };
-    let mut records = desk.store.spend_logs(&filter).await?;
+    let (mut records, stopped) = lists::search(&*desk.store, &filter).await?;
     let more = records.len() as u64 > slice.size;
     records.truncate(slice.size as usize);
-    Ok((records, more))
+    let next = match records.last().filter(|_| more) {
+        Some(last) => Some(place(last, filter.order)),
+        None => stopped.map(|(value, id)| token(value, &id)),
+    };
+    Ok((records, next))
 }
 
 /// Where a row stands in its order, for `after`.
@@ -297,7 +319,11 @@ fn place(record: &Record, order: SpendOrder) -> String {
         SpendOrder::Newest | SpendOrder::Oldest => record.started_micros,
         SpendOrder::Dearest | SpendOrder::Cheapest => record.spend_nanos,
     };
-    URL_SAFE_NO_PAD.encode(format!("{value}:{}", record.request_id))
+    token(value, &record.request_id)
+}
+
+fn token(value: i64, id: &str) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{value}:{id}"))
 }
 
 fn cursor(text: &str) -> Result<(i64, String)> {

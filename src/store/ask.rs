@@ -3,36 +3,54 @@
 
 use super::filter::{Arg, Clause, Dialect};
 use super::report::{Group, UsageFilter, UsageOrder};
-use super::rows::{self, MADE_AHEAD, PARTITIONED_BEFORE, day_number, day_of, moment};
+use super::rows::{self, day_number, day_of, moment};
 use super::{DailyFilter, Result, SpendFilter, SpendOrder, StoreError};
 use filters::model::account::{Account, Kind};
 use filters::model::key::KeyHash;
+use filters::model::record::Status;
 
-/// Which rows. Postgres is told the days as well, so that it looks into their partitions only.
+/// Which rows.
 pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
     let mut c = Clause::new(dialect);
-    if dialect == Dialect::Postgres {
-        let (first, last) = spend_days(filter);
-        c.cmp("day >=", first.map(Arg::Day));
-        c.cmp("day <=", last.map(Arg::Day));
-    }
-    c.cmp("request_id =", filter.request_id.as_deref().map(Arg::Text));
-    c.cmp("key_hash =", filter.key_hash.as_ref().map(|h| Arg::Bytes(&h.0)));
-    for (test, value) in [
-        ("user_id =", &filter.user_id),
-        ("team_id =", &filter.team_id),
-        ("organization_id =", &filter.organization_id),
-        ("end_user =", &filter.end_user),
-        ("model_group =", &filter.model_group),
-        ("key_alias =", &filter.key_alias),
+    narrow(&mut c, filter, "");
+    c
+}
+
+/// The same for SQLite, which is not to use an index of what rows are equal to: `+column` has none.
+pub fn spend_unindexed(filter: &SpendFilter) -> Clause<'_> {
+    let mut c = Clause::new(Dialect::Sqlite);
+    narrow(&mut c, filter, "+");
+    c
+}
+
+/// The same as a test for Postgres' functions.
+pub fn spend_test(filter: &SpendFilter) -> (String, Vec<String>) {
+    let mut c = Clause::test();
+    narrow(&mut c, filter, "");
+    c.into_test()
+}
+
+fn narrow<'a>(c: &mut Clause<'a>, filter: &'a SpendFilter, sign: &str) {
+    let mut equal = |column: &str, value| c.cmp(&format!("{sign}{column} ="), value);
+    equal("request_id", filter.request_id.as_deref().map(Arg::Text));
+    equal("key_hash", filter.key_hash.as_ref().map(|h| Arg::Bytes(&h.0)));
+    for (column, value) in [
+        ("user_id", &filter.user_id),
+        ("team_id", &filter.team_id),
+        ("organization_id", &filter.organization_id),
+        ("end_user", &filter.end_user),
+        ("model_group", &filter.model_group),
+        ("key_alias", &filter.key_alias),
     ] {
-        c.cmp(test, value.as_deref().map(Arg::Text));
+        equal(column, value.as_deref().map(Arg::Text));
     }
     if let Some(model) = &filter.model {
         let (group, model) = (c.bind(Arg::Text(model)), c.bind(Arg::Text(model)));
-        c.and(&format!("(model_group = {group} OR model = {model})"));
+        c.and(&format!("({sign}model_group = {group} OR {sign}model = {model})"));
     }
-    c.cmp("status =", filter.status.map(|s| Arg::Text(s.as_str())));
+    if let Some(status) = filter.status {
+        c.cmp("status =", Some(Arg::Text(status.as_str())));
+    }
     match filter.success {
         Some(true) => c.and("status = 'success'"),
         Some(false) => c.and("status <> 'success'"),
@@ -42,6 +60,14 @@ pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
         c.cmp("CAST(http_status AS bigint) >=", Some(Arg::Int(least.into())));
         c.cmp("CAST(http_status AS bigint) <=", Some(Arg::Int(most.into())));
     }
+    let refused = filter
+        .http_status
+        .is_some_and(|(least, most)| most < 200 || least > 299);
+    let unwell = filter.status.is_some_and(|s| s != Status::Success) || filter.success == Some(false);
+    if refused || unwell {
+        // In the words of the index.
+        c.and("(status <> 'success' OR http_status NOT BETWEEN 200 AND 299)");
+    }
     c.cmp("spend_nanos >=", filter.min_spend_nanos.map(Arg::Int));
     c.cmp("spend_nanos <=", filter.max_spend_nanos.map(Arg::Int));
     c.cmp("started >=", filter.start_micros.map(|t| Arg::Time(moment(t))));
@@ -50,13 +76,13 @@ pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
     if let Some(part) = &filter.request_id_part {
         let part = c.bind(Arg::Text(part));
         // Not LIKE, to which some letters mean more than themselves.
-        c.and(&match dialect {
+        c.and(&match c.dialect {
             Dialect::Postgres => format!("strpos(request_id, {part}) > 0"),
             Dialect::Sqlite => format!("instr(request_id, {part}) > 0"),
         });
     }
     if let Some(tag) = &filter.tag {
-        tagged(&mut c, tag);
+        tagged(c, tag);
     }
     if let Some((value, id)) = &filter.after {
         let (column, sign, value) = match filter.order {
@@ -69,21 +95,60 @@ pub fn spend(filter: &SpendFilter, dialect: Dialect) -> Clause<'_> {
         let id = c.bind(Arg::Text(id));
         c.and(&format!("({column}, request_id) {sign} ({value}, {id})"));
     }
-    c
 }
 
-/// The same, in order, cut to the page; with `within`, of those days only.
-pub fn spend_page(filter: &SpendFilter, within: (Option<i32>, Option<i32>), dialect: Dialect) -> Clause<'_> {
-    let mut c = spend(filter, dialect);
-    c.cmp("day >=", within.0.map(Arg::Day));
-    c.cmp("day <=", within.1.map(Arg::Day));
-    let order = match filter.order {
+/// How a list is ordered.
+pub fn spend_order(order: SpendOrder) -> &'static str {
+    match order {
         SpendOrder::Newest => "started DESC, request_id DESC",
         SpendOrder::Oldest => "started, request_id",
         SpendOrder::Dearest => "spend_nanos DESC, request_id DESC",
         SpendOrder::Cheapest => "spend_nanos, request_id",
-    };
-    c.page(order, filter.page)
+    }
+}
+
+/// The days that may have such rows, as far as sums are kept by what the filter names: statements over the
+/// sums, of which each tells days and all must. Empty = the sums know nothing of it.
+pub fn days_of(filter: &SpendFilter, dialect: Dialect) -> Vec<Clause<'_>> {
+    let mut all = Vec::new();
+    if filter.key_hash.is_some() || filter.user_id.is_some() || filter.team_id.is_some() {
+        let mut c = Clause::new(dialect);
+        c.cmp("key_hash =", filter.key_hash.as_ref().map(|h| Arg::Bytes(&h.0)));
+        for (test, value) in [
+            ("user_id =", &filter.user_id),
+            ("team_id =", &filter.team_id),
+            ("organization_id =", &filter.organization_id),
+            ("model_group =", &filter.model_group),
+        ] {
+            c.cmp(test, value.as_deref().map(Arg::Text));
+        }
+        if filter.success == Some(false) || filter.status.is_some_and(|s| s != Status::Success) {
+            c.and("requests > successes");
+        }
+        all.push(days_from("tk_daily", c, filter));
+    }
+    for (kind, label) in [("end_user", &filter.end_user), ("tag", &filter.tag)] {
+        if let Some(label) = label {
+            let mut c = Clause::new(dialect);
+            c.cmp("kind =", Some(Arg::Text(kind)));
+            c.cmp("label =", Some(Arg::Text(label)));
+            c.cmp("model_group =", filter.model_group.as_deref().map(Arg::Text));
+            all.push(days_from("tk_daily_labels", c, filter));
+        }
+    }
+    all
+}
+
+fn days_from<'a>(table: &str, mut c: Clause<'a>, filter: &SpendFilter) -> Clause<'a> {
+    let (first, last) = spend_days(filter);
+    c.cmp("day >=", first.map(Arg::Day));
+    c.cmp("day <=", last.map(Arg::Day));
+    c.sql = format!(
+        "SELECT DISTINCT {} FROM {table}{}",
+        shown("day", c.dialect),
+        c.sql
+    );
+    c
 }
 
 /// The first and last day that the filter's times leave.
@@ -143,8 +208,8 @@ pub fn daily(filter: &DailyFilter, dialect: Dialect) -> Clause<'_> {
     c
 }
 
-/// A whole statement: the groups' columns as they were asked for, then the eight sums.
-pub fn usage(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
+/// The groups in their order, the table that tells them, and which of its rows.
+fn usage_of(filter: &UsageFilter, dialect: Dialect) -> Result<(Vec<Group>, &'static str, Clause<'_>)> {
     let mut groups = filter.by.clone();
     groups.sort_unstable();
     groups.dedup();
@@ -183,7 +248,21 @@ pub fn usage(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
     }
     let labels = filter.end_users.as_deref().or(filter.tags.as_deref());
     c.any("label", labels.map(Arg::Texts));
+    Ok((groups, table, c))
+}
 
+/// Not added up: the groups' columns as they were asked for, then the eight numbers of each day.
+pub fn usage_rows(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
+    let (_, table, mut c) = usage_of(filter, dialect)?;
+    let mut columns: Vec<&str> = filter.by.iter().map(|g| group_column(*g)).collect();
+    columns.extend(USAGE_SUMS);
+    c.sql = format!("SELECT {} FROM {table}{}", columns.join(", "), c.sql);
+    Ok(c)
+}
+
+/// A whole statement: the groups' columns as they were asked for, then the eight sums.
+pub fn usage(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
+    let (groups, table, mut c) = usage_of(filter, dialect)?;
     let columns: Vec<&str> = filter.by.iter().map(|g| group_column(*g)).collect();
     let mut order: Vec<String> = groups
         .iter()
@@ -242,57 +321,14 @@ const USAGE_SUMS: [&str; 8] = [
 
 pub const DAILY_ORDER: &str = "day DESC, key_hash, model_group, user_id, team_id, organization_id, provider";
 
-/// The widths, in days, of the windows in which a page is looked for before all days are.
-const WINDOWS: [i32; 3] = [1, 30, 180];
-
-/// Day ranges, each wider than the one before: a page that is full within one is the page, because
-/// days follow the order of starts. The last range is the filter's own. `bounds` are the first and the
-/// last day there are rows of.
-pub fn windows(filter: &SpendFilter, bounds: Option<(i32, i32)>) -> Vec<(Option<i32>, Option<i32>)> {
-    let (first, last) = spend_days(filter);
-    let mut windows = Vec::new();
-    if let Some(day) = filter.request_id.as_deref().and_then(day_of_id) {
-        windows.push((Some(day.saturating_sub(1)), Some(day.saturating_add(1))));
-    }
-    if let (Some((oldest, newest)), None) = (bounds, &filter.request_id) {
-        // Rows from elsewhen must not stretch the windows; the outer ones are open to them.
-        let today = rows::today();
-        let (oldest, newest) = (
-            oldest.max(today - PARTITIONED_BEFORE),
-            newest.min(today + MADE_AHEAD),
-        );
-        let low = first.map_or(oldest, |d| d.max(oldest));
-        let high = last.map_or(newest, |d| d.min(newest));
-        for width in WINDOWS {
-            if high.saturating_sub(low) <= width {
-                break;
-            }
-            match filter.order {
-                SpendOrder::Newest => windows.push((Some(high - width), None)),
-                SpendOrder::Oldest => windows.push((None, Some(low.saturating_add(width)))),
-                SpendOrder::Dearest | SpendOrder::Cheapest => break,
-            }
-        }
-    }
-    windows.push((None, None));
-    windows
-}
-
 /// Our own ids tell when they were made. A guess where to look first, no more: ids that were imported may
 /// be anything.
-fn day_of_id(id: &str) -> Option<i32> {
+pub fn day_of_id(id: &str) -> Option<i32> {
     let id = uuid::Uuid::try_parse(id)
         .ok()
         .filter(|id| id.get_version_num() == 7)?;
     let (seconds, _) = id.get_timestamp()?.to_unix();
     i64::try_from(seconds).ok()?.checked_mul(rows::SECOND).map(day_of)
-}
-
-/// Whether rows found within a window are the whole page.
-pub fn is_full(filter: &SpendFilter, found: usize) -> bool {
-    let limit = usize::try_from(rows::limit(filter.page)).unwrap_or(0);
-    // An id is there once.
-    found >= limit || (filter.request_id.is_some() && found > 0)
 }
 
 fn tagged<'a>(c: &mut Clause<'a>, tag: &'a str) {

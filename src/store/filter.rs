@@ -27,11 +27,49 @@ pub enum Arg<'a> {
     Time(i64),
 }
 
+impl Arg<'_> {
+    /// How Postgres reads it back.
+    fn as_text(&self) -> String {
+        match self {
+            Arg::Text(t) => (*t).to_owned(),
+            Arg::Bytes(b) => b.iter().map(|b| format!("{b:02x}")).collect(),
+            Arg::Int(n) | Arg::Time(n) => n.to_string(),
+            Arg::Bool(b) => b.to_string(),
+            Arg::Day(d) => d.to_string(),
+            Arg::Texts(list) => serde_json::json!(list).to_string(),
+            Arg::Hashes(list) => {
+                let hashes: Vec<String> = list.iter().map(KeyHash::hex).collect();
+                serde_json::json!(hashes).to_string()
+            }
+        }
+    }
+
+    fn out_of_text(&self, n: usize) -> String {
+        match self {
+            Arg::Text(_) => format!("$1[{n}]"),
+            Arg::Bytes(_) => format!("decode($1[{n}], 'hex')"),
+            Arg::Int(_) => format!("$1[{n}]::bigint"),
+            Arg::Bool(_) => format!("$1[{n}]::boolean"),
+            Arg::Day(_) => format!("(DATE '1970-01-01' + $1[{n}]::int)"),
+            // Whole seconds and the rest: the product of a long interval is rounded.
+            Arg::Time(_) => format!(
+                "(to_timestamp($1[{n}]::bigint / 1000000) + ($1[{n}]::bigint % 1000000) * INTERVAL '1 microsecond')"
+            ),
+            Arg::Texts(_) => format!("ARRAY(SELECT jsonb_array_elements_text($1[{n}]::jsonb))"),
+            Arg::Hashes(_) => {
+                format!("ARRAY(SELECT decode(h, 'hex') FROM jsonb_array_elements_text($1[{n}]::jsonb) AS h)")
+            }
+        }
+    }
+}
+
 /// The end of a statement, from WHERE on, and its values in order.
 pub struct Clause<'a> {
     pub sql: String,
     pub args: Vec<Arg<'a>>,
     pub dialect: Dialect,
+    /// The values come as one array of texts, `$1`: for Postgres' functions that are handed a test.
+    as_texts: bool,
 }
 
 impl<'a> Clause<'a> {
@@ -40,12 +78,30 @@ impl<'a> Clause<'a> {
             sql: String::new(),
             args: Vec::new(),
             dialect,
+            as_texts: false,
         }
+    }
+
+    /// A test for one of Postgres' functions; see [`Clause::into_test`].
+    pub fn test() -> Self {
+        Self {
+            as_texts: true,
+            ..Self::new(Dialect::Postgres)
+        }
+    }
+
+    /// The expression without its WHERE, and the values that it finds in `$1`.
+    pub fn into_test(self) -> (String, Vec<String>) {
+        let test = self.sql.strip_prefix(" WHERE ").unwrap_or("true");
+        (test.to_owned(), self.args.iter().map(|a| a.as_text()).collect())
     }
 
     pub fn bind(&mut self, arg: Arg<'a>) -> String {
         self.args.push(arg);
         let n = self.args.len();
+        if self.as_texts {
+            return arg.out_of_text(n);
+        }
         match (self.dialect, arg) {
             (Dialect::Sqlite, _) => format!("?{n}"),
             (Dialect::Postgres, Arg::Day(_)) => format!("(DATE '1970-01-01' + ${n}::int)"),

@@ -6,6 +6,7 @@
 mod ask;
 pub mod error;
 mod filter;
+pub mod lists;
 pub mod litellm;
 pub mod period;
 mod plan;
@@ -149,6 +150,16 @@ pub struct SpendFilter {
     pub after: Option<(i64, String)>,
     pub order: SpendOrder,
     pub page: Page,
+}
+
+/// From when to when there are rows, days of UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// The first day whose rows are kept; absent = there is none.
+    pub first: Option<Date>,
+    pub last: Option<Date>,
+    /// Some of them came from another gateway, which the sums of our days do not count.
+    pub imported: bool,
 }
 
 /// Which daily sums; an absent field does not narrow. Newest day first.
@@ -365,6 +376,11 @@ pub trait Store: Send + Sync {
 
     /// How many rows a filter matches, whatever its page.
     async fn count_records(&self, filter: &SpendFilter) -> Result<u64>;
+
+    /// The same, but no more than `most` are counted.
+    async fn count_up_to(&self, filter: &SpendFilter, most: u64) -> Result<u64>;
+
+    async fn extent(&self) -> Result<Extent>;
 
     async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>>;
 

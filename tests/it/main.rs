@@ -24,6 +24,7 @@ mod kit;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod lists;
 mod logs;
 mod metrics;
 mod models_api;

@@ -7,7 +7,7 @@ use crate::store::ask;
 use crate::store::filter::Dialect;
 use crate::store::rows::{self, LEDGER_COLUMNS, count, moment, uncount};
 use crate::store::sums::{DayOf, Increments, LabelOf};
-use crate::store::{DailyFilter, DailyRow, DeadLetter, Page, Result, SpendFilter, StoreError, Usage};
+use crate::store::{DailyFilter, DailyRow, DeadLetter, Page, Result, StoreError, Usage};
 use filters::model::record::Record;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
@@ -229,45 +229,6 @@ impl PostgresStore {
         found.iter().map(letter).collect()
     }
 
-    pub(super) async fn pg_spend_logs(&self, filter: &SpendFilter) -> Result<Vec<Record>> {
-        let bounds = self.day_bounds().await?;
-        let mut found = Vec::new();
-        for within in ask::windows(filter, bounds) {
-            let clause = ask::spend_page(filter, within, Dialect::Postgres);
-            let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger_all{}", clause.sql);
-            found = self.query_filtered(&sql, &clause.args).await?;
-            if ask::is_full(filter, found.len()) {
-                break;
-            }
-        }
-        found.iter().map(record).collect()
-    }
-
-    /// The first and the last day that may have rows.
-    async fn day_bounds(&self) -> Result<Option<(i32, i32)>> {
-        let sql = "SELECT least((SELECT min(day) FROM tk_daily), (SELECT min(day) FROM tk_ledger_imported)) \
-             - DATE '1970-01-01', \
-             greatest((SELECT max(day) FROM tk_daily), (SELECT max(day) FROM tk_ledger_imported)) \
-             - DATE '1970-01-01', \
-             (SELECT value::date FROM tk_settings WHERE name = 'rows_from') - DATE '1970-01-01'";
-        let rows = self.query(sql, &[]).await?;
-        let Some(row) = rows.first() else {
-            return Ok(None);
-        };
-        let mut c = Cells::of(row);
-        let (first, last): (Option<i32>, Option<i32>) = (c.next()?, c.next()?);
-        let kept: Option<i32> = c.next()?;
-        Ok(first.max(kept).zip(last))
-    }
-
-    pub(super) async fn pg_count_records(&self, filter: &SpendFilter) -> Result<u64> {
-        let clause = ask::spend(filter, Dialect::Postgres);
-        let sql = format!("SELECT count(*) FROM tk_ledger_all{}", clause.sql);
-        let found = self.query_filtered(&sql, &clause.args).await?;
-        let n: i64 = found.first().map_or(Ok(0), |row| Cells::of(row).next())?;
-        Ok(uncount(n))
-    }
-
     pub(super) async fn pg_daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>> {
         let clause = ask::daily(filter, Dialect::Postgres).page(ask::DAILY_ORDER, filter.page);
         let sql = format!(
@@ -423,7 +384,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn record(row: &Row) -> Result<Record> {
+pub(super) fn record(row: &Row) -> Result<Record> {
     let mut c = Cells::of(row);
     Ok(Record {
         request_id: c.next()?,

@@ -7,6 +7,7 @@ pub(super) mod connect;
 mod import;
 mod keys;
 mod ledger;
+mod lists;
 mod news;
 mod objects;
 mod reports;
@@ -15,8 +16,8 @@ mod retention;
 use super::filter::Arg;
 use super::{
     Audit, AuditFilter, Balance, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter,
-    DocPage, KeyFilter, KeyPage, NEWS, News, Page, Result, Settings, SpendFilter, Store, StoreError, Table,
-    UsageFilter, UsageRow,
+    DocPage, Extent, KeyFilter, KeyPage, NEWS, News, Page, Result, Settings, SpendFilter, Store, StoreError,
+    Table, UsageFilter, UsageRow,
 };
 use async_trait::async_trait;
 use connect::{Target, describe, from_pool, from_statement};
@@ -398,6 +399,14 @@ impl Store for PostgresStore {
 
     async fn spend_logs(&self, filter: &SpendFilter) -> Result<Vec<Record>> {
         self.pg_spend_logs(filter).await
+    }
+
+    async fn count_up_to(&self, filter: &SpendFilter, most: u64) -> Result<u64> {
+        self.pg_count_up_to(filter, most).await
+    }
+
+    async fn extent(&self) -> Result<Extent> {
+        self.pg_extent().await
     }
 
     async fn count_records(&self, filter: &SpendFilter) -> Result<u64> {

@@ -7,7 +7,7 @@ use crate::store::ask;
 use crate::store::filter::Dialect;
 use crate::store::rows::{self, LEDGER_COLUMNS, count, moment, uncount};
 use crate::store::sums::Increments;
-use crate::store::{DailyFilter, DailyRow, DeadLetter, Page, Result, SpendFilter};
+use crate::store::{DailyFilter, DailyRow, DeadLetter, Page, Result};
 use filters::model::key::KeyHash;
 use filters::model::record::Record;
 use rusqlite::{Connection, Row, Statement, Transaction, params};
@@ -186,19 +186,6 @@ pub fn dead_letters(c: &Connection, page: Page) -> Result<Vec<DeadLetter>> {
     })
 }
 
-pub fn spend_logs(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
-    let clause = ask::spend_page(filter, (None, None), Dialect::Sqlite);
-    let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger_all{}", clause.sql);
-    filtered(c, &sql, &clause.args, record)
-}
-
-pub fn count_records(c: &Connection, filter: &SpendFilter) -> Result<u64> {
-    let clause = ask::spend(filter, Dialect::Sqlite);
-    let sql = format!("SELECT count(*) FROM tk_ledger_all{}", clause.sql);
-    let counted = filtered(c, &sql, &clause.args, |row| Cells::of(row).next::<i64>())?;
-    Ok(uncount(counted.first().copied().unwrap_or(0)))
-}
-
 pub fn daily(c: &Connection, filter: &DailyFilter) -> Result<Vec<DailyRow>> {
     let clause = ask::daily(filter, Dialect::Sqlite).page(ask::DAILY_ORDER, filter.page);
     let sql = format!(
@@ -229,7 +216,7 @@ pub fn daily(c: &Connection, filter: &DailyFilter) -> Result<Vec<DailyRow>> {
     })
 }
 
-fn record(row: &Row<'_>) -> Result<Record> {
+pub fn record(row: &Row<'_>) -> Result<Record> {
     let mut c = Cells::of(row);
     Ok(Record {
         request_id: c.next()?,

@@ -9,6 +9,7 @@ mod change;
 mod import;
 mod keys;
 mod ledger;
+mod lists;
 mod objects;
 mod reports;
 mod retention;
@@ -18,8 +19,8 @@ use super::period::Period;
 use super::plan::Plan;
 use super::{
     Audit, AuditFilter, Balance, Change, DailyFilter, DailyRow, DeadLetter, Difference, Doc, DocFilter,
-    DocPage, KeyFilter, KeyPage, MAX_ROWS, NEWS, News, Page, Result, SpendFilter, Store, StoreError, Table,
-    Taken, UsageFilter, UsageRow,
+    DocPage, Extent, KeyFilter, KeyPage, MAX_ROWS, NEWS, News, Page, Result, SpendFilter, Store, StoreError,
+    Table, Taken, UsageFilter, UsageRow,
 };
 use async_trait::async_trait;
 use filters::model::account::{Account, Kind};
@@ -300,6 +301,11 @@ impl<'a> Cells<'a> {
         Self { row, at: 0 }
     }
 
+    /// From a column on.
+    fn from(row: &'a Row<'a>, at: usize) -> Self {
+        Self { row, at }
+    }
+
     fn next<T: FromSql>(&mut self) -> Result<T> {
         let value = self.row.get(self.at).map_err(from_sqlite);
         self.at += 1;
@@ -475,12 +481,21 @@ impl Store for SqliteStore {
 
     async fn spend_logs(&self, filter: &SpendFilter) -> Result<Vec<Record>> {
         let filter = filter.clone();
-        self.read(move |c| ledger::spend_logs(c, &filter)).await
+        self.read(move |c| lists::spend_logs(c, &filter)).await
     }
 
     async fn count_records(&self, filter: &SpendFilter) -> Result<u64> {
         let filter = filter.clone();
-        self.read(move |c| ledger::count_records(c, &filter)).await
+        self.read(move |c| lists::count_records(c, &filter)).await
+    }
+
+    async fn count_up_to(&self, filter: &SpendFilter, most: u64) -> Result<u64> {
+        let filter = filter.clone();
+        self.read(move |c| lists::count_up_to(c, &filter, most)).await
+    }
+
+    async fn extent(&self) -> Result<Extent> {
+        self.read(lists::extent).await
     }
 
     async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>> {

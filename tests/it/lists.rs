@@ -1,0 +1,327 @@
+//! Lists of calls, on both stores: whatever they are narrowed by, in every order and by every way of paging they
+//! hold what a plain look at all rows finds.
+
+use crate::store::{DAY, both, record};
+use filters::model::key::KeyHash;
+use filters::model::record::{Record, Status};
+use jiff::Timestamp;
+use tollkeeper::store::{DailyRow, Page, SpendFilter, SpendOrder, Store, lists};
+
+const ORDERS: [SpendOrder; 4] = [
+    SpendOrder::Newest,
+    SpendOrder::Oldest,
+    SpendOrder::Dearest,
+    SpendOrder::Cheapest,
+];
+
+fn now() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+/// Numbers that look drawn, the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn throw(&mut self, sides: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+
+    fn of(&mut self, what: &str, sides: u64) -> String {
+        format!("{what}{}", self.throw(sides))
+    }
+}
+
+/// Calls of some two years: on days with a table of their own, on days beyond, before and between them.
+fn made(dice: &mut Dice, id: &str) -> Record {
+    let day = match dice.throw(4) {
+        0 => dice.throw(3),
+        1 => dice.throw(40),
+        2 => 380 + dice.throw(40),
+        _ => 700 + dice.throw(30) * 7,
+    };
+    let well = dice.throw(3) > 0;
+    Record {
+        started_micros: now() - day as i64 * DAY - dice.throw(5) as i64 * 3_600_000_000,
+        key_hash: (dice.throw(8) > 0).then(|| KeyHash::of(&dice.of("k", 3))),
+        key_alias: (dice.throw(3) > 0).then(|| dice.of("alias", 2)),
+        user_id: (dice.throw(4) > 0).then(|| dice.of("u", 3)),
+        team_id: (dice.throw(4) > 0).then(|| dice.of("t", 2)),
+        organization_id: (dice.throw(2) > 0).then(|| dice.of("o", 2)),
+        end_user: (dice.throw(2) > 0).then(|| dice.of("c", 3)),
+        model_group: dice.of("g", 3),
+        model: dice.of("m", 3),
+        tags: (0..dice.throw(3)).map(|_| dice.of("it's ", 3)).collect(),
+        status: match (well, dice.throw(3)) {
+            (true, _) => Status::Success,
+            (_, 0) => Status::Failure,
+            (_, 1) => Status::Cut,
+            _ => Status::Aborted,
+        },
+        http_status: if well {
+            200
+        } else {
+            [200, 404, 429, 500][dice.throw(4) as usize]
+        },
+        spend_nanos: dice.throw(6) as i64,
+        ..record(id)
+    }
+}
+
+fn asked(dice: &mut Dice) -> SpendFilter {
+    let mut some = |n: u64| dice.throw(n) == 0;
+    let which: Vec<bool> = (0..13).map(|_| some(6)).collect();
+    let start = now() - dice.throw(800) as i64 * DAY;
+    SpendFilter {
+        key_hash: which[0].then(|| KeyHash::of(&dice.of("k", 4))),
+        key_alias: which[1].then(|| dice.of("alias", 3)),
+        user_id: which[2].then(|| dice.of("u", 4)),
+        team_id: which[3].then(|| dice.of("t", 3)),
+        organization_id: which[4].then(|| dice.of("o", 3)),
+        end_user: which[5].then(|| dice.of("c", 4)),
+        model_group: which[6].then(|| dice.of("g", 4)),
+        model: which[7].then(|| dice.of("m", 4)),
+        tag: which[8].then(|| dice.of("it's ", 4)),
+        status: which[9].then_some([Status::Failure, Status::Cut, Status::Success][dice.throw(3) as usize]),
+        success: which[10].then_some(dice.throw(2) == 0),
+        http_status: which[11]
+            .then_some([(404, 404), (400, 499), (200, 299), (0, 999)][dice.throw(4) as usize]),
+        min_spend_nanos: which[12].then_some(dice.throw(7) as i64),
+        start_micros: (dice.throw(4) == 0).then_some(start),
+        end_micros: (dice.throw(4) == 0).then_some(start + dice.throw(400) as i64 * DAY),
+        order: ORDERS[dice.throw(4) as usize],
+        ..SpendFilter::default()
+    }
+}
+
+fn fits(f: &SpendFilter, r: &Record) -> bool {
+    fn is(asked: &Option<String>, has: &Option<String>) -> bool {
+        asked.is_none() || asked == has
+    }
+    f.key_hash.is_none_or(|k| r.key_hash == Some(k))
+        && is(&f.key_alias, &r.key_alias)
+        && is(&f.user_id, &r.user_id)
+        && is(&f.team_id, &r.team_id)
+        && is(&f.organization_id, &r.organization_id)
+        && is(&f.end_user, &r.end_user)
+        && f.model_group.as_ref().is_none_or(|g| *g == r.model_group)
+        && f.model
+            .as_ref()
+            .is_none_or(|m| *m == r.model_group || *m == r.model)
+        && f.tag.as_ref().is_none_or(|t| r.tags.contains(t))
+        && f.status.is_none_or(|s| s == r.status)
+        && f.success.is_none_or(|s| s == (r.status == Status::Success))
+        && f.http_status
+            .is_none_or(|(a, b)| (a..=b).contains(&r.http_status))
+        && f.min_spend_nanos.is_none_or(|n| r.spend_nanos >= n)
+        && f.start_micros.is_none_or(|t| r.started_micros >= t)
+        && f.end_micros.is_none_or(|t| r.started_micros < t)
+}
+
+fn sorted<'a>(f: &SpendFilter, rows: &'a [Record]) -> Vec<&'a Record> {
+    let mut found: Vec<&Record> = rows.iter().filter(|r| fits(f, r)).collect();
+    found.sort_by_key(|r| match f.order {
+        SpendOrder::Newest | SpendOrder::Oldest => (r.started_micros, &r.request_id),
+        SpendOrder::Dearest | SpendOrder::Cheapest => (r.spend_nanos, &r.request_id),
+    });
+    if matches!(f.order, SpendOrder::Newest | SpendOrder::Dearest) {
+        found.reverse();
+    }
+    found
+}
+
+/// Asks many questions in many ways and looks at the rows for the answer.
+async fn agrees(s: &dyn Store, dice: &mut Dice, rows: &[Record], questions: usize) {
+    for _ in 0..questions {
+        let f = asked(dice);
+        let plain = sorted(&f, rows);
+        let limit = 1 + dice.throw(20) as u32;
+        let offset = dice.throw(plain.len() as u64 + 2);
+        let by_number = SpendFilter {
+            page: Page { limit, offset },
+            ..f.clone()
+        };
+        let found = s.spend_logs(&by_number).await.unwrap();
+        let ids: Vec<&str> = found.iter().map(|r| r.request_id.as_str()).collect();
+        let expected: Vec<&str> = plain
+            .iter()
+            .skip(offset as usize)
+            .take(limit as usize)
+            .map(|r| r.request_id.as_str())
+            .collect();
+        assert_eq!(ids, expected, "{} {by_number:?}", s.kind());
+        for row in &found {
+            assert_eq!(rows.iter().find(|r| r.request_id == row.request_id), Some(row));
+        }
+        let mut after = None;
+        let mut walked = Vec::new();
+        loop {
+            let page = Page {
+                limit: limit + 10,
+                offset: 0,
+            };
+            let part = SpendFilter {
+                after,
+                page,
+                ..f.clone()
+            };
+            let part = s.spend_logs(&part).await.unwrap();
+            let Some(last) = part.last() else { break };
+            let value = match f.order {
+                SpendOrder::Newest | SpendOrder::Oldest => last.started_micros,
+                SpendOrder::Dearest | SpendOrder::Cheapest => last.spend_nanos,
+            };
+            after = Some((value, last.request_id.clone()));
+            walked.extend(part.into_iter().map(|r| r.request_id));
+        }
+        let expected: Vec<&str> = plain.iter().map(|r| r.request_id.as_str()).collect();
+        assert_eq!(walked, expected, "{} {f:?}", s.kind());
+        let all = plain.len() as u64;
+        assert_eq!(s.count_records(&f).await.unwrap(), all, "{f:?}");
+        assert_eq!(
+            lists::count(s, &f).await.unwrap(),
+            (all, true),
+            "{} {f:?}",
+            s.kind()
+        );
+        let most = dice.throw(30);
+        assert_eq!(s.count_up_to(&f, most).await.unwrap(), all.min(most), "{f:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_list_holds_what_a_plain_look_finds() {
+    both(async |s| {
+        let mut dice = Dice(7);
+        let mut rows: Vec<Record> = (0..400).map(|n| made(&mut dice, &format!("r{n:03}"))).collect();
+        for part in rows.chunks(70) {
+            s.append(part).await.unwrap();
+        }
+        agrees(&*s, &mut dice, &rows, 60).await;
+        let others: Vec<Record> = (0..80).map(|n| made(&mut dice, &format!("old{n:03}"))).collect();
+        assert_eq!(s.import_records(&others, false).await.unwrap(), 80);
+        rows.extend(others);
+        agrees(&*s, &mut dice, &rows, 40).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_call_is_found_by_its_id_wherever_it_lies() {
+    both(async |s| {
+        let made = |days: i64, id: String| Record {
+            started_micros: now() - days * DAY,
+            ..record(&id)
+        };
+        let here = uuid::Uuid::now_v7().to_string();
+        // An id of now, of a call that began long ago.
+        let strange = uuid::Uuid::now_v7().to_string();
+        let rows = [
+            made(0, here.clone()),
+            made(200, strange.clone()),
+            made(900, "mine".into()),
+        ];
+        s.append(&rows).await.unwrap();
+        for (id, found) in [
+            (here, 1),
+            (strange, 1),
+            ("mine".into(), 1),
+            ("nobody's".into(), 0),
+        ] {
+            let f = SpendFilter {
+                request_id: Some(id.clone()),
+                ..SpendFilter::default()
+            };
+            let ids: Vec<String> = s
+                .spend_logs(&f)
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|r| r.request_id)
+                .collect();
+            assert_eq!(ids, vec![id; found], "{}", s.kind());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_search_looks_at_some_calls_and_says_where_to_go_on() {
+    both(async |s| {
+        let rows: Vec<Record> = (0..30)
+            .map(|n: i64| Record {
+                started_micros: now() - n * DAY,
+                ..record(&format!(
+                    "call {n:02} {}",
+                    if n % 10 == 7 { "needle" } else { "hay" }
+                ))
+            })
+            .collect();
+        s.append(&rows).await.unwrap();
+        let day = |n: i64| {
+            (Timestamp::from_microsecond(now() - n * DAY).unwrap())
+                .to_zoned(jiff::tz::TimeZone::UTC)
+                .date()
+        };
+        // As many calls on each day as one search looks at in three.
+        let busy: Vec<DailyRow> = (0..30)
+            .map(|n| DailyRow {
+                day: day(n),
+                key_hash: None,
+                model_group: "g".into(),
+                user_id: String::new(),
+                team_id: String::new(),
+                organization_id: String::new(),
+                provider: String::new(),
+                requests: 20_000,
+                successes: 20_000,
+                failures: 0,
+                prompt_tokens: 0,
+                completion_tokens: 0,
+                cached_tokens: 0,
+                cache_creation_tokens: 0,
+                spend_nanos: 0,
+            })
+            .collect();
+        s.import_daily(&busy, false).await.unwrap();
+        for order in [SpendOrder::Newest, SpendOrder::Oldest] {
+            let mut seen = Vec::new();
+            let mut after = None;
+            let mut answers = 0;
+            loop {
+                let f = SpendFilter {
+                    request_id_part: Some("needle".into()),
+                    order,
+                    after,
+                    ..SpendFilter::default()
+                };
+                let (found, on) = lists::search(&*s, &f).await.unwrap();
+                assert!(found.len() <= 1, "three days hold one at most");
+                seen.extend(found.into_iter().map(|r| r.request_id));
+                answers += 1;
+                match on {
+                    Some(on) => after = Some(on),
+                    None => break,
+                }
+            }
+            let mut expected = vec!["call 07 needle", "call 17 needle", "call 27 needle"];
+            if order == SpendOrder::Oldest {
+                expected.reverse();
+            }
+            assert_eq!(seen, expected, "{}", s.kind());
+            assert!((8..=30).contains(&answers), "{answers}");
+        }
+        // A page that is full ends the search, whatever is left to look at.
+        let f = SpendFilter {
+            request_id_part: Some("hay".into()),
+            page: Page { limit: 2, offset: 0 },
+            ..SpendFilter::default()
+        };
+        let (found, on) = lists::search(&*s, &f).await.unwrap();
+        assert_eq!((found.len(), on), (2, None));
+    })
+    .await;
+}
