@@ -31,13 +31,13 @@ const FIRST_REQUEST: u64 = 60;
 /// Serves a connection. `Some` = its next request has to be read, by Pingora's loop; `None` = it is over.
 pub(super) async fn serve(
     gateway: &Gateway,
-    guarded: Guarded,
+    guarded: Box<Guarded>,
     mut leaving: watch::Receiver<bool>,
     shutdown: &ShutdownWatch,
-) -> Option<Guarded> {
+) -> Option<Box<Guarded>> {
     let pulse = guarded.pulse();
     let mut leaves = pin!(leaving.wait_for(|leaves| *leaves));
-    let mut stream: Stream = Box::new(guarded);
+    let mut stream: Stream = guarded;
     let mut settings = None;
     loop {
         let mut session = Session::new_h1(stream);
@@ -77,7 +77,7 @@ pub(super) async fn serve(
             let mut guarded = unwrapped(stream_of(session)?)?;
             let read = guarded.take_head();
             guarded.rewind(read);
-            return Some(*guarded);
+            return Some(guarded);
         }
         let mut ctx = Some(state);
         // Boxed: a connection that waits for its next request should not hold room for it.
@@ -149,10 +149,10 @@ async fn write(stream: &mut Stream, state: &State, parting: Parting) -> io::Resu
 }
 
 /// The next request of the connection, which has come already, is Pingora's to read.
-fn put_back(stream: Stream, read: Vec<u8>) -> Option<Guarded> {
+fn put_back(stream: Stream, read: Vec<u8>) -> Option<Box<Guarded>> {
     let mut guarded = unwrapped(stream)?;
     guarded.rewind(read);
-    Some(*guarded)
+    Some(guarded)
 }
 
 /// The connection that a session of HTTP/1 is on.
