@@ -3,6 +3,7 @@
 use super::paths;
 use filters::contract::Cx;
 use filters::model::deployment::Base;
+use filters::wire::splice::Rope;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request, response};
 use pingora::prelude::*;
 use pingora::protocols::http::date;
@@ -100,6 +101,36 @@ pub fn upstream_request(
         .insert(header::CONTENT_LENGTH, content_length.into());
     Ok(Box::new(parts.into()))
 }
+
+/// The same as it goes over the wire to an HTTP/1 upstream, with the body.
+pub fn upstream_wire(authority: &str, path: &str, headers: &HeaderMap, body: &Rope) -> Result<Vec<u8>> {
+    let is_word = |text: &str| !text.is_empty() && text.bytes().all(|b| b > b' ' && b != 127);
+    if !is_word(path) || !is_word(authority) {
+        return Err(Error::explain(
+            ErrorType::InvalidHTTPHeader,
+            "the request line cannot be written",
+        ));
+    }
+    let mut wire = Vec::with_capacity(ROOM_FOR_REQUEST + body.len());
+    wire.extend_from_slice(b"POST ");
+    wire.extend_from_slice(path.as_bytes());
+    wire.extend_from_slice(b" HTTP/1.1\r\n");
+    if !headers.contains_key(header::HOST) {
+        field(&mut wire, &header::HOST, authority.as_bytes());
+    }
+    for (name, value) in headers.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH) {
+        field(&mut wire, name, value.as_bytes());
+    }
+    write!(wire, "content-length: {}\r\n\r\n", body.len())
+        .or_err(ErrorType::InternalError, "writing to memory")?;
+    body.pieces()
+        .iter()
+        .for_each(|piece| wire.extend_from_slice(piece));
+    Ok(wire)
+}
+
+/// Bytes of a request's head that most do not need.
+const ROOM_FOR_REQUEST: usize = 1 << 10;
 
 /// What of an upstream's head goes on to the client.
 pub fn from_upstream(upstream: &ResponseHeader) -> response::Parts {

@@ -14,6 +14,7 @@ pub mod call;
 pub mod client;
 pub mod door;
 pub mod drain;
+mod exchange;
 mod front;
 pub mod head;
 pub mod lanes;
