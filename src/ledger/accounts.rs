@@ -64,9 +64,23 @@ impl Accounts {
         self.change(&Charge::of(record), record.spend_nanos, -1);
     }
 
+    /// A batch's: its neighbours mostly are of one caller, and are taken away together.
+    pub fn remove_all(&self, records: &[Record]) {
+        for alike in records.chunk_by(|a, b| Charge::of(a) == Charge::of(b)) {
+            let spent = |r: &Record| i128::from(r.spend_nanos.max(0));
+            if let Some(first) = alike.first() {
+                self.add_up(&Charge::of(first), -alike.iter().map(spent).sum::<i128>());
+            }
+        }
+    }
+
     fn change(&self, charge: &Charge<'_>, nanos: i64, sign: i128) {
         // Spend never falls: a negative one is nothing here, and refused by the store.
-        if nanos <= 0 {
+        self.add_up(charge, i128::from(nanos.max(0)) * sign);
+    }
+
+    fn add_up(&self, charge: &Charge<'_>, change: i128) {
+        if change == 0 {
             return;
         }
         thread_local! {
@@ -74,7 +88,6 @@ impl Accounts {
         }
         NAME.with_borrow_mut(|name| {
             write_name(charge, name);
-            let change = i128::from(nanos) * sign;
             let settled = match self.0.get_mut(name.as_slice()) {
                 Some(mut sum) => {
                     *sum += change;

@@ -332,6 +332,11 @@ fn varint(out: &mut Vec<u8>, mut n: u64) {
     out.push(n as u8);
 }
 
+/// Two varints of one byte each, as most fields begin.
+fn short(key: u64, n: u64) -> Option<[u8; 2]> {
+    (key | n < 0x80).then_some([key as u8, n as u8])
+}
+
 fn key(out: &mut Vec<u8>, number: u64, shape: u64) {
     varint(out, number << 2 | shape);
 }
@@ -346,7 +351,9 @@ fn unzigzag(n: u64) -> i64 {
 }
 
 fn count(out: &mut Vec<u8>, number: u64, n: u64) {
-    if n != 0 {
+    if let Some(short) = short(number << 2 | NUMBER, n).filter(|_| n != 0) {
+        out.extend_from_slice(&short);
+    } else if n != 0 {
         key(out, number, NUMBER);
         varint(out, n);
     }
@@ -361,8 +368,13 @@ fn flag(out: &mut Vec<u8>, number: u64, on: bool) {
 }
 
 fn bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
-    key(out, number, BYTES);
-    varint(out, bytes.len() as u64);
+    let len = bytes.len() as u64;
+    if let Some(short) = short(number << 2 | BYTES, len) {
+        out.extend_from_slice(&short);
+    } else {
+        key(out, number, BYTES);
+        varint(out, len);
+    }
     out.extend_from_slice(bytes);
 }
 
@@ -432,6 +444,11 @@ impl<'a> Fields<'a> {
     }
 
     fn varint(&mut self) -> Result<u64, Unreadable> {
+        // Most are short.
+        if let Some((byte @ ..0x80, rest)) = self.0.split_first() {
+            self.0 = rest;
+            return Ok(u64::from(*byte));
+        }
         let mut n = 0u64;
         for shift in (0..64).step_by(7) {
             let (byte, rest) = self.0.split_first().ok_or(Unreadable::Short)?;

@@ -90,6 +90,8 @@ impl Reader {
     fn read_disk(&mut self, spool: &Spool, max: usize, batch: &mut Batch) -> io::Result<()> {
         let mut at = self.at;
         let mut size = WINDOW;
+        let waiting = usize::try_from(spool.waiting().records).unwrap_or(max);
+        batch.records.reserve(waiting.min(max));
         while batch.records.len() < max {
             let committed = spool.committed(at.seq);
             if self.file.as_ref().is_none_or(|(seq, _)| *seq != at.seq) {

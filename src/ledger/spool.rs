@@ -209,7 +209,8 @@ impl Spool {
         inner.waiting.bytes += frame.len() as u64;
         let waiting = inner.waiting.records;
         drop(inner);
-        if !self.sync.dirty.swap(true, SeqCst) {
+        // Read first: a flag that every thread writes travels between their processors.
+        if !self.sync.dirty.load(SeqCst) && !self.sync.dirty.swap(true, SeqCst) {
             self.syncer.unpark();
         }
         Ok(waiting)

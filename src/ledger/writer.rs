@@ -117,9 +117,7 @@ async fn land(shared: &Shared, records: &[Record]) -> bool {
 }
 
 fn settle(shared: &Shared, part: &[Record]) {
-    for record in part {
-        shared.accounts.remove(record);
-    }
+    shared.accounts.remove_all(part);
 }
 
 async fn bury(shared: &Shared, record: &Record, reason: &str) -> bool {
