@@ -3,7 +3,7 @@
 CONFIG ?=
 ARGS ?=
 
-.PHONY: run build test check check-edge unit clients bench soak deb image clean
+.PHONY: run build test check check-edge unit clients bench bench-lists soak deb image clean
 
 run: build
 	@exec target/release/tollkeeper $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
@@ -40,6 +40,11 @@ check-edge:
 bench:
 	@scripts/setup.sh build
 	@scripts/bench.sh
+
+# How quickly lists and a year's usage of a million calls are told. ARGS='sqlite-file' or 'postgres://…', empty ones.
+bench-lists:
+	@scripts/setup.sh build
+	@cargo run --locked --profile dist --example ledger_rows -- $(ARGS)
 
 # Everything around the gateway breaks, and the gateway too; five minutes. ARGS=calls|budgets|delete|import|short.
 soak:

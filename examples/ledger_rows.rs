@@ -3,7 +3,7 @@
 //! 50 ms, a year of usage in 300 ms).
 //!
 //! `cargo run --profile dist --example ledger_rows -- postgres://…/scratch [rows]`, or a file for SQLite. The
-//! store should be empty; one that has rows already is measured as it is. `make bench-lists` does both.
+//! store should be empty; one that has rows already is measured as it is. `make bench-lists ARGS=…` is the same.
 
 #![allow(clippy::unwrap_used)]
 
@@ -92,7 +92,8 @@ async fn fill_postgres(url: &str, rows: u64) {
     let insert = ROWS
         .replace("DAY,", "(started AT TIME ZONE 'UTC')::date,")
         // Like ours: the time comes first.
-        .replace("ID,", "lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || md5(n::text),")
+        .replace("ID,", "regexp_replace(lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || '7' || \
+             md5(n::text), '^(.{8})(.{4})(.{4}).(.{3})(.{12}).*', '\\1-\\2-\\3-8\\4-\\5'),")
         .replace("KEY,", "sha256(k::text::bytea),")
         .replace(
             "TAGS",
@@ -125,7 +126,8 @@ fn fill_sqlite(path: &std::path::Path, rows: u64) {
         .replace("DAY,", "started / 86400000000,")
         .replace(
             "ID,",
-            "printf('%012x%08x-%d', started / 1000, (n * 2654435761) & 4294967295, n),",
+            "printf('%08x-%04x-7%03x-8%03x-%012x', started / 65536000, started / 1000 & 65535, n & 4095, n >> 12 & 4095, \
+             (n * 2654435761) & 281474976710655),",
         )
         .replace("KEY,", "(SELECT hash FROM hashes h WHERE h.k = s.k),")
         .replace(

@@ -6,7 +6,7 @@ CREATE INDEX tk_ledger_alias ON tk_ledger (key_alias, started) WHERE key_alias I
 CREATE INDEX tk_ledger_group ON tk_ledger (model_group, started);
 CREATE INDEX tk_ledger_model ON tk_ledger (model, started);
 -- Those that did not go well: few, and looked for most.
-CREATE INDEX tk_ledger_unwell ON tk_ledger (http_status, started)
+CREATE INDEX tk_ledger_unwell ON tk_ledger (status, http_status, started)
     WHERE status <> 'success' OR http_status NOT BETWEEN 200 AND 299;
 
 -- The tables in which the days from `first` to `last` may lie, or all of `days` (null = open), in order;

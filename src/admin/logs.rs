@@ -238,15 +238,21 @@ async fn pages(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> R
         after: None,
         ..asked.filter.clone()
     };
-    let (records, next) = page(&desk, asked.filter, slice).await?;
-    let more = next.is_some();
-    let (total, exact) = match whole.request_id_part {
-        Some(_) => {
-            let seen = slice.offset + records.len() as u64 + u64::from(more);
-            (seen, !more && params.text("after")?.is_none())
+    // A search counts what it sees.
+    let searches = whole.request_id_part.is_some();
+    let counted = async {
+        match searches {
+            true => Ok((0, false)),
+            false => lists::count(&*desk.store, &whole).await,
         }
-        None => lists::count(&*desk.store, &whole).await?,
     };
+    let (listed, counted) = tokio::join!(page(&desk, asked.filter, slice), counted);
+    let ((records, next), (mut total, mut exact)) = (listed?, counted?);
+    let more = next.is_some();
+    if searches {
+        total = slice.offset + records.len() as u64 + u64::from(more);
+        exact = !more && params.text("after")?.is_none();
+    }
     let rows: Vec<Row<'_>> = records.iter().map(Row::of).collect();
     Ok(Json(json!({
         "data": rows,

@@ -7,29 +7,61 @@ use crate::store::ask;
 use crate::store::filter::{Arg, Clause, Dialect};
 use crate::store::rows::{self, LEDGER_COLUMNS, moment, uncount};
 use crate::store::{Extent, Result, SpendFilter, SpendOrder};
-use filters::model::record::Record;
+use filters::model::record::{Record, Status};
 use rusqlite::Connection;
 
 /// So many rows are fetched and put in order within the time that a list may take.
 const FEW: u64 = 10_000;
 
 pub fn spend_logs(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
+    if !may_be(c, filter)? {
+        return Ok(Vec::new());
+    }
     let in_time = matches!(filter.order, SpendOrder::Newest | SpendOrder::Oldest);
+    let few = || -> Result<bool> { Ok(count_up_to(c, filter, FEW)? < FEW) };
     if let Some(tag) = &filter.tag
-        && (in_time || count_up_to(c, filter, FEW)? < FEW)
+        && (in_time || few()?)
         && !has_imported(c)?
     {
         return tagged(c, filter, tag);
     }
-    // By what it costs: of few rows each is fetched. Of many, those that cost most are soon among the ones that
+    let mut order = ask::spend_order(filter.order).to_owned();
+    let mut clause = ask::spend(filter, Dialect::Sqlite);
+    // Of few rows each is fetched and put in order. Of many, those that come first are soon among the ones that
     // are gone through in that order.
-    let clause = match !in_time && narrows(filter) && count_up_to(c, filter, FEW)? >= FEW {
-        true => ask::spend_unindexed(filter),
-        false => ask::spend(filter, Dialect::Sqlite),
-    };
-    let clause = clause.page(ask::spend_order(filter.order), filter.page);
+    let priced = filter.min_spend_nanos.is_some() || filter.max_spend_nanos.is_some();
+    if !in_time && narrows(filter) && !few()? {
+        clause = ask::spend_unindexed(filter);
+    } else if in_time && priced && few()? {
+        order.insert(0, '+');
+    }
+    let clause = clause.page(&order, filter.page);
     let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger_all{}", clause.sql);
     filtered(c, &sql, &clause.args, record)
+}
+
+/// Whether the sums know of any such row, where the filter names several things that they are kept by: an index
+/// has only one of them.
+fn may_be(c: &Connection, f: &SpendFilter) -> Result<bool> {
+    let unwell = f.success == Some(false) || f.status.is_some_and(|s| s != Status::Success);
+    let named = [
+        f.key_hash.is_some(),
+        f.user_id.is_some(),
+        f.team_id.is_some(),
+        f.organization_id.is_some(),
+        f.model_group.is_some(),
+        unwell,
+    ];
+    if named.iter().filter(|named| **named).count() < 2 || has_imported(c)? {
+        return Ok(true);
+    }
+    for clause in ask::days_of(f, Dialect::Sqlite) {
+        let sql = format!("{} LIMIT 1", clause.sql);
+        if filtered(c, &sql, &clause.args, |_| Ok(()))?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether there may be an index of something that rows are equal to.
@@ -90,6 +122,9 @@ pub fn count_records(c: &Connection, filter: &SpendFilter) -> Result<u64> {
 
 /// No more than `most`.
 pub fn count_up_to(c: &Connection, filter: &SpendFilter, most: u64) -> Result<u64> {
+    if !may_be(c, filter)? {
+        return Ok(0);
+    }
     let most = rows::count(most);
     if let Some(tag) = &filter.tag
         && !has_imported(c)?

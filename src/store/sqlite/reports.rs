@@ -84,13 +84,20 @@ fn few(filter: &UsageFilter) -> bool {
     let of_few = |group: &Group| {
         matches!(
             group,
-            Group::ModelGroup | Group::User | Group::Team | Group::Organization | Group::Provider
+            Group::ModelGroup
+                | Group::User
+                | Group::Team
+                | Group::Organization
+                | Group::Provider
+                | Group::EndUser
+                | Group::Tag
         )
     };
     !filter.by.is_empty() && filter.by.len() <= NAMES && filter.by.iter().all(of_few)
 }
 
-const NAMES: usize = 5;
+/// Most groups of that kind.
+const NAMES: usize = 7;
 
 pub fn usage(c: &Connection, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
     if few(filter) {
@@ -188,6 +195,8 @@ fn added_up(c: &Connection, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
                 r.team_id.clone(),
                 r.organization_id.clone(),
                 r.provider.clone(),
+                r.end_user.clone(),
+                r.tag.clone(),
             ]
         };
         let spend = match filter.order {
