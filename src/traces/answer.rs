@@ -4,13 +4,11 @@
 use super::story;
 use filters::model::call::Endpoint;
 use filters::model::trace::Output;
-use filters::wire::peek;
 use filters::wire::sse::{self, Splitter};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
-use std::ops::Range;
 
 /// Answers to one call, and tools called in one, that are put together at most.
 const MOST: usize = 128;
@@ -63,22 +61,9 @@ struct Heard {
     text: String,
 }
 
-/// The message of an answer that has one, which is nearly every one: without reading what is in it.
-fn only_message(bytes: &[u8]) -> Option<&str> {
-    let choices = peek::scan(bytes, &["choices"], peek::DEFAULT_DEPTH).ok()?;
-    let Range { start, end } = choices.get("choices")?.value.clone();
-    // Within the brackets stands one object, or what is none.
-    let only = peek::scan_at(bytes, start + 1..end - 1, &["message"], peek::DEFAULT_DEPTH).ok()?;
-    let message = bytes.get(only.get("message")?.value.clone())?;
-    std::str::from_utf8(message).ok()
-}
-
 fn whole(endpoint: Endpoint, bytes: &[u8]) -> Option<Cow<'_, str>> {
     match endpoint {
         Endpoint::Chat => {
-            if let Some(message) = only_message(bytes) {
-                return Some(Cow::Borrowed(message));
-            }
             let chat: Chat = serde_json::from_slice(bytes).ok()?;
             match chat.choices.as_slice() {
                 [] => None,

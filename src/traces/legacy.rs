@@ -154,7 +154,8 @@ fn body<const N: usize>(fields: [(&str, Value); N]) -> Value {
 }
 
 fn event(out: &mut Vec<u8>, at: &str, kind: &str, of: SpanId, body: Value) {
-    if !out.is_empty() {
+    // Behind another event. What else stands there is the batch's.
+    if out.last() == Some(&b'}') {
         out.push(b',');
     }
     // Sent again, it has the same id, and the server knows it.
@@ -210,8 +211,11 @@ fn metadata(flavour: &Flavour, story: &Story<'_>, deployment: &str, provider: &s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traces::batch::{Batch, Sender};
     use crate::traces::sample;
+    use crate::traces::send::Format;
     use filters::model::trace::Capture;
+    use std::sync::Arc;
 
     #[test]
     fn a_call_is_a_trace_and_its_generations() {
@@ -254,5 +258,16 @@ mod tests {
         );
         assert_eq!(good["traceId"], t["id"]);
         assert!(good["completionStartTime"].is_string());
+
+        let sender = Sender {
+            resource: Vec::new(),
+            compress: false,
+        };
+        let mut batch = Batch::new(Format::Legacy, &sender, &Arc::default(), 0);
+        let story = Story::of(&trace, Capture::Full, 1000);
+        (0..2).for_each(|_| batch.add(|out| write(&flavour, &story, out)));
+        let (parcel, calls) = batch.pack(&sender, false);
+        let read: Value = serde_json::from_slice(&parcel.bytes).unwrap();
+        assert_eq!((calls, read["batch"].as_array().unwrap().len()), (2, 6));
     }
 }
