@@ -50,6 +50,7 @@ impl Gateway {
         mut ready: Box<Ready>,
     ) -> Result<(), End> {
         state.cx.flowing = Some(Instant::now());
+        state.let_go_of_body();
         let mut head = std::mem::replace(&mut ready.head, http::Response::new(()).into_parts().0);
         lane.chain.response_filter(&mut state.cx, &mut head)?;
         let status = head.status.as_u16();

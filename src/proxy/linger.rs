@@ -88,9 +88,16 @@ pub struct Proxied {
     pub options: HttpServerOptions,
 }
 
-struct Connection<'a>(&'a GoodBye);
+struct Connection(Arc<GoodBye>);
 
-impl Drop for Connection<'_> {
+impl Connection {
+    fn of(good_bye: &Arc<GoodBye>) -> Self {
+        good_bye.open.fetch_add(1, SeqCst);
+        Self(Arc::clone(good_bye))
+    }
+}
+
+impl Drop for Connection {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, SeqCst);
     }
@@ -99,9 +106,14 @@ impl Drop for Connection<'_> {
 #[async_trait]
 impl ServerApp for Lingering {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        self.good_bye.open.fetch_add(1, SeqCst);
-        let _connection = Connection(&self.good_bye);
-        self.inner.process_new(stream, shutdown).await
+        let connection = Connection::of(&self.good_bye);
+        let (door, shutdown) = (Arc::clone(&self.inner), shutdown.clone());
+        // Pingora's task has room for a TLS handshake of its own, 10 KB that a connection would keep.
+        tokio::spawn(async move {
+            let _connection = connection;
+            door.serve(stream, &shutdown).await;
+        });
+        None
     }
 
     async fn cleanup(&self) {
@@ -142,18 +154,18 @@ mod tests {
 
     #[test]
     fn whoever_is_idle_is_waited_for_as_long_as_there_is_time() {
-        let bye = GoodBye::default();
+        let bye = Arc::new(GoodBye::default());
         assert!(
             !bye.is_over(Duration::from_millis(299)),
             "a request may be on its way"
         );
         assert!(bye.is_over(LINGER));
-        bye.open.fetch_add(1, SeqCst);
+        let connection = Connection::of(&bye);
         assert!(bye.is_over(LINGER), "after SIGTERM nobody waits for the idle");
         bye.take_time(Duration::from_secs(60));
         assert!(!bye.is_over(Duration::from_secs(59)));
         assert!(bye.is_over(Duration::from_secs(60)));
-        drop(Connection(&bye));
+        drop(connection);
         assert_eq!(bye.connections(), 0);
         assert!(!bye.is_over(Duration::from_millis(1999)));
         assert!(bye.is_over(HANDSHAKES));

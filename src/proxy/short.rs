@@ -31,14 +31,14 @@ const AT_ONCE: usize = 16 << 10;
 /// Serves a connection. `Some` = its next request has to be read, by Pingora's loop; `None` = it is over.
 pub(super) async fn serve(
     gateway: &Gateway,
-    guarded: Guarded,
+    guarded: Box<Guarded>,
     mut leaving: watch::Receiver<bool>,
     shutdown: &ShutdownWatch,
-) -> Option<Guarded> {
+) -> Option<Box<Guarded>> {
     let pulse = guarded.pulse();
     let mut leaves = pin!(leaving.wait_for(|leaves| *leaves));
     let mut alarms = Alarms::default();
-    let mut stream: Stream = Box::new(guarded);
+    let mut stream: Stream = guarded;
     loop {
         let mut session = Session::new_h1(stream);
         // For ever: the door knows how long a head, and the next request, may take.
@@ -72,7 +72,7 @@ pub(super) async fn serve(
             let mut guarded = unwrapped(stream_of(session)?)?;
             let read = guarded.take_head();
             guarded.rewind(read);
-            return Some(*guarded);
+            return Some(guarded);
         }
         state.is_short = true;
         state.alarms = std::mem::take(&mut alarms);
@@ -112,7 +112,7 @@ pub(super) async fn serve(
             // The next request has come already, and more may come while it waits.
             let mut guarded = unwrapped(stream)?;
             guarded.rewind(further.into());
-            return Some(*guarded);
+            return Some(guarded);
         }
         pulse.is_idle_for(idle?);
     }

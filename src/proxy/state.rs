@@ -13,7 +13,7 @@ use crate::tls::ServerName;
 use bytes::Bytes;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
-use filters::contract::{Cx, Outcome, Refusal};
+use filters::contract::{Call, Cx, Outcome, Refusal};
 use filters::model::record::Status;
 use http::{HeaderMap, header};
 use pingora_error::{Error, ErrorSource};
@@ -160,6 +160,14 @@ impl State {
     /// Somebody else reads the request again: here it leaves no trace.
     pub fn dismiss(mut self: Box<Self>) {
         self.finished = true;
+    }
+
+    /// The answer flows, so nobody will be sent the call's body again: its memory and its room are for
+    /// others, unless the body is to be told to those who watch.
+    pub fn let_go_of_body(&mut self) {
+        if self.cx.traced.is_none() && self.cx.call.as_mut().is_some_and(Call::let_go_of_body) {
+            self.room = None;
+        }
     }
 
     /// Whether the end has been noted already.

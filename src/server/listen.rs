@@ -11,7 +11,7 @@ use crate::tls::redirect::Redirect;
 use crate::upgrade::new::Inherited;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::{L4BufferSettings, ListenerConfig, PreTlsCallback};
+use pingora::listeners::{ListenerConfig, PreTlsCallback};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service as Serving;
@@ -22,13 +22,6 @@ use std::os::fd::{AsFd, IntoRawFd};
 use std::sync::Arc;
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
-
-/// Of each client connection. A head with all its limits goes out in one packet with the body of a usual
-/// answer, for which Pingora's 1460 bytes are too few.
-const SOCKET_BUFFERS: L4BufferSettings = L4BufferSettings {
-    read: None,
-    write: Some(8 << 10),
-};
 
 /// The sockets of the listeners, each once: inherited, or bound here. Those that are bound here refuse
 /// connections until Pingora opens them.
@@ -169,7 +162,13 @@ pub(super) fn services(
         if sockets.is_empty() {
             continue;
         }
-        let addresses: Vec<String> = entrances.iter().map(|e| e.address.to_string()).collect();
+        let doorsteps: Vec<_> = entrances
+            .iter()
+            .map(|e| {
+                let buffers = door::socket_buffers(e.tls.is_some(), e.proxy_protocol);
+                ListenerConfig::tcp(e.address.to_string()).l4_buffer(buffers)
+            })
+            .collect();
         let proxy = Arc::clone(&proxy);
         let door = Door {
             app: Arc::new(Paced::new(Proxied {
@@ -188,9 +187,9 @@ pub(super) fn services(
             good_bye: Arc::clone(doors.good_bye),
         };
         let mut service = Service::new(name.to_string(), app);
-        for address in addresses {
+        for doorstep in doorsteps {
             // TLS is spoken behind the door, where connections are counted and have deadlines.
-            service.add_listener(ListenerConfig::tcp(address).l4_buffer(SOCKET_BUFFERS));
+            service.add_listener(doorstep);
         }
         services.push(Opening {
             service,

@@ -8,6 +8,7 @@ use super::super::alarm::Alarm;
 use super::caps::{Caps, Ended};
 use super::frames::Frames;
 use super::framing::RequestLine;
+use super::outbox::Outbox;
 use async_trait::async_trait;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -22,13 +23,19 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 /// The first bytes of HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The first read of a connection. Takes a usual request whole.
+const FIRST: usize = 4 << 10;
+/// The most that one read takes. Pingora reads bodies into a buffer of 64 KiB and keeps it for as long as the
+/// answer flows; what is never written to in there takes no memory.
+const PIECE: usize = 16 << 10;
 
 /// Between two requests: the next byte begins a head.
 const AWAITED: u64 = u64::MAX;
@@ -139,6 +146,7 @@ pub struct Guarded {
     caps: Arc<Caps>,
     frames: Frames,
     line: RequestLine,
+    out: Outbox,
     /// Bytes that were read before their turn, how many of them have been read since, and how many have been
     /// looked at.
     peeked: Vec<u8>,
@@ -175,6 +183,7 @@ impl Guarded {
             caps,
             frames: Frames::new(),
             line: RequestLine::default(),
+            out: Outbox::default(),
             peeked: Vec::new(),
             taken: 0,
             seen: 0,
@@ -296,6 +305,23 @@ impl Guarded {
         }
     }
 
+    /// Writes by way of the outbox. A client that takes anything at all is no slow reader.
+    fn put<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut Outbox, &mut Stream, &mut Context<'_>, &mut bool) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Some(over) = self.is_over() {
+            return Poll::Ready(Err(over));
+        }
+        let mut progress = false;
+        let done = write(&mut self.out, &mut self.io, cx, &mut progress);
+        if progress {
+            self.stuck = None;
+        }
+        self.written(done, cx)
+    }
+
     fn is_over(&self) -> Option<io::Error> {
         self.ended
             .map(|why| io::Error::new(io::ErrorKind::ConnectionAborted, why.as_str()))
@@ -325,7 +351,11 @@ impl AsyncRead for Guarded {
             }
             return Poll::Ready(this.look_at(buf.filled().get(unseen..).unwrap_or_default()));
         }
-        match Pin::new(&mut this.io).poll_read(cx, buf) {
+        let read = match buf.remaining() > PIECE {
+            true => Pin::new(&mut (&mut this.io).take(PIECE as u64)).poll_read(cx, buf),
+            false => Pin::new(&mut this.io).poll_read(cx, buf),
+        };
+        match read {
             Poll::Ready(Ok(())) => Poll::Ready(this.look_at(buf.filled().get(before..).unwrap_or_default())),
             Poll::Ready(Err(e)) => Poll::Ready(Err(this.given_up(e))),
             Poll::Pending => this.head_is_due(cx),
@@ -335,11 +365,7 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(over) = self.is_over() {
-            return Poll::Ready(Err(over));
-        }
-        let done = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.written(done, cx)
+        self.put(cx, |out, io, cx, progress| out.write(io, cx, buf, progress))
     }
 
     fn poll_write_vectored(
@@ -347,49 +373,50 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(over) = self.is_over() {
-            return Poll::Ready(Err(over));
-        }
-        let done = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.written(done, cx)
+        self.put(cx, |out, io, cx, progress| {
+            out.write_vectored(io, cx, bufs, progress)
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(over) = self.is_over() {
-            return Poll::Ready(Err(over));
-        }
-        let done = Pin::new(&mut self.io).poll_flush(cx);
-        self.written(done, cx)
+        self.put(cx, |out, io, cx, progress| {
+            ready!(out.empty(io, cx, progress))?;
+            Pin::new(io).poll_flush(cx)
+        })
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(over) = self.is_over() {
-            return Poll::Ready(Err(over));
+        self.put(cx, |out, io, cx, progress| {
+            ready!(out.empty(io, cx, progress))?;
+            Pin::new(io).poll_shutdown(cx)
+        })
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // Whoever writes flushes. What is left of one that was broken off goes out as far as it can now.
+        if !self.out.is_empty() && self.ended.is_none() {
+            let cx = &mut Context::from_waker(Waker::noop());
+            let _ = self.out.empty(&mut self.io, cx, &mut false);
         }
-        let done = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.written(done, cx)
     }
 }
 
 #[async_trait]
 impl Peek for Guarded {
-    /// Is it HTTP/2? Reads no further than to the first byte that says no, since a short request of HTTP/1
-    /// may have no more than that.
+    /// Is it HTTP/2? Waits no longer than to the first byte that says no, since a short request of HTTP/1
+    /// may have no more than that. What has come is there to be read afterwards.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        use tokio::io::AsyncReadExt;
-        let mut seen: Vec<u8> = Vec::with_capacity(buf.len());
+        let mut seen = Vec::with_capacity(FIRST);
         while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
-            let mut piece = [0; PREFACE.len()];
-            let room = (buf.len() - seen.len()).min(piece.len());
-            let n = self.read(piece.get_mut(..room).unwrap_or_default()).await?;
-            if n == 0 {
+            if self.read_buf(&mut seen).await? == 0 {
                 break;
             }
-            seen.extend_from_slice(piece.get(..n).unwrap_or_default());
         }
         if seen.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -408,8 +435,8 @@ impl Peek for Guarded {
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
         // Nobody waits for a client that is not waited for any more.
-        if self.ended.is_none() {
-            self.io.shutdown().await;
+        if self.ended.is_none() && self.flush().await.is_ok() {
+            Shutdown::shutdown(&mut *self.io).await;
         }
     }
 }

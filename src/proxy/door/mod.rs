@@ -8,6 +8,7 @@ pub mod caps;
 mod frames;
 pub mod framing;
 mod guarded;
+mod outbox;
 mod proxy_header;
 
 use super::linger::Proxied;
@@ -15,13 +16,12 @@ use super::short;
 use crate::conf::Limits;
 use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
-use caps::{Caps, Ended, Most};
+use caps::{Caps, Ended, Most, Stay};
 use guarded::Patience;
 pub use guarded::{Guarded, Pulse};
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora::listeners::PreTlsCallback;
+use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
+use pingora::listeners::{L4BufferSettings, PreTlsCallback};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
@@ -29,6 +29,7 @@ use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Ssl, Stream, TcpKeepalive, UniqueID};
 use pingora::server::ShutdownWatch;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -45,6 +46,24 @@ const GRACE: Duration = Duration::from_secs(2);
 const H2_UNSEEN_RESETS: usize = 20;
 /// Streams that we have to take back because of what a client sends on them.
 const H2_OUR_RESETS: usize = 64;
+
+/// How long the first request that Pingora's loop reads may take to come, seconds; as Pingora has it.
+const KEEPALIVE: u64 = 60;
+/// TLS is read in records, and rustls asks for a quarter of one at a time.
+const RECORD: usize = 16 << 10;
+/// A PROXY header is read in crumbs; this holds the longest that is usual.
+const PROXY_HEADER: usize = 512;
+
+/// Pingora's buffers below the door. They last as long as a connection does, so there are none where reads
+/// are large anyway; what is written is gathered in [`Guarded`], which lends its buffer.
+pub fn socket_buffers(tls: bool, proxy_protocol: bool) -> L4BufferSettings {
+    let read = match (tls, proxy_protocol) {
+        (true, _) => RECORD,
+        (false, true) => PROXY_HEADER,
+        (false, false) => 0,
+    };
+    L4BufferSettings::new(read, 0)
+}
 
 /// What HTTP/2 clients may do. Pingora's bounds of streams and heads are kept.
 pub fn h2_options() -> H2Options {
@@ -74,9 +93,23 @@ pub struct Door {
     pub challenges: Option<PreTlsCallback>,
 }
 
-#[async_trait]
-impl ServerApp for Door {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+impl Door {
+    /// A connection, from its first byte to its end. Its state lasts as long, so what is needed at the
+    /// beginning only is boxed in here.
+    pub async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        // The stay counts until this returns or is dropped.
+        if let Some((admitted, _stay)) = Box::pin(self.admit(stream)).await {
+            self.app.serve(admitted, shutdown).await;
+        }
+    }
+
+    /// Cleans up after the listeners.
+    pub async fn cleanup(&self) {
+        self.app.cleanup().await;
+    }
+
+    /// Everything before the first request.
+    async fn admit(&self, stream: Stream) -> Option<(Admitted, Stay)> {
         let snapshot = self.snapshot.load();
         let most = most(&snapshot.limits, self.files);
         let header = snapshot.timeouts.header;
@@ -93,7 +126,6 @@ impl ServerApp for Door {
             self.caps.ended(why, peer);
             None
         };
-        // Counts until this returns or is dropped.
         let mut stay = match self.caps.enter(most) {
             Ok(stay) => stay,
             Err(why) => return refuse(why, peer),
@@ -140,17 +172,23 @@ impl ServerApp for Door {
             _ => stream,
         };
         let guarded = Guarded::new(stream, peer, patience, Arc::clone(&self.caps)).ok()?;
-        self.app.serve(guarded, shutdown).await;
-        drop(stay);
-        None
+        let mut guarded = Box::new(guarded);
+        guarded.keep_heads();
+        let h2 = match guarded.selected_alpn_proto() {
+            Some(alpn) => alpn != ALPN::H1,
+            // HTTP/1 and HTTP/2 with prior knowledge on one port.
+            None if guarded.get_ssl_digest().is_none() && self.app.proxied.options.h2c => {
+                guarded.is_http2().await.ok()?
+            }
+            None => false,
+        };
+        let admitted = match h2 {
+            true => Admitted::Http2(guarded),
+            false => Admitted::Http1(guarded),
+        };
+        Some((admitted, stay))
     }
 
-    async fn cleanup(&self) {
-        self.app.http_cleanup().await;
-    }
-}
-
-impl Door {
     /// `None`: somebody asked for something else and has his answer.
     async fn shake(&self, tls: &Acceptor, mut stream: L4Stream) -> pingora::Result<Option<Stream>> {
         if let Some(challenges) = &self.challenges
@@ -227,12 +265,20 @@ fn speak_for(stream: &mut L4Stream, address: SocketAddr) {
     stream.set_socket_digest(digest);
 }
 
-/// Pingora's proxy behind the door; tells the connection when it waits for its next request.
+/// A connection that may make requests.
+enum Admitted {
+    Http1(Box<Guarded>),
+    Http2(Box<Guarded>),
+}
+
+/// What is behind the door: our short loop and Pingora's proxy.
 pub struct Paced {
     proxied: Arc<Proxied>,
     /// True = connections without a request are let go.
     leaving: watch::Sender<bool>,
 }
+
+type Served<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
 
 impl Paced {
     pub fn new(proxied: Proxied) -> Self {
@@ -243,56 +289,54 @@ impl Paced {
     }
 
     /// Serves a connection to its end.
-    async fn serve(self: &Arc<Self>, mut guarded: Guarded, shutdown: &ShutdownWatch) {
-        guarded.keep_heads();
-        let http1 = match guarded.selected_alpn_proto() {
-            Some(ALPN::H1) => true,
-            Some(_) => false,
-            None if guarded.get_ssl_digest().is_none() && self.proxied.options.h2c => {
-                match guarded.is_http2().await {
-                    Ok(h2) => !h2,
-                    Err(_) => return,
+    async fn serve(&self, admitted: Admitted, shutdown: &ShutdownWatch) {
+        match admitted {
+            Admitted::Http1(guarded) => {
+                let leaving = self.leaving.subscribe();
+                if let Some(mut rest) = short::serve(&self.proxied.gateway, guarded, leaving, shutdown).await
+                {
+                    rest.take_head();
+                    self.http1(rest, shutdown).await;
                 }
             }
-            None => true,
-        };
-        if http1 {
-            let leaving = self.leaving.subscribe();
-            match short::serve(&self.proxied.gateway, guarded, leaving, shutdown).await {
-                Some(rest) => guarded = rest,
-                None => return,
+            Admitted::Http2(mut guarded) => {
+                guarded.take_head();
+                // It comes back when the connection is over, and then there is nothing to give back.
+                self.proxied.process_new(guarded, shutdown).await;
             }
         }
-        guarded.take_head();
-        // It comes back when the connection is over, and then there is nothing to give back.
-        self.process_new(Box::new(guarded), shutdown).await;
     }
-}
 
-#[async_trait]
-impl HttpServerApp for Paced {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        session: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        let pulse = Pulse::of(&session).cloned();
-        let again = self.proxied.process_new_http(session, shutdown).await;
-        if let (Some(_), Some(pulse)) = (&again, pulse) {
+    /// Request after request through Pingora's proxy; tells the connection when it waits for the next one.
+    /// Pingora's own loop does the same and carries the state of HTTP/2 along.
+    async fn http1(&self, guarded: Box<Guarded>, shutdown: &ShutdownWatch) {
+        let pulse = guarded.pulse();
+        let mut again = self.first(guarded, shutdown).await;
+        while let Some(reused) = again {
             pulse.is_idle();
+            again = self.next(reused, shutdown).await;
         }
-        again
     }
 
-    fn h2_options(&self) -> Option<H2Options> {
-        self.proxied.h2_options()
+    // These two are no `async fn`: a session that such a one is given has a place in it to the end.
+
+    fn first<'a>(&'a self, guarded: Box<Guarded>, shutdown: &'a ShutdownWatch) -> Served<'a> {
+        let mut session = ServerSession::new_http1(guarded);
+        let leaves = *shutdown.borrow();
+        session.set_keepalive((!leaves).then_some(KEEPALIVE));
+        self.proxied.proxy.process_new_http(session, shutdown)
     }
 
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.proxied.server_options()
+    fn next<'a>(&'a self, reused: ReusedHttpStream, shutdown: &'a ShutdownWatch) -> Served<'a> {
+        let (stream, settings) = reused.consume();
+        let mut session = ServerSession::new_http1(stream);
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut session);
+        }
+        self.proxied.proxy.process_new_http(session, shutdown)
     }
 
-    async fn http_cleanup(&self) {
+    async fn cleanup(&self) {
         self.leaving.send_replace(true);
         self.proxied.http_cleanup().await;
     }
