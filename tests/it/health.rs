@@ -178,7 +178,7 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
         "✓ data ",
         &format!("is held by Tollkeeper {}", env!("CARGO_PKG_VERSION")),
         "✓ database     PostgreSQL",
-        "schema 4/4",
+        "schema 5/5",
         "/v1: 1 model, ",
         "✓ clock ",
         "✓ gateway ",

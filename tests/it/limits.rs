@@ -118,6 +118,7 @@ async fn against_a_budget(n: usize, path: &'static str, body: Value, most: usize
             // Seven tokens of what is read.
             json!({"input_cost_per_token": COST as f64 / 7e9, "output_cost_per_token": 0}),
         )
+        .setting("limits", json!({"connections_per_address": 2_000}))
         .start()
         .await;
     insert(

@@ -4,7 +4,6 @@ use super::error::Refusal;
 use crate::dialects::params::GATEWAY_ONLY;
 use crate::model::call::Endpoint;
 use crate::model::record;
-use crate::model::usage;
 use crate::wire::multipart::{self, Part};
 use crate::wire::peek::{self, Kind, Object, PeekError};
 use bytes::Bytes;
@@ -55,7 +54,7 @@ pub struct Call {
     pub content_type: String,
     pub scanned: Scanned,
     /// What was counted of a body that is gone, tokens.
-    counted: Option<u64>,
+    pub(super) counted: Option<u64>,
 }
 
 /// Fields that would let a caller choose where the gateway connects or what it presents there.
@@ -120,14 +119,10 @@ const MOST_PROMPTS: u64 = 2048;
 const MAX_DEPTH: usize = 100;
 /// Longer `metadata` is not kept.
 const MAX_METADATA: usize = 16 * 1024;
-/// A body up to this size, bytes, is not worth the work of letting go of it.
-const SMALL_BODY: usize = 4 * 1024;
 const MAX_MODEL_BYTES: usize = 256;
 /// Bytes that a second of compressed audio is taken for: 128 kbit/s, as music is encoded. Speech often
 /// takes less, so this guesses short rather than long.
 const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
-/// What a token of audio stands for where models count audio in tokens, milliseconds.
-const AUDIO_TOKEN_MILLIS: u64 = 100;
 
 fn wanted() -> &'static [&'static str] {
     static ALL: std::sync::OnceLock<Vec<&'static str>> = std::sync::OnceLock::new();
@@ -168,33 +163,6 @@ impl Call {
         }
         call.model.clone_from(&call.requested_model);
         Ok(call)
-    }
-
-    /// For a call whose answer flows, which no other upstream will be asked for: a long prompt would be
-    /// held for as long as the answer takes. Says whether the body is gone.
-    pub fn let_go_of_body(&mut self) -> bool {
-        if self.body.len() <= SMALL_BODY {
-            return false;
-        }
-        self.counted = Some(self.estimated_prompt());
-        // It is a part of the body.
-        self.metadata = self.metadata.as_deref().map(Bytes::copy_from_slice);
-        self.body = Bytes::new();
-        true
-    }
-
-    /// Input tokens by our own count: of the JSON as it is, of a form by the length of its audio.
-    pub fn estimated_prompt(&self) -> u64 {
-        if let Some(counted) = self.counted {
-            return counted;
-        }
-        match self.scanned {
-            Scanned::Json(_) => usage::estimate_prompt_of(&self.body),
-            Scanned::Form { .. } => self
-                .audio_millis
-                .div_ceil(AUDIO_TOKEN_MILLIS)
-                .clamp(1, usage::MOST),
-        }
     }
 
     fn json(endpoint: Endpoint, body: Bytes, content_type: String) -> Result<Call, Refusal> {

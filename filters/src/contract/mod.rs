@@ -7,6 +7,7 @@ pub mod error;
 pub mod fields;
 pub mod filter;
 pub mod ports;
+mod prompt;
 pub mod registry;
 pub mod upstream;
 pub mod verdict;
