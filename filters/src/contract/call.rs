@@ -583,22 +583,6 @@ mod tests {
         assert_eq!(c.max_tokens, Some(70));
     }
 
-    #[test]
-    fn a_body_that_is_gone_counts_as_it_did() {
-        let padding = "tell me more ".repeat(SMALL_BODY / 4);
-        let body = format!(
-            r#"{{"model":"a","messages":[{{"role":"user","content":"{padding}"}}],"metadata":{{"trace_id":"t"}}}}"#
-        );
-        let mut c = chat(&body);
-        let counted = c.estimated_prompt();
-        assert!(c.let_go_of_body() && c.body.is_empty());
-        assert_eq!(c.estimated_prompt(), counted);
-        assert_eq!(c.metadata.as_deref(), Some(&br#"{"trace_id":"t"}"#[..]));
-        assert!(!c.let_go_of_body(), "it is gone");
-        assert_eq!(c.estimated_prompt(), counted);
-        assert!(!chat(r#"{"model":"a","messages":[]}"#).let_go_of_body());
-    }
-
     fn chat(body: &str) -> Call {
         crate::testkit::call(Endpoint::Chat, body)
     }
