@@ -217,6 +217,9 @@ async fn a_ledger_that_is_stuck_is_told_of() {
         .await;
     gateway.key(KEY, |_| {}).await;
     assert_eq!(call(&gateway, KEY).await, 200);
+    // By then the gateway has heard that the key is new, and knows it from the next call on.
+    gateway.rows_once(1).await;
+    assert_eq!(call(&gateway, KEY).await, 200);
     server.stop();
     assert_eq!(call(&gateway, KEY).await, 200, "known keys go on");
     let (stuck, times) = told(&webhook, "ledger_stuck").await;
