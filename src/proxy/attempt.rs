@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use filters::contract::{Fault, Stop, Upstream};
 use filters::model::deployment::Deployment;
 use filters::model::record::Attempt;
+use filters::model::trace::Context;
 use filters::wire::splice::Rope;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, response};
@@ -101,7 +102,7 @@ impl Gateway {
             model: upstream_model,
             method: Method::POST,
             path: String::new(),
-            headers: forwarded(session),
+            headers: forwarded(session, &d),
             edits: Default::default(),
             body: Rope::default(),
         };
@@ -604,8 +605,11 @@ static FORWARDED: [HeaderName; 4] = [
     HeaderName::from_static("openai-beta"),
 ];
 
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
 /// What of the client's head goes to a model: nothing that says who it is.
-fn forwarded(session: &Session) -> HeaderMap {
+fn forwarded(session: &Session, d: &Deployment) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     let from = &session.req_header().headers;
     // A caller's `idempotency-key` stays: all callers share the provider's key, so two who happen to write
@@ -615,9 +619,30 @@ fn forwarded(session: &Session) -> HeaderMap {
             headers.insert(name, value.clone());
         }
     }
+    if let Some(parent) = from.get(&TRACEPARENT)
+        && d.is_internal()
+    {
+        trace_on(parent, from, &mut headers);
+    }
     // Usage is read from the answer as it flows by, so it must not be packed.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers
+}
+
+/// A caller's trace goes on to one's own upstreams, told of here or not; where it is, `trace` puts its own
+/// span in between. Two of them contradict each other, and W3C wants none of them then.
+fn trace_on(parent: &HeaderValue, from: &HeaderMap, to: &mut HeaderMap) {
+    let context = parent.to_str().ok().and_then(Context::parse);
+    let Some(context) = context.filter(|_| from.get_all(&TRACEPARENT).iter().count() == 1) else {
+        return;
+    };
+    to.insert(&TRACEPARENT, parent.clone());
+    if let Some(state) = from.get(&TRACESTATE)
+        && let Ok(text) = state.to_str()
+        && context.with_state(text).state.is_some()
+    {
+        to.insert(&TRACESTATE, state.clone());
+    }
 }
 
 /// The other side closed the connection, as an idle one may be at any time.

@@ -118,7 +118,7 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
             ("input", if is_last { input.clone() } else { Value::Null }),
             (
                 "output",
-                if attempt.error.is_none() {
+                if attempt.error.is_none() || (is_last && t.output.is_some()) {
                     output.clone()
                 } else {
                     Value::Null
@@ -221,6 +221,7 @@ mod tests {
             redact_keys: false,
             default_tags: Vec::new(),
             capture: Capture::Full,
+            otlp_capture: Capture::Off,
             max_bytes: 1000,
         };
         let trace = sample::trace();

@@ -7,14 +7,12 @@ use crate::contract::cx::{Begun, Kept, Traced};
 use crate::contract::ports::{Ports, Traces, Wanted};
 use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstream, Verdict};
 use crate::model::call::Endpoint;
-use crate::model::deployment::Deployment;
 use crate::model::record::Status;
 use crate::model::trace::{Capture, Context, Hints, Input, Output, PARENT_LEN, SpanId, Trace as Told, Try};
 use crate::wire::peek::{self, Kind};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, request, response};
-use serde_json::Value;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Instant;
@@ -120,7 +118,7 @@ impl Filter for Trace {
             return Ok(());
         };
         let span = SpanId::random();
-        if is_internal(deployment) {
+        if deployment.is_internal() {
             if let Some(value) = parent(&traced.context, span) {
                 up.headers.insert(&TRACEPARENT, value);
             }
@@ -246,14 +244,6 @@ fn is_on(value: &HeaderValue) -> bool {
 
 fn bounded(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LONGEST_HINT)).unwrap_or(text)
-}
-
-/// Whether an upstream is one's own; `model_info.internal` has the last word.
-fn is_internal(d: &Deployment) -> bool {
-    if let Some(Value::Bool(internal)) = d.model_info.get("internal") {
-        return *internal;
-    }
-    d.base.is_internal()
 }
 
 /// Keeps as much of an answer as may be kept.
@@ -423,6 +413,7 @@ mod tests {
     use crate::builtin::{CALL_CHAIN, registry};
     use crate::contract::Chain;
     use crate::testkit::{self, Kit};
+    use serde_json::Value;
 
     fn chain(kit: &Kit) -> Chain {
         let entries: Vec<_> = CALL_CHAIN.iter().map(|n| (n.to_string(), Value::Null)).collect();
@@ -559,9 +550,9 @@ mod tests {
     #[test]
     fn only_ones_own_upstreams_are_told_of_a_trace() {
         let mut d = testkit::deployment("openai");
-        assert!(is_internal(&d), "loopback is");
+        assert!(d.is_internal(), "loopback is");
         d.model_info.insert("internal".into(), false.into());
-        assert!(!is_internal(&d), "the config's word counts");
+        assert!(!d.is_internal(), "the config's word counts");
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod line;
 mod request;
 mod sink;
 
+use super::metrics::catalog as c;
+use super::metrics::page::Page;
 use crate::conf::{Log, LogFormat, LogRequests};
 use anstream::ColorChoice;
 use arc_swap::ArcSwap;
@@ -21,7 +23,7 @@ use sink::Sink;
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The target of the one line that each request leaves.
@@ -61,6 +63,8 @@ struct Journal {
     is_coloured: bool,
     flood: Flood,
     sink: Sink,
+    /// Lines by level, since the start.
+    lines: [AtomicU64; Level::Trace as usize],
     /// What the config said last, and what `RUST_LOG` says.
     said: Mutex<Log>,
     rust_log: Option<String>,
@@ -118,6 +122,7 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
         is_coloured: colours != ColorChoice::Never && std::io::stderr().is_terminal(),
         flood: Flood::default(),
         sink,
+        lines: Default::default(),
         said: Mutex::new(log.clone()),
         rust_log: rust_log.map(str::to_string).filter(|t| !t.trim().is_empty()),
     };
@@ -179,6 +184,18 @@ pub fn counts() -> Counts {
         dropped: journal.sink.dropped_ever(),
         hidden: journal.flood.hidden_ever(),
     })
+}
+
+/// What is counted of lines, for a scrape.
+pub fn gather(page: &mut Page) {
+    let Some(journal) = JOURNAL.get() else { return };
+    for (level, lines) in Level::iter().zip(&journal.lines) {
+        let level = level.as_str().to_ascii_lowercase();
+        page.int(&c::LOG_LINES, &[&level], lines.load(Relaxed));
+    }
+    let Counts { dropped, hidden } = counts();
+    page.int(&c::LOG_LOST, &[], dropped);
+    page.int(&c::LOG_SUPPRESSED, &[], hidden);
 }
 
 /// The line of a request that is over. One that is `quiet` (health, metrics) is told at `debug` when it went
@@ -314,6 +331,13 @@ impl Journal {
         log::set_max_level(max);
     }
 
+    fn count(&self, level: Level) {
+        // Levels begin with 1.
+        if let Some(lines) = self.lines.get(level as usize - 1) {
+            lines.fetch_add(1, Relaxed);
+        }
+    }
+
     fn request(&self, cx: &Cx, outcome: &Outcome, is_quiet: bool) {
         let level = request::level(outcome, is_quiet);
         if level as usize > self.request_level.load(Relaxed) {
@@ -328,6 +352,7 @@ impl Journal {
         if !self.flood.has_room(seconds(), failed) {
             return;
         }
+        self.count(level);
         with_buffer(|out| {
             if self.is_json.load(Relaxed) {
                 request::json(out, level, cx, outcome);
@@ -390,6 +415,7 @@ impl log::Log for Journal {
         if filter.state.level < LevelFilter::Debug && is_knock(record) {
             return;
         }
+        self.count(record.level());
         with_buffer(|out| {
             let written;
             let text = match record.args().as_str() {
