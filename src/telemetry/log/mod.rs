@@ -4,16 +4,18 @@
 //! is told of a request, `flood` how many of those a second holds, `sink` brings lines to stderr without ever
 //! holding up a call.
 
+mod count;
 mod flood;
 mod line;
 mod request;
 mod sink;
 
-use super::metrics::catalog as c;
-use super::metrics::page::Page;
+pub use count::{Counts, counts, gather};
+
 use crate::conf::{Log, LogFormat, LogRequests};
 use anstream::ColorChoice;
 use arc_swap::ArcSwap;
+use count::Lines;
 use filters::contract::{Cx, Outcome};
 use flood::Flood;
 use line::Json;
@@ -23,7 +25,7 @@ use sink::Sink;
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The target of the one line that each request leaves.
@@ -63,8 +65,7 @@ struct Journal {
     is_coloured: bool,
     flood: Flood,
     sink: Sink,
-    /// Lines by level, since the start.
-    lines: [AtomicU64; Level::Trace as usize],
+    lines: Lines,
     /// What the config said last, and what `RUST_LOG` says.
     said: Mutex<Log>,
     rust_log: Option<String>,
@@ -95,15 +96,6 @@ pub enum Wish {
     Configured,
 }
 
-/// Lines that were not told, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Whoever reads stderr was too slow, or is gone.
-    pub dropped: u64,
-    /// Requests beyond `most_per_second`.
-    pub hidden: u64,
-}
-
 /// Sets the log up. `RUST_LOG` wins over the config.
 pub fn init(log: &Log, rust_log: Option<&str>) {
     let sink = match Sink::start(std::io::stderr(), Box::new(tell)) {
@@ -122,7 +114,7 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
         is_coloured: colours != ColorChoice::Never && std::io::stderr().is_terminal(),
         flood: Flood::default(),
         sink,
-        lines: Default::default(),
+        lines: Lines::default(),
         said: Mutex::new(log.clone()),
         rust_log: rust_log.map(str::to_string).filter(|t| !t.trim().is_empty()),
     };
@@ -177,25 +169,6 @@ pub fn change(wish: &Wish) -> Result<State, String> {
         }
     }
     Ok(state())
-}
-
-pub fn counts() -> Counts {
-    JOURNAL.get().map_or_else(Counts::default, |journal| Counts {
-        dropped: journal.sink.dropped_ever(),
-        hidden: journal.flood.hidden_ever(),
-    })
-}
-
-/// What is counted of lines, for a scrape.
-pub fn gather(page: &mut Page) {
-    let Some(journal) = JOURNAL.get() else { return };
-    for (level, lines) in Level::iter().zip(&journal.lines) {
-        let level = level.as_str().to_ascii_lowercase();
-        page.int(&c::LOG_LINES, &[&level], lines.load(Relaxed));
-    }
-    let Counts { dropped, hidden } = counts();
-    page.int(&c::LOG_LOST, &[], dropped);
-    page.int(&c::LOG_SUPPRESSED, &[], hidden);
 }
 
 /// The line of a request that is over. One that is `quiet` (health, metrics) is told at `debug` when it went
@@ -331,13 +304,6 @@ impl Journal {
         log::set_max_level(max);
     }
 
-    fn count(&self, level: Level) {
-        // Levels begin with 1.
-        if let Some(lines) = self.lines.get(level as usize - 1) {
-            lines.fetch_add(1, Relaxed);
-        }
-    }
-
     fn request(&self, cx: &Cx, outcome: &Outcome, is_quiet: bool) {
         let level = request::level(outcome, is_quiet);
         if level as usize > self.request_level.load(Relaxed) {
@@ -352,7 +318,7 @@ impl Journal {
         if !self.flood.has_room(seconds(), failed) {
             return;
         }
-        self.count(level);
+        self.lines.count(level);
         with_buffer(|out| {
             if self.is_json.load(Relaxed) {
                 request::json(out, level, cx, outcome);
@@ -415,7 +381,7 @@ impl log::Log for Journal {
         if filter.state.level < LevelFilter::Debug && is_knock(record) {
             return;
         }
-        self.count(record.level());
+        self.lines.count(record.level());
         with_buffer(|out| {
             let written;
             let text = match record.args().as_str() {
