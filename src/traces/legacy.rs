@@ -143,6 +143,8 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
                 ),
             ),
         ]);
+        // Other calls may stand before this one, so that `out` does not tell the first event.
+        out.push(b',');
         event(out, &ended, "generation-create", id, generation);
     }
 }
@@ -154,9 +156,6 @@ fn body<const N: usize>(fields: [(&str, Value); N]) -> Value {
 }
 
 fn event(out: &mut Vec<u8>, at: &str, kind: &str, of: SpanId, body: Value) {
-    if !out.is_empty() {
-        out.push(b',');
-    }
     // Sent again, it has the same id, and the server knows it.
     let event = json!({"id": format!("{kind}-{of}"), "type": kind, "timestamp": at, "body": body});
     out.extend_from_slice(event.to_string().as_bytes());
@@ -225,10 +224,11 @@ mod tests {
             max_bytes: 1000,
         };
         let trace = sample::trace();
-        let mut out = Vec::new();
+        let mut out = b"{\"of\":\"another call\"},".to_vec();
         write(&flavour, &Story::of(&trace, Capture::Full, 1000), &mut out);
         let events: Vec<Value> =
             serde_json::from_str(&format!("[{}]", String::from_utf8(out).unwrap())).unwrap();
+        let events = &events[1..];
         let kinds: Vec<_> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["trace-create", "generation-create", "generation-create"]);
         let (t, failed, good) = (&events[0]["body"], &events[1]["body"], &events[2]["body"]);
