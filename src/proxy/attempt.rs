@@ -10,10 +10,10 @@ use super::reply::{self, Looked, Reply};
 use super::watch::{Watched, watch};
 use super::{Gateway, State};
 use bytes::{Bytes, BytesMut};
+use filters::builtin::trace;
 use filters::contract::{Fault, Stop, Upstream};
 use filters::model::deployment::Deployment;
 use filters::model::record::Attempt;
-use filters::model::trace::Context;
 use filters::wire::splice::Rope;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, response};
@@ -605,9 +605,6 @@ static FORWARDED: [HeaderName; 4] = [
     HeaderName::from_static("openai-beta"),
 ];
 
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-
 /// What of the client's head goes to a model: nothing that says who it is.
 fn forwarded(session: &Session, d: &Deployment) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
@@ -619,30 +616,12 @@ fn forwarded(session: &Session, d: &Deployment) -> HeaderMap {
             headers.insert(name, value.clone());
         }
     }
-    if let Some(parent) = from.get(&TRACEPARENT)
-        && d.is_internal()
-    {
-        trace_on(parent, from, &mut headers);
+    if d.is_internal() {
+        trace::pass_on(from, &mut headers);
     }
     // Usage is read from the answer as it flows by, so it must not be packed.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers
-}
-
-/// A caller's trace goes on to one's own upstreams, told of here or not; where it is, `trace` puts its own
-/// span in between. Two of them contradict each other, and W3C wants none of them then.
-fn trace_on(parent: &HeaderValue, from: &HeaderMap, to: &mut HeaderMap) {
-    let context = parent.to_str().ok().and_then(Context::parse);
-    let Some(context) = context.filter(|_| from.get_all(&TRACEPARENT).iter().count() == 1) else {
-        return;
-    };
-    to.insert(&TRACEPARENT, parent.clone());
-    if let Some(state) = from.get(&TRACESTATE)
-        && let Ok(text) = state.to_str()
-        && context.with_state(text).state.is_some()
-    {
-        to.insert(&TRACESTATE, state.clone());
-    }
 }
 
 /// The other side closed the connection, as an idle one may be at any time.

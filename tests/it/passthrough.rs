@@ -449,5 +449,5 @@ async fn one_connection_carries_calls_and_what_is_passed_through() {
         }
     }
     assert_eq!((models.count(), upstream.count()), (9, 6));
-    assert!(upstream.last().body() == b"words");
+    assert!(upstream.last().body()[..] == b"words"[..]);
 }

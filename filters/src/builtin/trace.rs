@@ -246,6 +246,25 @@ fn bounded(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LONGEST_HINT)).unwrap_or(text)
 }
 
+/// A caller's trace goes on to one's own upstreams as it came, told of here or not; where it is told of, the filter
+/// puts its own span in between. Two of them contradict each other, and W3C wants none of them then.
+pub fn pass_on(from: &HeaderMap, to: &mut HeaderMap) {
+    let Some(parent) = from.get(&TRACEPARENT) else {
+        return;
+    };
+    let context = parent.to_str().ok().and_then(Context::parse);
+    let Some(context) = context.filter(|_| from.get_all(&TRACEPARENT).iter().count() == 1) else {
+        return;
+    };
+    to.insert(&TRACEPARENT, parent.clone());
+    if let Some(state) = from.get(&TRACESTATE)
+        && let Ok(text) = state.to_str()
+        && context.with_state(text).state.is_some()
+    {
+        to.insert(&TRACESTATE, state.clone());
+    }
+}
+
 /// Keeps as much of an answer as may be kept.
 fn keep(kept: &mut Kept, chunk: &Bytes, end: bool, most: usize) {
     if chunk.is_empty() {
@@ -278,16 +297,18 @@ fn told(cx: &Cx, call: &Call, traced: Traced, outcome: &Outcome, max_bytes: usiz
     let full = wanted.capture == Capture::Full;
     let last = tries.len().saturating_sub(1);
     let failed = outcome.status != Status::Success;
+    let nexts: SmallVec<[Instant; 2]> = tries.iter().skip(1).map(|begun| begun.at).collect();
     let tries = tries
         .into_iter()
         .enumerate()
         .map(|(n, begun)| {
             let started_micros = at(begun.at);
             let noted = cx.attempts.get(n);
+            let over = nexts.get(n).map_or(ended_micros, |next| at(*next));
             // An answer is over when the call is; what failed was over when the next one began.
             let (ended_micros, status, error) = match noted {
                 Some(a) if a.error.is_some() => (
-                    started_micros.saturating_add(a.duration_micros),
+                    started_micros.saturating_add(a.duration_micros).min(over),
                     a.status,
                     a.error.clone(),
                 ),
