@@ -3,6 +3,7 @@
 
 use super::Desk;
 use super::ask::Params;
+use super::callbacks::Closed;
 use super::error::Result;
 use super::fields::{Field, Kind};
 use super::rights::{Actor, Role};
@@ -110,7 +111,8 @@ impl Entry {
 }
 
 impl Desk {
-    /// Carries out all changes and keeps the lines about them: all or nothing. `Stale` means that
+    /// Carries out all changes and keeps the lines about them: all or nothing. What is secret in `metadata`
+    /// is sealed on the way. `Stale` means that
     /// somebody was quicker: read again, see [`settle`](super::settle).
     pub async fn write(
         &self,
@@ -120,7 +122,16 @@ impl Desk {
     ) -> std::result::Result<(), StoreError> {
         let now = self.clock.now_micros();
         let rows: Vec<Audit> = entries.into_iter().map(|e| row(actor, e, now)).collect();
-        let done = self.store.change(changes, &rows).await;
+        let closed: Vec<Option<Closed>> = changes
+            .iter()
+            .map(|c| Closed::of(c, self.reload.seal()))
+            .collect();
+        let stored: Vec<Change<'_>> = changes
+            .iter()
+            .zip(&closed)
+            .map(|(change, closed)| closed.as_ref().map_or(*change, |c| c.in_place_of(change)))
+            .collect();
+        let done = self.store.change(&stored, &rows).await;
         // Whatever the store answered: a write that was given up may still be done.
         for change in changes {
             match change {

@@ -185,6 +185,7 @@ pub fn apply(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
     }
     if fields.has("metadata") {
         let mut metadata = fields.object("metadata")?;
+        callbacks::check(&metadata)?;
         callbacks::restore(&mut metadata, &key.metadata);
         key.metadata = metadata;
         // Shown among the metadata, as LiteLLM does, and not set there.

@@ -161,7 +161,20 @@ where
     T: Send + 'static,
     Fut: Future<Output = Result<T>> + Send,
 {
-    let fields = Fields::read(body).await?;
+    run_on(actor, desk, Fields::read(body).await?, attempt).await
+}
+
+/// The same for fields that were read already.
+pub async fn run_on<T, Fut>(
+    actor: Actor,
+    desk: Arc<Desk>,
+    fields: Fields,
+    attempt: impl Fn(Arc<Task>) -> Fut + Send + 'static,
+) -> Result<T>
+where
+    T: Send + 'static,
+    Fut: Future<Output = Result<T>> + Send,
+{
     let task = Arc::new(Task {
         now: desk.clock.now_micros(),
         desk,
@@ -221,6 +234,9 @@ pub fn keep(groups: &[&[Field]], given: &Fields, kept: &mut Map<String, Value>, 
             }
             Some(value) => {
                 let mut value = kind.read(name, value)?;
+                if let ("metadata", Value::Object(new)) = (*name, &value) {
+                    callbacks::check(new)?;
+                }
                 if let (Value::Object(new), Some(Value::Object(old))) = (&mut value, kept.get(*name)) {
                     callbacks::restore(new, old);
                 }

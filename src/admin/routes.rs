@@ -29,6 +29,7 @@ const TABLES: &[&[Route]] = &[
     lookup::ROUTES,
     users::ROUTES,
     teams::ROUTES,
+    teams::logging::ROUTES,
     members::ROUTES,
     organizations::ROUTES,
     customers::ROUTES,
@@ -182,10 +183,11 @@ pub fn all() -> impl Iterator<Item = &'static Route> {
     TABLES.iter().flat_map(|rows| rows.iter())
 }
 
-/// Whether a path of the management API only shows what a key may see of itself and its like: LiteLLM's
+/// Whether a path of the management API, whichever the method, only shows what a key may see of itself and its like: LiteLLM's
 /// `info_routes`.
 pub fn is_info(path: &str) -> bool {
-    all().any(|r| r.who == Who::Reader && r.paths.iter().any(|p| fits(p, path)))
+    let mut fitting = all().filter(|r| r.paths.iter().any(|p| fits(p, path))).peekable();
+    fitting.peek().is_some() && fitting.all(|r| r.who == Who::Reader)
 }
 
 /// The paths that want a key and have no part in `{}`.

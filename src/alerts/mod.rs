@@ -1,19 +1,23 @@
 //! Warnings to people: a budget that is crossed, a key that expires, a deployment that is down, a ledger that is
 //! stuck, a certificate near its end. Each is logged, and posted to the webhooks that the config names; calls never
 //! wait for that. The same of the same subject is told once in a while, see `told`; `post` brings it to whom it is
-//! for; `watch` looks for what nobody else would notice.
+//! for; `watch` looks for what nobody else would notice. Of several replicas one tells, see `once`.
 
+mod once;
 mod post;
 mod told;
 pub mod watch;
 
 use crate::conf;
 use crate::shared::meters::Crossed;
+use crate::telemetry::metrics::catalog as c;
+use crate::telemetry::metrics::page::{Page, Source};
 use arc_swap::ArcSwap;
 use filters::contract::ports::{Refused, Why};
 use filters::model::account::Kind;
 use filters::model::money::Nanos;
 use jiff::Timestamp;
+pub use once::Once;
 use parking_lot::Mutex;
 use post::Shape;
 use serde_json::{Map, Value, json};
@@ -21,10 +25,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use told::Told;
 
-/// Alerts that wait for each webhook. What does not fit is logged only, and counted.
+/// Alerts that wait for each webhook, and to be judged before. What does not fit is logged only, and counted.
 const WAITING: usize = 256;
 /// For what is said once of a subject, such as that a key has seven days left: longer than that lasts.
 const ONCE: Duration = Duration::from_secs(60 * 86_400);
@@ -45,6 +49,18 @@ pub enum Event {
 }
 
 impl Event {
+    const ALL: [Event; 9] = [
+        Event::SoftBudgetCrossed,
+        Event::BudgetCrossed,
+        Event::KeyExpiring,
+        Event::DeploymentDown,
+        Event::DeploymentUp,
+        Event::LedgerStuck,
+        Event::LedgerRecovered,
+        Event::CertificateExpiring,
+        Event::CertificateRenewalFailing,
+    ];
+
     /// LiteLLM's name where it has one.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -87,6 +103,8 @@ pub struct Alert {
     fields: Map<String, Value>,
     /// For how long the same is not told again; None: as long as the config says.
     window: Option<Duration>,
+    /// It is about this replica alone: others that say the same speak of themselves.
+    is_own: bool,
     at: Timestamp,
 }
 
@@ -99,6 +117,7 @@ impl Alert {
             message: message.into(),
             fields: Map::new(),
             window: None,
+            is_own: false,
             at: Timestamp::now(),
         }
     }
@@ -112,6 +131,12 @@ impl Alert {
     /// It is told of this subject once and never again.
     pub fn once(mut self) -> Self {
         self.window = Some(ONCE);
+        self
+    }
+
+    /// It is about this replica alone.
+    pub fn own(mut self) -> Self {
+        self.is_own = true;
         self
     }
 
@@ -140,28 +165,61 @@ pub struct Counts {
     pub repeated: u64,
 }
 
+/// What became of one alert, or of one post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Sent,
+    Failed,
+    Dropped,
+    Repeated,
+}
+
+impl Fate {
+    const ALL: [Fate; 4] = [Fate::Sent, Fate::Failed, Fate::Dropped, Fate::Repeated];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Fate::Sent => "sent",
+            Fate::Failed => "failed",
+            Fate::Dropped => "dropped",
+            Fate::Repeated => "repeated",
+        }
+    }
+}
+
+/// By event and fate.
 #[derive(Default)]
-struct Counters {
-    sent: AtomicU64,
-    failed: AtomicU64,
-    dropped: AtomicU64,
-    repeated: AtomicU64,
+struct Counters([[AtomicU64; Fate::ALL.len()]; Event::ALL.len()]);
+
+impl Counters {
+    fn count(&self, event: Event, fate: Fate) {
+        self.0[event as usize][fate as usize].fetch_add(1, Relaxed);
+    }
+
+    fn get(&self, event: Event, fate: Fate) -> u64 {
+        self.0[event as usize][fate as usize].load(Relaxed)
+    }
+
+    fn all(&self, fate: Fate) -> u64 {
+        Event::ALL.iter().map(|event| self.get(*event, fate)).sum()
+    }
 }
 
 /// Where warnings go.
 pub struct Alerts {
     settings: Arc<ArcSwap<conf::Alerts>>,
     told: Mutex<Told>,
-    queues: [(Shape, Sender<Arc<Alert>>); 2],
+    queue: Sender<Arc<Alert>>,
     counters: Arc<Counters>,
 }
 
 impl Alerts {
-    /// The second is to be run for as long as the first is used. What was told once is kept below `data_dir`.
-    /// `Err` says why nothing can be posted.
+    /// The second is to be run for as long as the first is used. What was told once is kept below `data_dir`;
+    /// `once` says which replica tells. `Err` says why nothing can be posted.
     pub fn open(
         settings: &conf::Alerts,
         data_dir: Option<&Path>,
+        once: Once,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), String> {
         let settings = Arc::new(ArcSwap::from_pointee(settings.clone()));
         let counters = Arc::new(Counters::default());
@@ -178,14 +236,21 @@ impl Alerts {
             )
         };
         let posting = futures::future::join(post(Shape::Webhook, for_webhook), post(Shape::Slack, for_slack));
+        let (queue, waiting) = channel(WAITING);
+        let desk = Desk {
+            settings: Arc::clone(&settings),
+            once,
+            queues: [(Shape::Webhook, webhook), (Shape::Slack, slack)],
+            counters: Arc::clone(&counters),
+        };
         let alerts = Self {
             settings,
             told: Mutex::new(Told::open(data_dir)),
-            queues: [(Shape::Webhook, webhook), (Shape::Slack, slack)],
+            queue,
             counters,
         };
         Ok((alerts, async {
-            posting.await;
+            futures::future::join(desk.run(waiting), posting).await;
         }))
     }
 
@@ -201,11 +266,12 @@ impl Alerts {
     }
 
     pub fn counts(&self) -> Counts {
+        let all = |fate| self.counters.all(fate);
         Counts {
-            sent: self.counters.sent.load(Relaxed),
-            failed: self.counters.failed.load(Relaxed),
-            dropped: self.counters.dropped.load(Relaxed),
-            repeated: self.counters.repeated.load(Relaxed),
+            sent: all(Fate::Sent),
+            failed: all(Fate::Failed),
+            dropped: all(Fate::Dropped),
+            repeated: all(Fate::Repeated),
         }
     }
 
@@ -222,25 +288,23 @@ impl Alerts {
         let window = window.unwrap_or_else(|| self.settings.load().at_most_every);
         let is_news = self.told.lock().is_news(event.as_str(), subject, window);
         if !is_news {
-            self.counters.repeated.fetch_add(1, Relaxed);
+            self.counters.count(event, Fate::Repeated);
         }
         is_news
     }
 
     fn send(&self, alert: Alert) {
+        let alert_event = alert.event;
         let (event, subject, message) = (alert.event.as_str(), &alert.subject, &alert.message);
         if alert.event.is_good() {
             log::info!("event={event} subject={subject:?} {message}");
         } else {
             log::warn!("event={event} subject={subject:?} {message}");
         }
-        let alert = Arc::new(alert);
         let settings = self.settings.load();
-        for (shape, queue) in &self.queues {
-            if shape.address(&settings).is_some() && queue.try_send(Arc::clone(&alert)).is_err() {
-                self.counters.dropped.fetch_add(1, Relaxed);
-                log::warn!("event=alert_dropped cause=\"{WAITING} wait already\"");
-            }
+        let any = Shape::ALL.iter().any(|shape| shape.address(&settings).is_some());
+        if any && self.queue.try_send(Arc::new(alert)).is_err() {
+            dropped(&self.counters, alert_event);
         }
     }
 
@@ -305,6 +369,48 @@ impl Alerts {
     }
 }
 
+impl Source for Alerts {
+    fn gather(&self, page: &mut Page) {
+        for event in Event::ALL {
+            for fate in Fate::ALL {
+                let labels = [event.as_str(), fate.as_str()];
+                page.int(&c::ALERTS, &labels, self.counters.get(event, fate));
+            }
+        }
+    }
+}
+
+fn dropped(counters: &Counters, event: Event) {
+    counters.count(event, Fate::Dropped);
+    log::warn!("event=alert_dropped cause=\"{WAITING} wait already\"");
+}
+
+/// Between those who notice and those who post: asks whether another replica was first.
+struct Desk {
+    settings: Arc<ArcSwap<conf::Alerts>>,
+    once: Once,
+    queues: [(Shape, Sender<Arc<Alert>>); 2],
+    counters: Arc<Counters>,
+}
+
+impl Desk {
+    async fn run(self, mut waiting: Receiver<Arc<Alert>>) {
+        while let Some(alert) = waiting.recv().await {
+            let window = alert.window.unwrap_or_else(|| self.settings.load().at_most_every);
+            if !self.once.is_ours(&alert, window).await {
+                self.counters.count(alert.event, Fate::Repeated);
+                continue;
+            }
+            let settings = self.settings.load();
+            for (shape, queue) in &self.queues {
+                if shape.address(&settings).is_some() && queue.try_send(Arc::clone(&alert)).is_err() {
+                    dropped(&self.counters, alert.event);
+                }
+            }
+        }
+    }
+}
+
 fn named(kind: Kind, alias: Option<&str>) -> String {
     match alias {
         Some(alias) => format!("({kind} {alias})"),
@@ -350,7 +456,7 @@ mod tests {
 
     fn alerts() -> Alerts {
         let settings = conf::Alerts::default();
-        Alerts::open(&settings, None).unwrap().0
+        Alerts::open(&settings, None, Once::default()).unwrap().0
     }
 
     #[tokio::test]
@@ -362,6 +468,11 @@ mod tests {
         assert!(alerts.tell(down("b")));
         assert!(alerts.tell(Alert::new(Event::DeploymentUp, "a", "up")));
         assert_eq!(alerts.counts().repeated, 1);
+        let mut page = Page::default();
+        alerts.gather(&mut page);
+        let text = page.finish();
+        let line = "tollkeeper_alerts_total{event=\"deployment_down\",outcome=\"repeated\"} 1\n";
+        assert!(text.contains(line), "{text}");
         alerts.apply(&conf::Alerts {
             at_most_every: Duration::ZERO,
             ..conf::Alerts::default()

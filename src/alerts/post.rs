@@ -1,14 +1,13 @@
 //! Brings alerts to a webhook: one after the other, tried a few times, with pauses that grow. The address is the
 //! config's, read anew for each; it may hold a token, so it stands in no line of the log.
 
-use super::{Alert, Counters};
+use super::{Alert, Counters, Fate};
 use crate::conf::{self, Secret};
 use arc_swap::ArcSwap;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
 
@@ -30,6 +29,8 @@ pub enum Shape {
 }
 
 impl Shape {
+    pub const ALL: [Shape; 2] = [Shape::Webhook, Shape::Slack];
+
     pub fn address(self, settings: &conf::Alerts) -> Option<&Secret> {
         match self {
             Shape::Webhook => settings.webhook.as_ref(),
@@ -83,7 +84,7 @@ pub async fn run(
             let Some(address) = address else { break };
             let failed = match client.post(address.expose()).json(&body).send().await {
                 Ok(answer) if answer.status().is_success() => {
-                    counters.sent.fetch_add(1, Relaxed);
+                    counters.count(alert.event, Fate::Sent);
                     break;
                 }
                 Ok(answer) => {
@@ -100,7 +101,7 @@ pub async fn run(
             let (cause, again, asked) = failed;
             tried += 1;
             if !again || tried == TRIES {
-                counters.failed.fetch_add(1, Relaxed);
+                counters.count(alert.event, Fate::Failed);
                 log::warn!(
                     "event=alert_failed to={shape:?} of={} tries={tried} cause={cause:?}",
                     alert.event.as_str()

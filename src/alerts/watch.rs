@@ -49,6 +49,7 @@ impl Watch {
         let mut stuck = Stuck {
             before: self.ledger.stats(),
             told: false,
+            is_own: false,
         };
         loop {
             tokio::select! {
@@ -97,6 +98,8 @@ impl Watch {
 struct Stuck {
     before: LedgerStats,
     told: bool,
+    /// What was told is of this replica alone: its disk. A database that is away is so for all.
+    is_own: bool,
 }
 
 impl Stuck {
@@ -115,17 +118,22 @@ impl Stuck {
                     stats.pending_records,
                     stats.oldest_age.as_secs()
                 );
-                let alert = Alert::new(Event::LedgerStuck, why, message)
+                let mut alert = Alert::new(Event::LedgerStuck, why, message)
                     .with("pending_records", stats.pending_records)
                     .with("oldest_seconds", stats.oldest_age.as_secs())
                     .with("spool_errors", stats.spool_errors)
                     .with("lost_records", stats.lost);
+                self.is_own = broke;
+                if broke {
+                    alert = alert.own();
+                }
                 self.told = alerts.tell(alert);
             }
         } else if self.told && stats.healthy {
             self.told = false;
             let message = "The ledger is well again: records reach the database.";
-            alerts.tell(Alert::new(Event::LedgerRecovered, "ledger", message));
+            let alert = Alert::new(Event::LedgerRecovered, "ledger", message);
+            alerts.tell(if self.is_own { alert.own() } else { alert });
         }
         self.before = stats;
     }
@@ -214,7 +222,8 @@ mod tests {
     const NOW: i64 = 1_800_000_000;
 
     fn alerts() -> Alerts {
-        Alerts::open(&conf::Alerts::default(), None).unwrap().0
+        let once = crate::alerts::Once::default();
+        Alerts::open(&conf::Alerts::default(), None, once).unwrap().0
     }
 
     fn told(alerts: &Alerts, tell: impl Fn(&Alerts)) -> bool {
@@ -271,6 +280,7 @@ mod tests {
         let mut stuck = Stuck {
             before: stats(0, 0, true),
             told: false,
+            is_own: false,
         };
         stuck.look(&alerts, stats(59, 0, false));
         assert!(!stuck.told);

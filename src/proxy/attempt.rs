@@ -8,6 +8,7 @@ use super::place::Place;
 use super::watch::{Watched, watch};
 use super::{Gateway, State};
 use bytes::{Bytes, BytesMut};
+use filters::builtin::trace;
 use filters::contract::{Fault, Stop, Upstream};
 use filters::model::deployment::Deployment;
 use filters::model::record::Attempt;
@@ -85,7 +86,7 @@ impl Gateway {
             model: upstream_model,
             method: Method::POST,
             path: String::new(),
-            headers: forwarded(session),
+            headers: forwarded(session, &d),
             edits: Default::default(),
             body: Rope::default(),
         };
@@ -272,7 +273,7 @@ static FORWARDED: [HeaderName; 4] = [
 ];
 
 /// What of the client's head goes to a model: nothing that says who it is.
-fn forwarded(session: &Session) -> HeaderMap {
+fn forwarded(session: &Session, d: &Deployment) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     let from = &session.req_header().headers;
     // A caller's `idempotency-key` stays: all callers share the provider's key, so two who happen to write
@@ -281,6 +282,9 @@ fn forwarded(session: &Session) -> HeaderMap {
         if let Some(value) = from.get(name) {
             headers.insert(name, value.clone());
         }
+    }
+    if d.is_internal() {
+        trace::pass_on(from, &mut headers);
     }
     // Usage is read from the answer as it flows by, so it must not be packed.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));

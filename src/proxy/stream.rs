@@ -10,6 +10,7 @@ use bytes::Bytes;
 use filters::contract::{Cx, Fault, Refusal, Stop, Upstream, Verdict};
 use filters::model::deployment::Base;
 use filters::model::record::Status;
+use filters::model::trace::Context;
 use filters::wire::splice::Rope;
 use http::header;
 use pingora::prelude::*;
@@ -158,6 +159,11 @@ impl Gateway {
             .upstream_request_filter(&mut state.cx, &mut up)
             .await
             .map_err(|stop| Error::explain(ErrorType::InternalError, stop.shown().to_string()))?;
+        if matches!(target.to, To::Place(_)) && !base.is_internal() {
+            Context::HEADERS
+                .iter()
+                .for_each(|name| drop(up.headers.remove(*name)));
+        }
         let mut host = base.authority();
         if let To::Service(service) = &target.to {
             let authority = authority(client).to_string();

@@ -17,7 +17,6 @@ pub(super) fn fixed(conf: &Conf) -> Said {
         ("tollkeeper.listeners", format!("{:?}", own.listeners)),
         ("tollkeeper.data_dir", format!("{:?}", own.data_dir)),
         ("tollkeeper.ledger", format!("{:?}", own.ledger)),
-        ("tollkeeper.tracing", own.tracing.fingerprint()),
         ("tollkeeper.timeouts.drain", format!("{:?}", own.timeouts.drain)),
         (
             "general_settings.database_url",
@@ -49,7 +48,10 @@ pub(super) fn sections(conf: &Conf) -> Said {
         ("general_settings", format!("{general:?}{secrets:?}")),
         ("litellm_settings", format!("{:?}", conf.litellm)),
         ("router_settings", format!("{:?}", conf.router)),
-        ("tollkeeper", format!("{:?}", conf.tollkeeper)),
+        ("tollkeeper", {
+            let own = &conf.tollkeeper;
+            format!("{own:?}{}", own.tracing.fingerprint())
+        }),
     ]
 }
 

@@ -19,6 +19,7 @@ use crate::snapshot::Snapshot;
 use crate::store::seal::Seal;
 use crate::store::{Doc, News, Store, Table};
 use crate::tls::Tls;
+use crate::traces::Exporters;
 use arc_swap::ArcSwap;
 use difference::{Said, difference, differing, fixed, sections};
 use files::{contents, digest, keep, read_off};
@@ -128,6 +129,7 @@ pub struct Reload {
     data_dir: PathBuf,
     tls: Option<Arc<Tls>>,
     alerts: Arc<Alerts>,
+    traces: Arc<Exporters>,
     turn: tokio::sync::Mutex<Turn>,
     status: ArcSwap<Status>,
 }
@@ -169,6 +171,8 @@ pub struct Parts {
     pub tls: Option<Arc<Tls>>,
     /// Who is told of what goes wrong.
     pub alerts: Arc<Alerts>,
+    /// Who is told of calls.
+    pub traces: Arc<Exporters>,
 }
 
 impl Reload {
@@ -193,6 +197,7 @@ impl Reload {
             data_dir: parts.data_dir,
             tls: parts.tls,
             alerts: parts.alerts,
+            traces: parts.traces,
             turn: tokio::sync::Mutex::new(Turn {
                 held,
                 files,
@@ -313,6 +318,8 @@ impl Reload {
             restart,
             failed,
         }));
+        // First: whatever begins with the new snapshot is told to those that it names.
+        self.traces.apply(&turn.conf.tollkeeper.tracing, &turn.conf.env);
         self.snapshot.store(Arc::new(snapshot));
         crate::telemetry::log::apply(&turn.conf.tollkeeper.log);
         self.alerts.apply(&turn.conf.tollkeeper.watch.alerts);
@@ -405,6 +412,7 @@ impl Reload {
             let mut ports = self.ports.clone();
             let key = master_key::find(&conf, &self.data_dir).map_err(|e| e.to_string())?;
             ports.master = Some(MasterKey::new(key.secret.expose().into()));
+            ports.traces = self.traces.generation(&conf.tollkeeper.tracing)?;
             let snapshot = Snapshot::new(&conf, &self.registry, &ports)?;
             if let Some(tls) = self.tls.as_ref().filter(|_| origin != Origin::Store) {
                 tls.apply(&conf.tollkeeper.tls)?;

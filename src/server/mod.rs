@@ -13,8 +13,8 @@ use self::replace::Replacing;
 use self::world::{
     Books, Voices, WallClock, agreement, meter_settings, open_store, redis_state, traces_state,
 };
-use crate::alerts::Alerts;
 use crate::alerts::watch::Watch;
+use crate::alerts::{Alerts, Once};
 use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
 use crate::gauges::Gauges;
 use crate::greeting::Greeting;
@@ -212,11 +212,18 @@ fn start(
         Arc::clone(&parties),
         Arc::clone(&clock),
     ));
-    let (alerts, posting) = Alerts::open(&conf.tollkeeper.watch.alerts, Some(&data_dir))
+    let (agreement, replica) = agreement(&background, &conf, &data_dir)?.unzip();
+    let once = Once {
+        redis: agreement.clone(),
+        store: Some(Arc::clone(&store)),
+    };
+    let (alerts, posting) = Alerts::open(&conf.tollkeeper.watch.alerts, Some(&data_dir), once)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("alerts cannot be sent: {e}")))?;
     let alerts = Arc::new(alerts);
     background.spawn(posting);
-    let (agreement, replica) = agreement(&background, &conf, &data_dir)?.unzip();
+    let warned = Arc::clone(&alerts);
+    telemetry.add(move |page: &mut Page| warned.gather(page));
+    telemetry.add(|page: &mut Page| crate::telemetry::log::gather(page));
     let redis = agreement.clone();
     let unlanded = Arc::clone(&ledger);
     let world = meters::World {
@@ -235,9 +242,11 @@ fn start(
     let meters = Meters::new(world, settings);
     background.spawn(Arc::clone(&keys).listen(Arc::clone(&meters)));
     background.spawn(Arc::clone(&meters).tend());
-    let traces = Exporters::start(&conf.tollkeeper.tracing, &conf.env)
-        .map(Arc::new)
-        .map_err(|e| Failed::Other(EXIT_FAILED, format!("calls cannot be traced: {e}")))?;
+    let untraced = |e: String| Failed::Other(EXIT_FAILED, format!("calls cannot be traced: {e}"));
+    let seal = master_key::seal(&conf, &key.secret);
+    let tracing = &conf.tollkeeper.tracing;
+    let traces = Exporters::start(tracing, &conf.env, seal.clone()).map_err(untraced)?;
+    let traces = Arc::new(traces);
     let ports = Ports {
         keys: Arc::clone(&keys) as _,
         limiter: Arc::new(Gate(Arc::clone(&meters))),
@@ -246,7 +255,7 @@ fn start(
             meters: Arc::clone(&meters),
         }),
         metrics: Arc::clone(&telemetry) as _,
-        traces: Arc::clone(&traces) as _,
+        traces: traces.generation(tracing).map_err(untraced)?,
         clock: Arc::clone(&clock),
         master: Some(MasterKey::new(key.secret.expose().into())),
     };
@@ -260,11 +269,12 @@ fn start(
         ports,
         snapshot: Arc::clone(&snapshot),
         store: Arc::clone(&store),
-        seal: master_key::seal(&conf, &key.secret),
+        seal,
         conf: conf.clone(),
         data_dir: data_dir.clone(),
         tls: tls.clone(),
         alerts: Arc::clone(&alerts),
+        traces: Arc::clone(&traces),
     }));
     // The models of the store serve from the first call on. One that is away is asked again later.
     let _ = background.block_on(async {

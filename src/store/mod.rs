@@ -292,6 +292,10 @@ pub trait Store: Send + Sync {
     /// What was said last of each account's opening, in the order asked for; `None` = there is no account.
     async fn openings(&self, accounts: &[Account]) -> Result<Vec<Option<i64>>>;
 
+    /// Whether nobody has claimed `name` within its window, by the database's clock; then it is claimed for
+    /// `window` from now. Of several that ask at once, one hears true.
+    async fn is_first(&self, name: &str, window: Duration) -> Result<bool>;
+
     /// Sets sums that another gateway made of its own rows; readers see them added to ours. Returns how many
     /// are new, and how many were there with other numbers. A dry run only counts.
     async fn import_daily(&self, days: &[DailyRow], dry_run: bool) -> Result<(u64, u64)>;

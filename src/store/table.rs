@@ -126,7 +126,7 @@ pub struct DocPage {
 }
 
 /// One change of what is stored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
     /// A new key; [`StoreError::Conflict`](super::StoreError::Conflict) names what is taken. `spend_nanos`
     /// becomes the opening of its account.

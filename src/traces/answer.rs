@@ -61,6 +61,13 @@ struct Heard {
     text: String,
 }
 
+/// One event of a transcription: a piece, or all of it at the end.
+#[derive(Deserialize)]
+struct HeardPiece {
+    delta: Option<String>,
+    text: Option<String>,
+}
+
 fn whole(endpoint: Endpoint, bytes: &[u8]) -> Option<Cow<'_, str>> {
     match endpoint {
         Endpoint::Chat => {
@@ -221,8 +228,9 @@ impl Growing {
 
 fn streamed(endpoint: Endpoint, output: &Output) -> Option<Cow<'static, str>> {
     let mut growing: Vec<Growing> = Vec::new();
-    // Of a Responses stream: its text, and the whole answer that its last event holds.
+    // Of a stream of named events: its text, and the whole answer that its last event holds.
     let (mut text, mut last) = (String::new(), None);
+    let hears = matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations);
     let mut take = |event: &[u8]| {
         let Some(data) = sse::data(event) else { return };
         if endpoint == Endpoint::Responses {
@@ -247,6 +255,18 @@ fn streamed(endpoint: Endpoint, output: &Output) -> Option<Cow<'static, str>> {
             }
             return;
         }
+        if hears {
+            match serde_json::from_slice::<HeardPiece>(&data) {
+                Ok(HeardPiece {
+                    delta: Some(piece), ..
+                }) => text.push_str(&piece),
+                Ok(HeardPiece {
+                    text: Some(whole), ..
+                }) => last = Some(whole),
+                _ => {}
+            }
+            return;
+        }
         if let Ok(piece) = serde_json::from_slice::<Piece>(&data) {
             for one in piece.choices {
                 if let Some(answer) = grow(&mut growing, one.index) {
@@ -260,7 +280,7 @@ fn streamed(endpoint: Endpoint, output: &Output) -> Option<Cow<'static, str>> {
     if let Some(rest) = splitter.finish().filter(|_| !output.cut) {
         take(&rest);
     }
-    if endpoint == Endpoint::Responses {
+    if hears || endpoint == Endpoint::Responses {
         return last
             .or_else(|| (!text.is_empty()).then_some(text))
             .map(Cow::Owned);
@@ -362,6 +382,11 @@ mod tests {
             "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"text\":\"b\"}]}\n\n",
             "ab",
         );
+        let heard = "data: {\"type\":\"transcript.text.delta\",\"delta\":\"He\"}\n\n\
+            data: {\"type\":\"transcript.text.delta\",\"delta\":\"ard\"}\n\n";
+        check(Endpoint::Transcriptions, true, heard, "Heard");
+        let last = format!("{heard}data: {{\"type\":\"transcript.text.done\",\"text\":\"Heard.\"}}\n\n");
+        check(Endpoint::Transcriptions, true, &last, "Heard.");
         let responses = "event: response.output_text.delta\ndata: {\"delta\":\"Hi\"}\n\n";
         check(Endpoint::Responses, true, responses, "Hi");
         let last =

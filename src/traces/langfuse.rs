@@ -18,6 +18,8 @@ pub struct Flavour {
     pub default_tags: Vec<String>,
     /// What of a call is told.
     pub capture: Capture,
+    /// The same for a receiver of OpenTelemetry.
+    pub otlp_capture: Capture,
     /// Bytes of content, each way.
     pub max_bytes: usize,
 }
@@ -188,7 +190,8 @@ impl Flavour {
         }
         if last {
             span.some("langfuse.observation.input", story.input.as_deref());
-            if attempt.error.is_none() {
+            // A stream that broke off had said something.
+            if attempt.error.is_none() || t.output.is_some() {
                 span.some("langfuse.observation.output", story.output.as_deref());
             }
             if story::usage_details(t, json) {

@@ -118,7 +118,7 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
             ("input", if is_last { input.clone() } else { Value::Null }),
             (
                 "output",
-                if attempt.error.is_none() {
+                if attempt.error.is_none() || (is_last && t.output.is_some()) {
                     output.clone()
                 } else {
                     Value::Null
@@ -225,13 +225,15 @@ mod tests {
             redact_keys: false,
             default_tags: Vec::new(),
             capture: Capture::Full,
+            otlp_capture: Capture::Off,
             max_bytes: 1000,
         };
         let trace = sample::trace();
-        let mut out = Vec::new();
+        let mut out = b"{\"of\":\"another call\"},".to_vec();
         write(&flavour, &Story::of(&trace, Capture::Full, 1000), &mut out);
         let events: Vec<Value> =
             serde_json::from_str(&format!("[{}]", String::from_utf8(out).unwrap())).unwrap();
+        let events = &events[1..];
         let kinds: Vec<_> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["trace-create", "generation-create", "generation-create"]);
         let (t, failed, good) = (&events[0]["body"], &events[1]["body"], &events[2]["body"]);

@@ -21,7 +21,9 @@ mod story;
 mod worker;
 
 use crate::conf::{Env, Tracing};
+use crate::store::seal::Seal;
 use crate::telemetry::metrics::page::{Page, Source};
+use arc_swap::ArcSwap;
 use filters::contract::ports::{Traces, Wanted};
 use filters::model::key::Caller;
 use filters::model::record::Status;
@@ -39,29 +41,57 @@ const MANY: usize = 512;
 /// How often somebody who waits for everything to be told looks.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Everybody who is told of calls.
+/// Everybody who is told of calls, whatever generation of the config serves.
 pub struct Exporters {
+    shared: Arc<Shared>,
+    /// What the generation that serves wants.
+    now: ArcSwap<Generation>,
+    state: Mutex<State>,
+}
+
+/// What the worker was told to do.
+struct State {
+    /// Whether its thread runs: not before there is anybody to tell.
+    works: bool,
+    said: Arc<Said>,
+}
+
+/// What one generation of the config wants of calls: the port of its lanes.
+pub struct Generation {
     shared: Arc<Shared>,
     /// The most that anybody wants to know.
     most: Capture,
     redact: bool,
     max_bytes: usize,
+    queue_bytes: usize,
     may_hide: bool,
     success: bool,
     failure: bool,
+    /// Who is told at all, for metrics and for counting what never got further.
+    used: Vec<Exporter>,
 }
 
 /// What the calls' threads and the worker share.
 struct Shared {
-    intake: Mutex<Vec<Weighed>>,
+    intake: Mutex<Intake>,
     wake: Notify,
     leaving: watch::Sender<bool>,
     stats: Arc<Stats>,
-    queue_bytes: usize,
-    /// What of a call a receiver of OpenTelemetry gets.
-    otlp_capture: Capture,
-    /// Who is told at all, for metrics and for counting what never got further.
-    used: Vec<Exporter>,
+}
+
+/// What the worker has not taken over yet.
+#[derive(Default)]
+struct Intake {
+    calls: Vec<Weighed>,
+    /// Changes of the config, each with how many of these calls came before it.
+    turns: Vec<(usize, Arc<Said>)>,
+}
+
+/// What a config says to the worker.
+struct Said {
+    tracing: Tracing,
+    env: Env,
+    seal: Seal,
 }
 
 /// A call that waits, and the memory it takes.
@@ -71,38 +101,64 @@ struct Weighed {
 }
 
 impl Exporters {
-    /// Starts telling, if the config names anybody to tell. `Err` says why that cannot be done.
-    pub fn start(tracing: &Tracing, env: &Env) -> Result<Self, String> {
-        let langfuse = tracing.langfuse.as_ref().map(|l| l.capture);
-        let otlp = tracing.otlp.as_ref().map(|o| o.capture);
-        let mut used = Vec::new();
-        if langfuse.is_some() {
-            used.extend([Exporter::Langfuse, Exporter::OwnProjects]);
-        }
-        if otlp.is_some() {
-            used.push(Exporter::Otlp);
-        }
+    /// Tells those that the config names, if it names anybody. `seal` opens the secrets of projects in the
+    /// store. `Err` says why nobody can be told.
+    pub fn start(tracing: &Tracing, env: &Env, seal: Seal) -> Result<Self, String> {
+        let said = Said {
+            tracing: tracing.clone(),
+            env: env.clone(),
+            seal,
+        };
         let shared = Arc::new(Shared {
             intake: Mutex::default(),
             wake: Notify::new(),
             leaving: watch::Sender::new(false),
             stats: Arc::new(Stats::default()),
-            queue_bytes: usize::try_from(tracing.queue_bytes).unwrap_or(usize::MAX),
-            otlp_capture: otlp.unwrap_or_default(),
-            used,
         });
-        if !shared.used.is_empty() {
-            spawn(Arc::clone(&shared), tracing.clone(), env.clone())?;
-        }
-        Ok(Self {
-            most: langfuse.max(otlp).unwrap_or_default(),
-            redact: tracing.redact,
-            max_bytes: usize::try_from(tracing.max_bytes).unwrap_or(usize::MAX),
-            may_hide: tracing.no_log,
-            success: worker::listens(tracing, false),
-            failure: worker::listens(tracing, true),
+        let exporters = Self {
+            now: ArcSwap::from_pointee(Generation::new(&shared, tracing)),
             shared,
-        })
+            state: Mutex::new(State {
+                works: false,
+                said: Arc::new(said),
+            }),
+        };
+        exporters.generation(tracing)?;
+        Ok(exporters)
+    }
+
+    /// What a config wants of the calls of its lanes, be it in use already or not. `Err` says why nobody can
+    /// be told.
+    pub fn generation(&self, tracing: &Tracing) -> Result<Arc<Generation>, String> {
+        let generation = Generation::new(&self.shared, tracing);
+        let mut state = self.state.lock();
+        if !generation.used.is_empty() && !state.works {
+            spawn(Arc::clone(&self.shared), Arc::clone(&state.said))?;
+            state.works = true;
+        }
+        Ok(Arc::new(generation))
+    }
+
+    /// Takes a changed config into use. What waits for a receiver that stays waits on; one that is gone is
+    /// told what it was to be told for a short while yet.
+    pub fn apply(&self, tracing: &Tracing, env: &Env) {
+        let mut state = self.state.lock();
+        if state.said.is(tracing, env) {
+            return;
+        }
+        state.said = Arc::new(Said {
+            tracing: tracing.clone(),
+            env: env.clone(),
+            seal: state.said.seal.clone(),
+        });
+        self.now.store(Arc::new(Generation::new(&self.shared, tracing)));
+        if state.works {
+            let mut intake = self.shared.intake.lock();
+            let before = intake.calls.len();
+            intake.turns.push((before, Arc::clone(&state.said)));
+            drop(intake);
+            self.shared.wake.notify_one();
+        }
     }
 
     /// Waits until everything that is known has been told, or gone, or the time is up. To be called when no
@@ -122,20 +178,53 @@ impl Exporters {
 
     /// Who is told, and whether they take it.
     pub fn receivers(&self) -> Vec<(&'static str, bool)> {
-        let used = self.shared.used.iter();
+        let now = self.now.load();
+        let used = now.used.iter();
         used.map(|e| (e.as_str(), self.shared.stats.takes(*e))).collect()
     }
 }
 
 impl Source for Exporters {
-    /// Nothing when nobody is told.
+    /// Nothing when nobody was ever told.
     fn gather(&self, page: &mut Page) {
-        self.shared.stats.gather(&self.shared.used, page);
+        self.shared.stats.gather(&self.now.load().used, page);
+    }
+}
+
+impl Said {
+    fn is(&self, tracing: &Tracing, env: &Env) -> bool {
+        self.tracing == *tracing && self.env == *env
+    }
+}
+
+impl Generation {
+    fn new(shared: &Arc<Shared>, tracing: &Tracing) -> Self {
+        let langfuse = tracing.langfuse.as_ref().map(|l| l.capture);
+        let otlp = tracing.otlp.as_ref().map(|o| o.capture);
+        let mut used = Vec::new();
+        if langfuse.is_some() {
+            used.extend([Exporter::Langfuse, Exporter::OwnProjects]);
+        }
+        if otlp.is_some() {
+            used.push(Exporter::Otlp);
+        }
+        let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Self {
+            most: langfuse.max(otlp).unwrap_or_default(),
+            redact: tracing.redact,
+            max_bytes: bytes(tracing.max_bytes),
+            queue_bytes: bytes(tracing.queue_bytes),
+            may_hide: tracing.no_log,
+            success: worker::listens(tracing, false),
+            failure: worker::listens(tracing, true),
+            used,
+            shared: Arc::clone(shared),
+        }
     }
 }
 
 /// The worker's thread, for as long as the process lives.
-fn spawn(shared: Arc<Shared>, tracing: Tracing, env: Env) -> Result<(), String> {
+fn spawn(shared: Arc<Shared>, said: Arc<Said>) -> Result<(), String> {
     let client = send::client()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -143,7 +232,7 @@ fn spawn(shared: Arc<Shared>, tracing: Tracing, env: Env) -> Result<(), String> 
         .map_err(|e| e.to_string())?;
     let work = move || {
         let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, Worker::new(shared, client, tracing, env).run());
+        local.block_on(&runtime, Worker::new(shared, client, said).run());
     };
     std::thread::Builder::new()
         .name("traces".into())
@@ -152,7 +241,7 @@ fn spawn(shared: Arc<Shared>, tracing: Tracing, env: Env) -> Result<(), String> 
         .map_err(|e| e.to_string())
 }
 
-impl Traces for Exporters {
+impl Traces for Generation {
     fn most(&self) -> Capture {
         self.most
     }
@@ -175,18 +264,18 @@ impl Traces for Exporters {
         if !(if failed { self.failure } else { self.success }) {
             return;
         }
-        let Some(share) = Share::take(&shared.stats.held, trace.weight(), shared.queue_bytes) else {
-            if let Some(first) = shared.used.first() {
+        let Some(share) = Share::take(&shared.stats.held, trace.weight(), self.queue_bytes) else {
+            if let Some(first) = self.used.first() {
                 shared.stats.lost(*first, Lost::Full, 1);
             }
             return;
         };
         let waiting = {
             let mut intake = shared.intake.lock();
-            intake.push(Weighed { trace, share });
-            intake.len()
+            intake.calls.push(Weighed { trace, share });
+            intake.calls.len()
         };
-        let crowded = shared.stats.held.load(Relaxed) > shared.queue_bytes / 4;
+        let crowded = shared.stats.held.load(Relaxed) > self.queue_bytes / 4;
         if waiting == MANY || crowded {
             shared.wake.notify_one();
         }
@@ -206,9 +295,8 @@ mod tests {
 
     const QUEUE: usize = 1 << 20;
 
-    fn exporters(at: SocketAddr) -> Exporters {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let tracing = Tracing {
+    fn tracing(at: SocketAddr) -> Tracing {
+        Tracing {
             otlp: Some(Otlp {
                 endpoint: format!("http://{at}/v1/traces"),
                 on: On {
@@ -220,8 +308,16 @@ mod tests {
             queue_bytes: QUEUE as u64,
             flush_every: Duration::from_millis(5),
             ..Tracing::default()
-        };
-        Exporters::start(&tracing, &Env::default()).unwrap()
+        }
+    }
+
+    /// Who is told, and the port of a lane that tells them.
+    fn started(tracing: &Tracing) -> (Exporters, Arc<Generation>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let seal = Seal::new(&"salt".into());
+        let exporters = Exporters::start(tracing, &Env::default(), seal).unwrap();
+        let generation = exporters.generation(tracing).unwrap();
+        (exporters, generation)
     }
 
     /// Takes one request after the other on connections of their own, and hands the bodies on.
@@ -278,11 +374,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         drop(listener);
-        let exporters = exporters(at);
+        let (exporters, lane) = started(&tracing(at));
         let stats = Arc::clone(&exporters.shared.stats);
         let all = 5000;
         for n in 0..all {
-            exporters.emit(call(n));
+            lane.emit(call(n));
             // A call that is being written may turn out a little larger than it was weighed.
             assert!(stats.held.load(Relaxed) <= QUEUE + QUEUE / 4, "memory is bounded");
             // As calls come, and not faster than any thread can follow.
@@ -320,9 +416,74 @@ mod tests {
 
     #[test]
     fn nobody_to_tell_costs_nothing() {
-        let none = Exporters::start(&Tracing::default(), &Env::default()).unwrap();
-        assert_eq!(none.most(), Capture::Off);
-        none.emit(call(0));
+        let (none, lane) = started(&Tracing::default());
+        assert_eq!(lane.most(), Capture::Off);
+        lane.emit(call(0));
         assert!(none.finish(Duration::ZERO) && shown(&none).is_empty());
+    }
+
+    /// The ids of the calls in what a receiver got.
+    fn ids(bodies: &std::sync::mpsc::Receiver<Vec<u8>>, calls: usize) -> HashSet<u32> {
+        let mut ids = HashSet::new();
+        while ids.len() < calls {
+            let body = bodies.recv_timeout(Duration::from_secs(30)).unwrap();
+            let read = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+            let scopes = read.resource_spans.into_iter().flat_map(|r| r.scope_spans);
+            for span in scopes.flat_map(|s| s.spans) {
+                ids.insert(u32::from_be_bytes(span.trace_id[12..].try_into().unwrap()));
+            }
+        }
+        ids
+    }
+
+    #[test]
+    fn a_changed_receiver_gets_what_comes_and_the_former_one_what_had_waited() {
+        let (first, second) = (
+            TcpListener::bind("127.0.0.1:0").unwrap(),
+            TcpListener::bind("127.0.0.1:0").unwrap(),
+        );
+        let mut before = tracing(first.local_addr().unwrap());
+        // Nothing is due before the change.
+        before.flush_every = Duration::from_secs(3600);
+        let after = tracing(second.local_addr().unwrap());
+        let (exporters, old) = started(&before);
+        (0..3).for_each(|n| old.emit(call(n)));
+        let new = exporters.generation(&after).unwrap();
+        exporters.apply(&after, &Env::default());
+        (3..5).for_each(|n| new.emit(call(n)));
+        let (to_first, to_second) = (serve(first), serve(second));
+        let firsts = ids(&to_first, 3);
+        let seconds = ids(&to_second, 2);
+        let mut all: Vec<u32> = firsts.union(&seconds).copied().collect();
+        all.sort_unstable();
+        assert_eq!(
+            all,
+            [0, 1, 2, 3, 4],
+            "nothing is lost in between, and nothing told twice"
+        );
+        assert!((0..3).all(|n| firsts.contains(&n)), "{firsts:?}");
+
+        // Nobody at all: what comes now is nobody's business.
+        exporters.apply(&Tracing::default(), &Env::default());
+        new.emit(call(9));
+        assert!(exporters.finish(Duration::from_secs(30)));
+        assert!(exporters.receivers().is_empty());
+        assert!(to_second.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_differs_elsewhere_leaves_a_receiver_its_queue() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut before = tracing(listener.local_addr().unwrap());
+        before.flush_every = Duration::from_secs(3600);
+        let (exporters, lane) = started(&before);
+        lane.emit(call(0));
+        let mut after = before.clone();
+        after.flush_every = Duration::from_millis(5);
+        after.max_bytes = 1 << 10;
+        exporters.apply(&after, &Env::default());
+        assert_eq!(ids(&serve(listener), 1), HashSet::from([0]));
+        assert!(exporters.finish(Duration::from_secs(30)));
+        assert!(shown(&exporters).contains("tollkeeper_traces_sent_total{exporter=\"otlp\"} 1\n"));
     }
 }

@@ -1,7 +1,10 @@
 //! Which Langfuse project a call belongs to, and how much of it may be told: what the key says, else its
 //! team, else the config. Keys and teams name projects in LiteLLM's words, and only addresses of the config.
+//! Their secret keys are sealed in the store (see `admin::callbacks`) and opened here, for the worker alone.
 
-use crate::conf::{Env, Langfuse, Project, Secret, Tracing};
+use super::Said;
+use crate::conf::{Langfuse, Project, Secret};
+use crate::store::seal::Seal;
 use filters::contract::ports::Wanted;
 use filters::model::key::{Caller, Holder};
 use filters::model::trace::{Capture, Trace};
@@ -27,6 +30,8 @@ pub enum Found {
     None,
     /// A key or a team names an address that the config does not.
     Refused(String),
+    /// A key's or a team's secret key cannot be opened.
+    Sealed,
 }
 
 /// The objects that may speak of tracing, the most specific first.
@@ -43,11 +48,11 @@ fn voices(holder: &Holder) -> impl Iterator<Item = &Map<String, Value>> {
 }
 
 /// The project of a call that is over.
-pub fn find(langfuse: &Langfuse, tracing: &Tracing, env: &Env, trace: &Trace, failed: bool) -> Found {
+pub fn find(langfuse: &Langfuse, said: &Said, trace: &Trace, failed: bool) -> Found {
     let fits = |success: bool, failure: bool| if failed { failure } else { success };
     if let Some(holder) = trace.caller.key() {
         for voice in voices(holder) {
-            if let Some(own) = own(voice, env) {
+            if let Some(own) = own(voice, said) {
                 if !fits(own.success, own.failure) {
                     return Found::None;
                 }
@@ -55,13 +60,21 @@ pub fn find(langfuse: &Langfuse, tracing: &Tracing, env: &Env, trace: &Trace, fa
                 if host != langfuse.host && !langfuse.hosts.contains(&host) {
                     return Found::Refused(host);
                 }
+                let Some(secret_key) = opened(own.secret_key, &said.seal) else {
+                    return Found::Sealed;
+                };
+                let public_key = own.public_key;
                 return Found::Own(Target {
                     host,
-                    project: own.project,
+                    project: Project {
+                        public_key,
+                        secret_key,
+                    },
                 });
             }
         }
-        let team = tracing
+        let team = said
+            .tracing
             .teams
             .iter()
             .find(|t| holder.team_id.as_deref() == Some(t.team_id.as_str()));
@@ -84,13 +97,23 @@ pub fn find(langfuse: &Langfuse, tracing: &Tracing, env: &Env, trace: &Trace, fa
 
 /// A project that a key or a team names.
 struct Own {
-    project: Project,
+    public_key: String,
+    /// As it is kept.
+    secret_key: String,
     host: Option<String>,
     success: bool,
     failure: bool,
 }
 
-fn own(voice: &Map<String, Value>, env: &Env) -> Option<Own> {
+/// What was kept before secrets were sealed, and what comes out of a variable, is taken as it is.
+fn opened(kept: String, seal: &Seal) -> Option<Secret> {
+    match Seal::is_sealed(&kept) {
+        true => seal.open(&kept).ok().map(|open| Secret::new(open.expose())),
+        false => Some(Secret::new(kept)),
+    }
+}
+
+fn own(voice: &Map<String, Value>, said: &Said) -> Option<Own> {
     let list = voice.get("logging").and_then(Value::as_array);
     let entries = list
         .into_iter()
@@ -108,7 +131,7 @@ fn own(voice: &Map<String, Value>, env: &Env) -> Option<Own> {
             _ => (true, true),
         };
         let vars = entry.get("callback_vars").and_then(Value::as_object);
-        if let Some(found) = vars.and_then(|v| project(v, env, success, failure)) {
+        if let Some(found) = vars.and_then(|v| project(v, said, success, failure)) {
             return Some(found);
         }
     }
@@ -124,27 +147,25 @@ fn own(voice: &Map<String, Value>, env: &Env) -> Option<Own> {
     let (success, failure) = (names("success_callback"), names("failure_callback"));
     let vars = settings.get("callback_vars").and_then(Value::as_object)?;
     (success || failure)
-        .then(|| project(vars, env, success, failure))
+        .then(|| project(vars, said, success, failure))
         .flatten()
 }
 
-fn project(vars: &Map<String, Value>, env: &Env, success: bool, failure: bool) -> Option<Own> {
+fn project(vars: &Map<String, Value>, said: &Said, success: bool, failure: bool) -> Option<Own> {
     let text = |name: &str| {
         let given = vars.get(name)?.as_str().filter(|t| !t.is_empty())?;
         match given.strip_prefix("os.environ/") {
             None => Some(given.to_owned()),
             // Other variables are nobody's business who may write metadata.
             Some(variable) if variable.starts_with("LANGFUSE_") => {
-                env.get(variable).map(|s| s.expose().to_owned())
+                said.env.get(variable).map(|s| s.expose().to_owned())
             }
             Some(_) => None,
         }
     };
     Some(Own {
-        project: Project {
-            public_key: text("langfuse_public_key")?,
-            secret_key: Secret::new(text("langfuse_secret_key").or_else(|| text("langfuse_secret"))?),
-        },
+        public_key: text("langfuse_public_key")?,
+        secret_key: text("langfuse_secret_key").or_else(|| text("langfuse_secret"))?,
         host: text("langfuse_host").map(|h| h.trim_end_matches('/').to_owned()),
         success,
         failure,
@@ -196,7 +217,7 @@ fn is_on(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conf::On;
+    use crate::conf::{Env, On, Tracing};
     use crate::traces::sample;
     use filters::model::account::Kind;
     use filters::model::party::Party;
@@ -239,13 +260,43 @@ mod tests {
             {"callback_name": "langfuse", "callback_type": kind, "callback_vars": vars}]})
     }
 
+    fn said() -> Said {
+        Said {
+            tracing: Tracing::default(),
+            env: Env::from([("LANGFUSE_X", "from-env"), ("DATABASE_URL", "secret")]),
+            seal: Seal::new(&"salt".into()),
+        }
+    }
+
+    #[test]
+    fn sealed_secrets_are_opened_with_the_salt_that_closed_them() {
+        let with = |secret: String| {
+            let vars = json!({"langfuse_public_key": "pk", "langfuse_secret_key": secret});
+            let mut trace = sample::trace();
+            let logging = json!({"logging": [{"callback_name": "langfuse", "callback_vars": vars}]});
+            trace.caller = caller(logging, json!({}));
+            find(&langfuse(), &said(), &trace, false)
+        };
+        let target = Target {
+            host: "http://main".into(),
+            project: Project {
+                public_key: "pk".into(),
+                secret_key: Secret::new("sk-own"),
+            },
+        };
+        for kept in ["sk-own".to_string(), Seal::new(&"salt".into()).seal("sk-own")] {
+            assert_eq!(with(kept), Found::Own(target.clone()));
+        }
+        assert_eq!(with(Seal::new(&"other".into()).seal("sk-own")), Found::Sealed);
+    }
+
     #[track_caller]
     fn check(key: Value, team: Value, failed: bool, want: Option<(&str, &str)>) {
         let mut trace = sample::trace();
         trace.caller = caller(key, team);
-        let env = Env::from([("LANGFUSE_X", "from-env"), ("DATABASE_URL", "secret")]);
-        let found = find(&langfuse(), &Tracing::default(), &env, &trace, failed);
+        let found = find(&langfuse(), &said(), &trace, failed);
         let found = match &found {
+            Found::Sealed => Some(("", "sealed")),
             Found::Own(t) | Found::Default(t) => Some((t.host.as_str(), t.project.public_key.as_str())),
             Found::Refused(host) => Some((host.as_str(), "refused")),
             Found::None => None,

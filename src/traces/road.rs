@@ -43,6 +43,10 @@ pub struct Road {
     packed: Notify,
     /// A parcel is on its way, or waits to be sent again.
     busy: Cell<bool>,
+    /// Calls in that parcel.
+    carried: Cell<u64>,
+    /// Nothing more is put here: how it is with the receiver is nobody's business any more.
+    left: Cell<bool>,
     /// The last thing sent was not taken.
     failing: Cell<bool>,
     /// Nothing is sent before.
@@ -70,6 +74,8 @@ impl Road {
             parcels: RefCell::default(),
             packed: Notify::new(),
             busy: Cell::new(false),
+            carried: Cell::new(0),
+            left: Cell::new(false),
             failing: Cell::new(false),
             shut_until: Cell::new(None),
             warned: Cell::new(None),
@@ -108,6 +114,17 @@ impl Road {
         self.parcels.borrow().iter().map(|p| p.share.bytes()).sum()
     }
 
+    /// Calls that wait here or are on their way.
+    pub fn calls(&self) -> u64 {
+        let waiting: u64 = self.parcels.borrow().iter().map(|p| p.calls).sum();
+        waiting + self.carried.get()
+    }
+
+    /// Nothing more will be put here.
+    pub fn leave(&self) {
+        self.left.set(true);
+    }
+
     /// Counts calls that will not be told of.
     pub fn lost(&self, why: Lost, calls: u64) {
         self.stats.lost(self.exporter, why, calls);
@@ -135,8 +152,10 @@ impl Road {
                 continue;
             };
             self.busy.set(true);
+            self.carried.set(packed.calls);
             let refused = self.deliver(&client, packed).await;
             self.busy.set(false);
+            self.carried.set(0);
             if refused {
                 // It may have become another one meanwhile.
                 if self.address.health.is_some() {
@@ -223,6 +242,7 @@ impl Road {
                     packed.share.set(rest.bytes.len());
                     packed.parcel = rest;
                     packed.calls -= calls;
+                    self.carried.set(packed.calls);
                     (None, "some events were not taken".to_string())
                 }
                 Outcome::Later { after, why, answered } => {
@@ -237,7 +257,7 @@ impl Road {
                 Outcome::Never { status } => {
                     lost(Lost::Refused, packed.calls);
                     self.failing.set(true);
-                    self.stats.is_away(self.exporter, true);
+                    self.is_away(true);
                     let (nothing, what) = match status {
                         401 | 403 => (true, "it does not accept the keys"),
                         404 | 405 => (true, "nothing takes traces at this address"),
@@ -256,15 +276,21 @@ impl Road {
         }
     }
 
+    fn is_away(&self, away: bool) {
+        if !self.left.get() {
+            self.stats.is_away(self.exporter, away);
+        }
+    }
+
     fn away(&self, why: &str) {
-        self.stats.is_away(self.exporter, true);
+        self.is_away(true);
         if !self.failing.replace(true) {
             self.warn(&format!("what it is to be told waits: {why}"));
         }
     }
 
     fn back(&self) {
-        self.stats.is_away(self.exporter, false);
+        self.is_away(false);
         self.shut_until.set(None);
         if self.failing.replace(false) {
             log::info!(

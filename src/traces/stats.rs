@@ -17,6 +17,8 @@ pub enum Exporter {
 }
 
 impl Exporter {
+    const ALL: [Exporter; 3] = [Exporter::Langfuse, Exporter::OwnProjects, Exporter::Otlp];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Exporter::Langfuse => "langfuse",
@@ -39,15 +41,21 @@ pub enum Lost {
     Address,
     /// More projects than are kept at once.
     Projects,
+    /// A key's or a team's project has a secret that was stored under another salt key.
+    Sealed,
+    /// The config named its receiver no more.
+    Removed,
 }
 
 impl Lost {
-    const ALL: [Lost; 5] = [
+    const ALL: [Lost; 7] = [
         Lost::Full,
         Lost::Refused,
         Lost::Rejected,
         Lost::Address,
         Lost::Projects,
+        Lost::Sealed,
+        Lost::Removed,
     ];
 
     fn as_str(self) -> &'static str {
@@ -57,6 +65,8 @@ impl Lost {
             Lost::Rejected => "rejected",
             Lost::Address => "address",
             Lost::Projects => "projects",
+            Lost::Sealed => "sealed",
+            Lost::Removed => "removed",
         }
     }
 }
@@ -64,7 +74,7 @@ impl Lost {
 #[derive(Default)]
 struct Counts {
     sent: AtomicU64,
-    lost: [AtomicU64; 5],
+    lost: [AtomicU64; 7],
     retries: AtomicU64,
     away: AtomicBool,
 }
@@ -99,21 +109,36 @@ impl Stats {
         !self.counts[from as usize].away.load(Relaxed)
     }
 
-    /// Shows those who are told at all.
+    /// Shows those who are told at all, and what was counted of those who were once.
     pub fn gather(&self, used: &[Exporter], page: &mut Page) {
-        for to in used {
-            let (name, counts) = (to.as_str(), &self.counts[*to as usize]);
+        let mut any = false;
+        for to in Exporter::ALL {
+            let (name, counts) = (to.as_str(), &self.counts[to as usize]);
+            let is_used = used.contains(&to);
+            if !is_used && !counts.any() {
+                continue;
+            }
+            any = true;
             page.int(&c::TRACES_SENT, &[name], counts.sent.load(Relaxed));
             for why in Lost::ALL {
                 let n = counts.lost[why as usize].load(Relaxed);
                 page.int(&c::TRACES_LOST, &[name, why.as_str()], n);
             }
             page.int(&c::TRACES_RETRIES, &[name], counts.retries.load(Relaxed));
-            page.int(&c::TRACES_UP, &[name], u64::from(self.takes(*to)));
+            if is_used {
+                page.int(&c::TRACES_UP, &[name], u64::from(self.takes(to)));
+            }
         }
-        if !used.is_empty() {
+        if any {
             page.int(&c::TRACES_QUEUE, &[], self.held.load(Relaxed) as u64);
         }
+    }
+}
+
+impl Counts {
+    fn any(&self) -> bool {
+        let lost = self.lost.iter().map(|n| n.load(Relaxed));
+        lost.chain([self.sent.load(Relaxed)]).any(|n| n > 0)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The one thread behind the calls: takes over what is over, writes it down for each receiver, and packs.
-//! Carrying is done by the roads' own tasks, on this thread too.
+//! Carrying is done by the roads' own tasks, on this thread too; which receivers there are, `turnover` says.
+
+mod turnover;
 
 use super::batch::{Batch, Sender};
 use super::genai;
@@ -10,15 +12,12 @@ use super::road::{Packed, Road};
 use super::send::{Address, Format};
 use super::stats::{Exporter, Lost, Share};
 use super::story::Story;
-use super::{Shared, Weighed};
-use crate::conf::{Env, Langfuse, Otlp, Tracing};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use super::{Said, Shared, Weighed};
+use crate::conf::{Langfuse, Tracing};
 use filters::model::deployment::Base;
 use filters::model::record::Status;
 use filters::model::trace::Trace;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Url};
+use reqwest::Client;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -57,77 +56,54 @@ enum Words {
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    tracing: Tracing,
-    env: Env,
+    said: Arc<Said>,
     client: Client,
     flavour: Flavour,
     otlp: Option<Lane>,
     projects: Projects,
+    /// Receivers that the config names no more, until they know what they were to be told.
+    former: Vec<Former>,
     scratch: Scratch,
     /// Memory of the intake that was emptied last.
     spare: Vec<Weighed>,
     leaving: watch::Receiver<bool>,
     refused_warned: bool,
+    sealed_warned: bool,
+}
+
+/// A receiver that is not told of anything new.
+struct Former {
+    lane: Lane,
+    until: Instant,
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, client: Client, tracing: Tracing, env: Env) -> Self {
-        let langfuse = tracing.langfuse.as_ref();
+    pub fn new(shared: Arc<Shared>, client: Client, said: Arc<Said>) -> Self {
         Self {
             leaving: shared.leaving.subscribe(),
             shared,
-            env,
             client,
-            flavour: Flavour {
-                environment: langfuse.and_then(|l| l.environment.clone()),
-                release: langfuse.and_then(|l| l.release.clone()),
-                redact_keys: tracing.redact_keys,
-                default_tags: tracing.default_tags.clone(),
-                capture: langfuse.map(|l| l.capture).unwrap_or_default(),
-                max_bytes: usize::try_from(tracing.max_bytes).unwrap_or(usize::MAX),
-            },
+            flavour: turnover::flavour(&said.tracing),
+            said,
             otlp: None,
             projects: Projects::default(),
+            former: Vec::new(),
             scratch: Scratch::default(),
             spare: Vec::new(),
             refused_warned: false,
-            tracing,
+            sealed_warned: false,
         }
     }
 
     /// Works until the process ends. To be run within a `LocalSet`.
     pub async fn run(mut self) {
-        if let Some(otlp) = &self.tracing.otlp {
-            match otlp_address(otlp) {
-                Ok(address) => {
-                    let resource = vec![
-                        ("service.name".to_string(), otlp.service_name.clone()),
-                        (
-                            "service.version".to_string(),
-                            env!("CARGO_PKG_VERSION").to_string(),
-                        ),
-                    ];
-                    self.otlp = Some(self.lane(Exporter::Otlp, &otlp.endpoint, address, resource));
-                }
-                Err(why) => log::error!("event=traces_not_sent exporter=otlp cause={why:?}"),
-            }
-        }
-        // Known from the start, so that the server is asked what it takes before the first call is over.
-        if let Some(langfuse) = self.tracing.langfuse.clone()
-            && let Some(project) = langfuse.project.clone()
-        {
-            let target = Target {
-                host: langfuse.host.clone(),
-                project,
-            };
-            self.open(Exporter::Langfuse, target, Instant::now());
-        }
+        self.take(Arc::clone(&self.said));
         loop {
             let is_leaving = *self.leaving.borrow();
             let pause = if is_leaving {
                 LEAVING
             } else {
-                self.tracing.flush_every
+                self.said.tracing.flush_every
             };
             let mut leaving = self.leaving.clone();
             tokio::select! {
@@ -142,16 +118,26 @@ impl Worker {
     /// Takes over what is there and packs what is due.
     fn turn(&mut self) {
         let now = Instant::now();
-        let mut taken = std::mem::take(&mut self.spare);
-        std::mem::swap(&mut *self.shared.intake.lock(), &mut taken);
-        for weighed in taken.drain(..) {
+        let mut calls = std::mem::take(&mut self.spare);
+        let turns = {
+            let mut intake = self.shared.intake.lock();
+            std::mem::swap(&mut intake.calls, &mut calls);
+            std::mem::take(&mut intake.turns)
+        };
+        let mut turns = turns.into_iter().peekable();
+        for (n, weighed) in calls.drain(..).enumerate() {
+            // What was over before is told to those who were to know of it.
+            while let Some((_, said)) = turns.next_if(|(before, _)| *before <= n) {
+                self.take(said);
+            }
             self.tell(Arc::new(weighed), now);
         }
-        taken.shrink_to(4 * super::MANY);
-        self.spare = taken;
+        turns.for_each(|(_, said)| self.take(said));
+        calls.shrink_to(4 * super::MANY);
+        self.spare = calls;
         let every = match *self.leaving.borrow() {
             true => Duration::ZERO,
-            false => self.tracing.flush_every,
+            false => self.said.tracing.flush_every,
         };
         let Self {
             otlp,
@@ -174,6 +160,7 @@ impl Worker {
                 lane.pack(now, &shared.stats.held);
             }
         }
+        self.let_go(now);
         self.shrink();
     }
 
@@ -181,15 +168,19 @@ impl Worker {
     fn tell(&mut self, weighed: Arc<Weighed>, now: Instant) {
         let trace = &*weighed.trace;
         let failed = trace.status != Status::Success;
-        if let Some(langfuse) = &self.tracing.langfuse
+        if let Some(langfuse) = &self.said.tracing.langfuse
             && trace.context.trace.share() < langfuse.sample
         {
-            let found = project::find(langfuse, &self.tracing, &self.env, trace, failed);
+            let found = project::find(langfuse, &self.said, trace, failed);
             let (exporter, target) = match found {
                 Found::Own(target) => (Exporter::OwnProjects, Some(target)),
                 Found::Default(target) => (Exporter::Langfuse, Some(target)),
                 Found::Refused(host) => {
                     self.refused(&host);
+                    (Exporter::OwnProjects, None)
+                }
+                Found::Sealed => {
+                    self.sealed();
                     (Exporter::OwnProjects, None)
                 }
                 Found::None => (Exporter::Langfuse, None),
@@ -200,13 +191,13 @@ impl Worker {
         }
         let Self {
             otlp,
-            tracing,
+            said,
             flavour,
             scratch,
             shared,
             ..
         } = self;
-        if let (Some(lane), Some(conf)) = (otlp, &tracing.otlp) {
+        if let (Some(lane), Some(conf)) = (otlp, &said.tracing.otlp) {
             let fits = if failed { conf.on.failure } else { conf.on.success };
             let sampled = match trace.context.parent {
                 Some(_) => trace.context.sampled,
@@ -261,7 +252,7 @@ impl Worker {
             };
             lane.carrying.abort();
         }
-        let address = match langfuse_address(&target) {
+        let address = match turnover::langfuse_address(&target) {
             Ok(address) => address,
             Err(why) => {
                 log::error!(
@@ -272,13 +263,7 @@ impl Worker {
                 return false;
             }
         };
-        let resource = vec![
-            ("service.name".to_string(), "tollkeeper".to_string()),
-            (
-                "service.version".to_string(),
-                env!("CARGO_PKG_VERSION").to_string(),
-            ),
-        ];
+        let resource = turnover::resource("tollkeeper");
         let mut lane = self.lane(exporter, &target.host, address, resource);
         lane.used_at = now;
         self.projects.insert(target, lane);
@@ -323,18 +308,32 @@ impl Worker {
         }
     }
 
+    fn sealed(&mut self) {
+        self.shared.stats.lost(Exporter::OwnProjects, Lost::Sealed, 1);
+        if !std::mem::replace(&mut self.sealed_warned, true) {
+            log::warn!(
+                "event=traces_not_sent exporter={} cause=\"the secret key of a key's or a team's project was \
+                 stored under another salt key; give it again\"",
+                Exporter::OwnProjects.as_str()
+            );
+        }
+    }
+
     /// Lets go of what has waited longest at whoever has most, until there is room for new calls.
     fn shrink(&mut self) {
-        let most = self.shared.queue_bytes / 4 * 3;
+        let queue = usize::try_from(self.said.tracing.queue_bytes).unwrap_or(usize::MAX);
+        let most = queue / 4 * 3;
         let Self {
             otlp,
             projects,
+            former,
             shared,
             ..
         } = self;
         while shared.stats.held.load(std::sync::atomic::Ordering::Relaxed) > most {
             let fattest = each(otlp, projects)
                 .map(|(_, lane)| lane)
+                .chain(former.iter_mut().map(|f| &mut f.lane))
                 .max_by_key(|l| l.bytes());
             if !fattest.is_some_and(Lane::drop_oldest) {
                 break;
@@ -406,7 +405,7 @@ impl Lane {
         }
         let Self { batch, sender, .. } = self;
         let batch = batch.get_or_insert_with(|| Batch::new(format, sender, held, self.likely));
-        let (flavour, otlp) = (pen.flavour, pen.shared.otlp_capture);
+        let (flavour, otlp) = (pen.flavour, pen.flavour.otlp_capture);
         batch.add(|out| match (words, format) {
             (Words::Langfuse, Format::Otlp) => {
                 let story = Story::of(trace, flavour.capture, flavour.max_bytes);
@@ -444,49 +443,6 @@ impl Lane {
         let share = Share::of(held, parcel.bytes.len());
         self.road.put(Packed { parcel, calls, share });
     }
-}
-
-fn langfuse_address(target: &Target) -> Result<Address, String> {
-    let url = |path: &str| Url::parse(&format!("{}{path}", target.host)).map_err(|e| e.to_string());
-    let project = &target.project;
-    let basic = STANDARD.encode(format!("{}:{}", project.public_key, project.secret_key.expose()));
-    let mut headers = HeaderMap::new();
-    headers.insert("authorization", secret(&format!("Basic {basic}"))?);
-    // The real-time path, from Langfuse 4 on; older ones do not look at it.
-    headers.insert("x-langfuse-ingestion-version", HeaderValue::from_static("4"));
-    headers.insert("x-langfuse-sdk-name", HeaderValue::from_static("tollkeeper"));
-    headers.insert(
-        "x-langfuse-sdk-version",
-        HeaderValue::from_static(env!("CARGO_PKG_VERSION")),
-    );
-    headers.insert("x-langfuse-public-key", secret(&project.public_key)?);
-    Ok(Address {
-        otlp: url("/api/public/otel/v1/traces")?,
-        legacy: Some(url("/api/public/ingestion")?),
-        health: Some(url("/api/public/health")?),
-        headers,
-    })
-}
-
-fn otlp_address(otlp: &Otlp) -> Result<Address, String> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in &otlp.headers {
-        let name = HeaderName::try_from(name.as_str()).map_err(|e| e.to_string())?;
-        headers.insert(name, secret(value.expose())?);
-    }
-    Ok(Address {
-        otlp: Url::parse(&otlp.endpoint).map_err(|e| e.to_string())?,
-        legacy: None,
-        health: None,
-        headers,
-    })
-}
-
-/// A value that is not shown. The error does not quote it.
-fn secret(text: &str) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::from_str(text).map_err(|_| "a header's value cannot be sent".to_string())?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// Whether calls that end so are told of anywhere.

@@ -6,6 +6,7 @@
 mod acme;
 mod agreement;
 mod alerts;
+mod alerts_replicas;
 mod books;
 mod calls;
 mod cli;
@@ -43,5 +44,7 @@ mod store;
 mod tidy;
 mod tls;
 mod traces;
+mod traces_changed;
+mod traces_kinds;
 mod upgrade;
 mod upstream_tls;

@@ -144,6 +144,21 @@ async fn rows_come_back_as_they_went() {
 }
 
 #[tokio::test]
+async fn of_many_that_claim_a_name_one_is_first() {
+    both(async |s| {
+        let hour = Duration::from_secs(3_600);
+        let claims = (0..8).map(|_| s.is_first("budget_crossed:a", hour));
+        let first = futures::future::join_all(claims).await;
+        assert_eq!(first.into_iter().filter(|f| *f.as_ref().unwrap()).count(), 1);
+        assert!(s.is_first("budget_crossed:b", Duration::ZERO).await.unwrap());
+        // Its time is over at once.
+        assert!(s.is_first("budget_crossed:b", hour).await.unwrap());
+        assert!(!s.is_first("budget_crossed:b", hour).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_repeated_batch_changes_nothing() {
     both(async |s| {
         s.insert_key(&key("sk-a")).await.unwrap();

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 /// What an upstream needs to make sense of the body, the answer wanted, or a WebSocket. Hop-by-hop
 /// headers are the driver's.
-const SAFE: [&str; 14] = [
+const SAFE: [&str; 15] = [
     "accept",
     "accept-encoding",
     "accept-language",
@@ -21,7 +21,9 @@ const SAFE: [&str; 14] = [
     "user-agent",
     "last-event-id",
     "x-stainless-retry-count",
+    // The driver lets them reach one's own targets only.
     "traceparent",
+    "tracestate",
 ];
 
 /// A caller's credentials are for us and never go on, whatever the settings say.

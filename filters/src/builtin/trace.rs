@@ -7,14 +7,12 @@ use crate::contract::cx::{Begun, Kept, Traced};
 use crate::contract::ports::{Ports, Traces, Wanted};
 use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstream, Verdict};
 use crate::model::call::Endpoint;
-use crate::model::deployment::Deployment;
 use crate::model::record::Status;
 use crate::model::trace::{Capture, Context, Hints, Input, Output, PARENT_LEN, SpanId, Trace as Told, Try};
 use crate::wire::peek::{self, Kind};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, request, response};
-use serde_json::Value;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Instant;
@@ -120,7 +118,7 @@ impl Filter for Trace {
             return Ok(());
         };
         let span = SpanId::random();
-        if is_internal(deployment) {
+        if deployment.is_internal() {
             if let Some(value) = parent(&traced.context, span) {
                 up.headers.insert(&TRACEPARENT, value);
             }
@@ -248,12 +246,23 @@ fn bounded(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LONGEST_HINT)).unwrap_or(text)
 }
 
-/// Whether an upstream is one's own; `model_info.internal` has the last word.
-fn is_internal(d: &Deployment) -> bool {
-    if let Some(Value::Bool(internal)) = d.model_info.get("internal") {
-        return *internal;
+/// A caller's trace goes on to one's own upstreams as it came, told of here or not; where it is told of, the filter
+/// puts its own span in between. Two of them contradict each other, and W3C wants none of them then.
+pub fn pass_on(from: &HeaderMap, to: &mut HeaderMap) {
+    let Some(parent) = from.get(&TRACEPARENT) else {
+        return;
+    };
+    let context = parent.to_str().ok().and_then(Context::parse);
+    let Some(context) = context.filter(|_| from.get_all(&TRACEPARENT).iter().count() == 1) else {
+        return;
+    };
+    to.insert(&TRACEPARENT, parent.clone());
+    if let Some(state) = from.get(&TRACESTATE)
+        && let Ok(text) = state.to_str()
+        && context.with_state(text).state.is_some()
+    {
+        to.insert(&TRACESTATE, state.clone());
     }
-    d.base.is_internal()
 }
 
 /// Keeps as much of an answer as may be kept.
@@ -288,16 +297,18 @@ fn told(cx: &Cx, call: &Call, traced: Traced, outcome: &Outcome, max_bytes: usiz
     let full = wanted.capture == Capture::Full;
     let last = tries.len().saturating_sub(1);
     let failed = outcome.status != Status::Success;
+    let nexts: SmallVec<[Instant; 2]> = tries.iter().skip(1).map(|begun| begun.at).collect();
     let tries = tries
         .into_iter()
         .enumerate()
         .map(|(n, begun)| {
             let started_micros = at(begun.at);
             let noted = cx.attempts.get(n);
+            let over = nexts.get(n).map_or(ended_micros, |next| at(*next));
             // An answer is over when the call is; what failed was over when the next one began.
             let (ended_micros, status, error) = match noted {
                 Some(a) if a.error.is_some() => (
-                    started_micros.saturating_add(a.duration_micros),
+                    started_micros.saturating_add(a.duration_micros).min(over),
                     a.status,
                     a.error.clone(),
                 ),
@@ -423,6 +434,7 @@ mod tests {
     use crate::builtin::{CALL_CHAIN, registry};
     use crate::contract::Chain;
     use crate::testkit::{self, Kit};
+    use serde_json::Value;
 
     fn chain(kit: &Kit) -> Chain {
         let entries: Vec<_> = CALL_CHAIN.iter().map(|n| (n.to_string(), Value::Null)).collect();
@@ -559,9 +571,9 @@ mod tests {
     #[test]
     fn only_ones_own_upstreams_are_told_of_a_trace() {
         let mut d = testkit::deployment("openai");
-        assert!(is_internal(&d), "loopback is");
+        assert!(d.is_internal(), "loopback is");
         d.model_info.insert("internal".into(), false.into());
-        assert!(!is_internal(&d), "the config's word counts");
+        assert!(!d.is_internal(), "the config's word counts");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::price::Price;
 use super::secret::Secret;
+use serde_json::Value;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -37,6 +38,14 @@ pub struct Deployment {
 }
 
 impl Deployment {
+    /// Whether an upstream is one's own; `model_info.internal` has the last word.
+    pub fn is_internal(&self) -> bool {
+        match self.model_info.get("internal") {
+            Some(Value::Bool(internal)) => *internal,
+            _ => self.base.is_internal(),
+        }
+    }
+
     /// What it is called in messages: its name, and enough of its id to tell it from others of the name.
     pub fn label(&self) -> String {
         format!("{} ({})", self.model_name, self.id.get(..8).unwrap_or(&self.id))

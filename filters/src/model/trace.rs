@@ -158,6 +158,9 @@ pub struct Context {
 }
 
 impl Context {
+    /// The headers that carry it.
+    pub const HEADERS: [&str; 2] = ["traceparent", "tracestate"];
+
     /// A trace that begins here.
     pub fn begin() -> Self {
         Self {

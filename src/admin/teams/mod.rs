@@ -1,7 +1,9 @@
 //! Teams: made, changed, blocked, deleted. How they are shown stands in `show`, how far whose rights reach in
-//! `reach`, their models and permissions in `allowed`, their members in [`members`](super::members).
+//! `reach`, their models and permissions in `allowed`, who is told of their calls in `logging`, their members in
+//! [`members`](super::members).
 
 mod allowed;
+pub mod logging;
 mod reach;
 mod show;
 

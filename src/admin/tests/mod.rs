@@ -11,6 +11,7 @@ mod rights;
 mod spending;
 mod spending_rights;
 mod spending_rows;
+mod team_logging;
 mod teams;
 
 use super::{Admin, Policy, router};
@@ -78,9 +79,17 @@ fn reload(dir: &std::path::Path, store: &Arc<dyn Store>) -> Arc<Reload> {
         data_dir: dir.join("data"),
         tls: None,
         alerts: Arc::new(
-            crate::alerts::Alerts::open(&conf::Alerts::default(), None)
+            crate::alerts::Alerts::open(&conf::Alerts::default(), None, Default::default())
                 .unwrap()
                 .0,
+        ),
+        traces: Arc::new(
+            crate::traces::Exporters::start(
+                &conf::Tracing::default(),
+                &conf::Env::default(),
+                Seal::new(&"salt".into()),
+            )
+            .unwrap(),
         ),
     }))
 }

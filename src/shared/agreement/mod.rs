@@ -181,6 +181,7 @@ pub struct Agreement {
     money: Script,
     window: Script,
     slots: Script,
+    told: Script,
 }
 
 impl Agreement {
@@ -214,6 +215,7 @@ impl Agreement {
             money: Script::new(include_str!("money.lua")),
             window: Script::new(include_str!("window.lua")),
             slots: Script::new(include_str!("slots.lua")),
+            told: Script::new(include_str!("told.lua")),
         })
     }
 
@@ -300,6 +302,14 @@ impl Agreement {
             granted,
             in_use_everywhere,
         })
+    }
+
+    /// Whether no replica has said `name` within its window; then it counts as said for `window` from now.
+    pub async fn is_first(&self, name: &str, window: Duration) -> Result<bool, Away> {
+        let mut question = self.told.key(format!("{}:told:{}", self.prefix, named(name)));
+        let millis = i64::try_from(window.as_millis()).unwrap_or(MOST);
+        question.arg(&self.replica).arg(millis.clamp(1, MOST));
+        self.line.ask::<i64>(&question).await.map(|first| first == 1)
     }
 }
 

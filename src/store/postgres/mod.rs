@@ -12,6 +12,7 @@ mod news;
 mod objects;
 mod reports;
 mod retention;
+mod told;
 
 use super::filter::Arg;
 use super::{
@@ -375,6 +376,10 @@ impl Store for PostgresStore {
 
     async fn openings(&self, accounts: &[Account]) -> Result<Vec<Option<i64>>> {
         self.pg_openings(accounts).await
+    }
+
+    async fn is_first(&self, name: &str, window: Duration) -> Result<bool> {
+        self.pg_is_first(name, window).await
     }
 
     async fn import_daily(&self, days: &[DailyRow], dry_run: bool) -> Result<(u64, u64)> {

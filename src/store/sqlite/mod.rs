@@ -13,6 +13,7 @@ mod lists;
 mod objects;
 mod reports;
 mod retention;
+mod told;
 
 use super::filter::Arg;
 use super::period::Period;
@@ -452,6 +453,11 @@ impl Store for SqliteStore {
     async fn openings(&self, accounts: &[Account]) -> Result<Vec<Option<i64>>> {
         let accounts = accounts.to_vec();
         self.read(move |c| import::openings(c, &accounts)).await
+    }
+
+    async fn is_first(&self, name: &str, window: Duration) -> Result<bool> {
+        let name = name.to_string();
+        self.write(move |c| told::is_first(c, &name, window)).await
     }
 
     async fn import_daily(&self, days: &[DailyRow], dry_run: bool) -> Result<(u64, u64)> {

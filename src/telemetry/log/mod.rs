@@ -4,14 +4,18 @@
 //! is told of a request, `flood` how many of those a second holds, `sink` brings lines to stderr without ever
 //! holding up a call.
 
+mod count;
 mod flood;
 mod line;
 mod request;
 mod sink;
 
+pub use count::{Counts, counts, gather};
+
 use crate::conf::{Log, LogFormat, LogRequests};
 use anstream::ColorChoice;
 use arc_swap::ArcSwap;
+use count::Lines;
 use filters::contract::{Cx, Outcome};
 use flood::Flood;
 use line::Json;
@@ -61,6 +65,7 @@ struct Journal {
     is_coloured: bool,
     flood: Flood,
     sink: Sink,
+    lines: Lines,
     /// What the config said last, and what `RUST_LOG` says.
     said: Mutex<Log>,
     rust_log: Option<String>,
@@ -91,15 +96,6 @@ pub enum Wish {
     Configured,
 }
 
-/// Lines that were not told, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Whoever reads stderr was too slow, or is gone.
-    pub dropped: u64,
-    /// Requests beyond `most_per_second`.
-    pub hidden: u64,
-}
-
 /// Sets the log up. `RUST_LOG` wins over the config.
 pub fn init(log: &Log, rust_log: Option<&str>) {
     let sink = match Sink::start(std::io::stderr(), Box::new(tell)) {
@@ -118,6 +114,7 @@ pub fn init(log: &Log, rust_log: Option<&str>) {
         is_coloured: colours != ColorChoice::Never && std::io::stderr().is_terminal(),
         flood: Flood::default(),
         sink,
+        lines: Lines::default(),
         said: Mutex::new(log.clone()),
         rust_log: rust_log.map(str::to_string).filter(|t| !t.trim().is_empty()),
     };
@@ -172,13 +169,6 @@ pub fn change(wish: &Wish) -> Result<State, String> {
         }
     }
     Ok(state())
-}
-
-pub fn counts() -> Counts {
-    JOURNAL.get().map_or_else(Counts::default, |journal| Counts {
-        dropped: journal.sink.dropped_ever(),
-        hidden: journal.flood.hidden_ever(),
-    })
 }
 
 /// The line of a request that is over. One that is `quiet` (health, metrics) is told at `debug` when it went
@@ -328,6 +318,7 @@ impl Journal {
         if !self.flood.has_room(seconds(), failed) {
             return;
         }
+        self.lines.count(level);
         with_buffer(|out| {
             if self.is_json.load(Relaxed) {
                 request::json(out, level, cx, outcome);
@@ -390,6 +381,7 @@ impl log::Log for Journal {
         if filter.state.level < LevelFilter::Debug && is_knock(record) {
             return;
         }
+        self.lines.count(record.level());
         with_buffer(|out| {
             let written;
             let text = match record.args().as_str() {

@@ -139,13 +139,23 @@ families! {
     TRACES_SENT: Counter "tollkeeper_traces_sent_total" [exporter] "calls",
         "Calls that Langfuse or OpenTelemetry were told of.";
     TRACES_LOST: Counter "tollkeeper_traces_lost_total" [exporter, reason] "calls",
-        "Calls that they were not told of: full, refused, rejected, address, projects.";
+        "Calls that they were not told of: full, refused, rejected, address, projects, sealed, removed.";
     TRACES_RETRIES: Counter "tollkeeper_traces_retries_total" [exporter] "batches",
         "Batches that were sent again.";
     TRACES_UP: Gauge "tollkeeper_traces_receiver_up" [exporter] "0, 1",
         "1 while the receiver takes what it is sent.";
     TRACES_QUEUE: Gauge "tollkeeper_traces_queue_bytes" [] "bytes",
         "What waits in memory to be told.";
+
+    // Alerts and the log.
+    ALERTS: Counter "tollkeeper_alerts_total" [event, outcome] "posts",
+        "Alerts by what became of them: sent and failed, for each webhook; dropped, as too many waited; repeated, not posted since the same was told a short while ago, here or by another replica.";
+    LOG_LINES: Counter "tollkeeper_log_lines_total" [level] "lines",
+        "Lines of the log by level, those of requests included.";
+    LOG_LOST: Counter "tollkeeper_log_lines_lost_total" [] "lines",
+        "Lines that whoever reads stderr did not take in time.";
+    LOG_SUPPRESSED: Counter "tollkeeper_log_lines_suppressed_total" [] "lines",
+        "Lines of requests beyond log.most_per_second; how many of each kind is told in one line a second.";
 
     // Certificates, config, process.
     CERTIFICATES: Gauge "tollkeeper_tls_certificate_expires_seconds" [host] "seconds",
