@@ -61,16 +61,17 @@ pub(super) async fn look(stream: Stream, patience: Duration) -> Result<Looked> {
                 "before an answer's head was whole",
             ));
         }
-        let Some(end) = memchr::memmem::find(&come, b"\r\n\r\n") else {
-            if come.len() < LONGEST_HEAD {
+        let Some(end) = memchr::memmem::find(&come, b"\n\r\n") else {
+            // Some end lines without a CR, which is not ordinary.
+            if come.len() < LONGEST_HEAD && memchr::memmem::find(&come, b"\n\n").is_none() {
                 continue;
             }
             break;
         };
-        let Some(Head { parts, length, stays }) = come.get(..end + 2).and_then(parse) else {
+        let Some(Head { parts, length, stays }) = come.get(..=end).and_then(parse) else {
             break;
         };
-        let _ = come.split_to(end + 4);
+        let _ = come.split_to(end + 3);
         // What nobody asked for is not another answer.
         let stays = stays && come.len() as u64 <= length;
         come.truncate(usize::try_from(length).unwrap_or(usize::MAX));
@@ -263,6 +264,7 @@ mod tests {
             GOOD.replace(length, "content-length: 5, 5\r\n"),
             GOOD.replace(length, "content-length: +5\r\n"),
             GOOD.replace(length, "content-length: 5\n"),
+            GOOD.replace("\r\n", "\n"),
             GOOD.replace("X-Own: 1", "X-Own: 1\r\n folded"),
             GOOD.replace("X-Own: 1", "X Own: 1"),
             GOOD.replace("X-Own: 1", "X-Own: \u{1}"),
