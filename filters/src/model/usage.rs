@@ -314,7 +314,10 @@ fn object<'a>(usage: &Fields<'a>, names: &[&str]) -> Option<Fields<'a>> {
 /// A small object's fields, their values as they are spelled: most are looked at once, and few are needed,
 /// so no tree is built of them.
 #[derive(Default)]
-struct Fields<'a>(SmallVec<[(Cow<'a, [u8]>, &'a [u8]); 12]>);
+struct Fields<'a>(SmallVec<[Field<'a>; 12]>);
+
+/// A name and its value.
+type Field<'a> = (Cow<'a, [u8]>, &'a [u8]);
 
 impl<'a> Fields<'a> {
     /// `None`: this is no JSON object, or one with too many fields.
