@@ -282,7 +282,7 @@ struct Function<'a> {
     arguments: Option<&'a RawValue>,
 }
 
-fn raw<'a>(value: Option<&'a RawValue>) -> &'a str {
+fn raw(value: Option<&RawValue>) -> &str {
     value.map_or("null", RawValue::get)
 }
 

@@ -150,7 +150,7 @@ fn digits(out: &mut Vec<u8>, mut n: u64) {
 
 /// Nothing in it needs to be escaped. Looks at all of it, so that many bytes are looked at at once.
 fn is_plain(text: &[u8]) -> bool {
-    let plain = |b: u8| (b >= b' ') & (b <= b'~') & (b != b'"') & (b != b'\\');
+    let plain = |b: u8| (b' '..=b'~').contains(&b) & (b != b'"') & (b != b'\\');
     let (blocks, rest) = text.as_chunks::<16>();
     let blocks = blocks
         .iter()
