@@ -557,7 +557,8 @@ impl Wanting {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         directory["renewalInfo"] = format!("https://localhost:{port}/renewal").into();
-        let (over, asked): (Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let over = Arc::<Mutex<Vec<String>>>::default();
+        let asked = Arc::<Mutex<Vec<String>>>::default();
         let wanting = Wanting {
             port,
             over: Arc::clone(&over),
