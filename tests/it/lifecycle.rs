@@ -215,10 +215,15 @@ async fn a_start_without_a_config_makes_a_key_once() {
                 .status(),
             200
         );
-        let said = ["log", "out"]
-            .map(|f| fs::read_to_string(dir.path().join(f)).unwrap())
-            .concat();
-        assert!(said.contains("ready in"), "{said}");
+        let mut said = String::new();
+        // Lines are gathered for some milliseconds before they are written.
+        until("it says that it is ready", async || {
+            said = ["log", "out"]
+                .map(|f| fs::read_to_string(dir.path().join(f)).unwrap())
+                .concat();
+            said.contains("ready in")
+        })
+        .await;
         assert!(
             !said.contains(&key),
             "no key in a log that is no terminal: {said}"
