@@ -428,7 +428,7 @@ pub struct FilterUse {
 /// How records travel: spool file first, then the database in batches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
-    /// Rows written to the database at once. Default: 500.
+    /// Rows written to the database at once. Default: 1000.
     pub batch: u64,
     /// Longest time a record waits for its batch to fill. Default: 1s.
     pub flush_every: Duration,
