@@ -12,7 +12,7 @@ LEDGER = """SELECT request_id, encode(key_hash, 'hex') AS key, user_id, team_id,
 LINGERS = 2.0
 # Longer than a call of a known key may take without the database, seconds: it asks for what it has to know, gives
 # up, and goes on by what was known.
-PATIENT = 6.0
+PATIENT = 5.0
 
 
 def price(prompt, tokens):

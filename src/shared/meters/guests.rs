@@ -11,6 +11,7 @@ use futures::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How long an answer of the store is believed; what the store tells of changes comes earlier.
 const FRESH: Duration = Duration::from_secs(60);
@@ -22,8 +23,6 @@ const KEPT: Duration = Duration::from_secs(600);
 const DOUBTED: Duration = Duration::from_millis(500);
 /// Most that are remembered. Callers make names up.
 const MOST: usize = 100_000;
-/// Longest wait for the store.
-const WAIT: Duration = Duration::from_secs(3);
 
 /// What is known of an end user or a tag.
 #[derive(Clone)]
@@ -124,15 +123,14 @@ impl Guests {
 
 impl Meters {
     /// Asks the store about these, all at once: a call waits no longer for many than for one.
-    pub(super) async fn look_up(&self, who: Vec<(Kind, String)>) {
+    pub(super) async fn look_up(&self, who: Vec<(Kind, String)>, deadline: Instant) {
         let changes = self.guests.changes.load(Ordering::SeqCst);
-        let deadline = tokio::time::Instant::now() + WAIT;
         let found = join_all(who.iter().map(async |(kind, id)| {
             let table = match kind {
                 Kind::EndUser => Table::EndUser,
                 _ => Table::Tag,
             };
-            tokio::time::timeout_at(deadline, self.world.parties.find(table, id)).await
+            timeout_at(deadline, self.world.parties.find(table, id)).await
         }));
         let found = found.await;
         let now = self.now();

@@ -413,13 +413,16 @@ impl Meters {
         self: &Arc<Self>,
         asked: &Asked<'_>,
     ) -> Result<Result<Option<Held>, Box<Refused>>, Vec<Arc<Bound>>> {
+        // One for all that is asked of the store: a call that needs three answers waits no longer than for one.
+        let mut deadline = None;
+        let mut deadline = move || *deadline.get_or_insert_with(|| read::patience());
         for _ in 0..ROUNDS {
             let now = self.now();
             let bounds = match self.bounds(asked, now) {
                 Ok(bounds) => bounds,
                 Err(Missing::Blocked(id)) => return Ok(Err(blocked(id))),
                 Err(Missing::Unknown(who)) => {
-                    self.look_up(who).await;
+                    self.look_up(who, deadline()).await;
                     continue;
                 }
             };
@@ -429,7 +432,7 @@ impl Meters {
             match decide(self, bounds.clone(), asked.estimate, self.setting(now)) {
                 Decision::In(held) => return Ok(Ok(Some(held))),
                 Decision::Out(refused) => return Ok(Err(refused)),
-                Decision::Unread(unread) => self.read(unread).await,
+                Decision::Unread(unread) => self.read(unread, deadline()).await,
                 Decision::Ask(questions) => self.ask(questions).await,
             }
         }

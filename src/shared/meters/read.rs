@@ -9,6 +9,7 @@ use crate::store::{Balance, StoreError};
 use filters::model::account::{Account, Kind};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Longest wait for the store; after that, what is known here has to do.
 const WAIT: Duration = Duration::from_secs(3);
@@ -23,15 +24,21 @@ struct Reading {
     said: money::Reading,
 }
 
+/// Until when somebody waits for the store who begins now.
+pub(super) fn patience() -> Instant {
+    Instant::now() + WAIT
+}
+
 impl Meters {
     /// Reads what these have spent. Of calls that need the same account, one asks and the others wait.
-    pub(super) async fn read(&self, mut unread: Vec<Arc<Bound>>) {
+    pub(super) async fn read(&self, mut unread: Vec<Arc<Bound>>, deadline: Instant) {
         unread.sort_by_key(|b| b.meter.serial);
         unread.dedup_by_key(|b| b.meter.serial);
         let mut asked = Vec::with_capacity(unread.len());
         let mut turns = Vec::with_capacity(unread.len());
         for bound in &unread {
-            turns.push(bound.meter.reading.lock().await);
+            // Whose turn does not come in time learns below that there is no time left.
+            turns.extend(timeout_at(deadline, bound.meter.reading.lock()).await);
             let is_read = |m: &money::Money| m.is_read();
             if !bound
                 .meter
@@ -45,12 +52,12 @@ impl Meters {
             }
         }
         if !asked.is_empty() {
-            self.read_from_store(asked).await;
+            self.read_from_store(asked, deadline).await;
         }
         drop(turns);
     }
 
-    async fn read_from_store(&self, meters: Vec<Arc<Meter>>) -> bool {
+    async fn read_from_store(&self, meters: Vec<Arc<Meter>>, deadline: Instant) -> bool {
         let mut readings: Vec<Reading> = meters
             .into_iter()
             .filter_map(|meter| {
@@ -73,7 +80,7 @@ impl Meters {
         for (r, nanos) in readings.iter_mut().zip(on_its_way) {
             r.said.on_its_way = nanos;
         }
-        let done = tokio::time::timeout(WAIT, self.balances(&mut readings)).await;
+        let done = timeout_at(deadline, self.balances(&mut readings)).await;
         let failed = match done {
             Ok(Ok(())) => None,
             Ok(Err(e)) => Some(e.to_string()),
@@ -169,7 +176,7 @@ impl Meters {
 
     pub(super) async fn read_again(&self, meters: Vec<Arc<Meter>>) {
         for some in meters.chunks(MOST) {
-            if !self.read_from_store(some.to_vec()).await {
+            if !self.read_from_store(some.to_vec(), patience()).await {
                 return;
             }
         }
