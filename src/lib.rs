@@ -14,6 +14,7 @@ pub mod health;
 pub mod history;
 pub mod import;
 pub mod ledger;
+pub mod lock;
 pub mod master_key;
 pub mod notify;
 pub mod proxy;

@@ -3,7 +3,8 @@
 //! Two processes overlap while one takes over from the other; each has a slot of its own, and what a
 //! dead one left is adopted by a living one.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use crate::lock::Lock;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 const SLOTS: u32 = 64;
 const SEGMENT: &str = "seg";
 const BAD: &str = "bad";
+/// How often a cursor is looked at that is a mixture of two.
+const LOOKS: usize = 5;
 
 /// How far the store has got: everything before `offset` of segment `seq`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,19 +28,9 @@ pub struct Position {
 #[derive(Debug)]
 pub struct Slot {
     pub dir: PathBuf,
-    /// Held, not used.
-    lock: File,
-}
-
-impl Drop for Slot {
-    /// Closing the file is not enough: a process that another thread is just starting has a copy of it until
-    /// it runs its own program, and the lock with it. Whoever opens the spool in that moment would find the
-    /// slot taken, begin another, and learn only a minute later of the rows that wait in this one.
-    fn drop(&mut self) {
-        if let Err(e) = self.lock.unlock() {
-            log::warn!("ledger=spool {}: cannot unlock the slot: {e}", self.dir.display());
-        }
-    }
+    /// Held, not used. Were it not free at once, whoever opens the spool next would begin another slot, and learn
+    /// only a minute later of the rows that wait in this one.
+    _lock: Lock,
 }
 
 impl Slot {
@@ -67,11 +60,7 @@ impl Slot {
 
     fn lock(dir: PathBuf) -> io::Result<Option<Slot>> {
         let lock = private().truncate(false).open(dir.join("lock"))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Slot { dir, lock })),
-            Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(e)) => Err(e),
-        }
+        Ok(Lock::take(lock)?.map(|lock| Slot { dir, _lock: lock }))
     }
 
     pub fn segment(&self, seq: u64) -> PathBuf {
@@ -88,11 +77,11 @@ impl Slot {
         cursor(&self.dir)
     }
 
-    /// Over the one before and as long as it, in one write within one page: whole or not at all, and without
-    /// a file being made for each batch.
+    /// Over the one before and as long as it, in one write, without a file being made for each batch. Who reads
+    /// it in that moment knows by its sum whether he has one of the two or a mixture.
     pub fn set_cursor(&self, at: Position) -> io::Result<()> {
         let file = private().truncate(false).open(self.dir.join("cursor"))?;
-        file.write_all_at(format!("{:020} {:020}\n", at.seq, at.offset).as_bytes(), 0)
+        file.write_all_at(written(at).as_bytes(), 0)
     }
 
     /// Puts bytes that are no records aside, for a person to look at.
@@ -145,18 +134,42 @@ pub fn slots(spool: &Path) -> Vec<PathBuf> {
     all.filter(|dir| dir.is_dir()).collect()
 }
 
+/// Where the store has got to, as its owner last said, who may be saying it anew at this moment. A cursor that
+/// cannot be read means reading from the start: rows that are there already stay as they are.
 pub fn cursor(dir: &Path) -> io::Result<Position> {
-    let text = match fs::read_to_string(dir.join("cursor")) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(e),
+    for _ in 0..LOOKS {
+        let text = match fs::read_to_string(dir.join("cursor")) {
+            Ok(text) => text,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                String::new()
+            }
+            Err(e) => return Err(e),
+        };
+        if let Some(at) = position(&text) {
+            return Ok(at);
+        }
+    }
+    Ok(Position::default())
+}
+
+fn written(Position { seq, offset }: Position) -> String {
+    let numbers = format!("{seq:020} {offset:020}");
+    let sum = crc32fast::hash(numbers.as_bytes());
+    format!("{numbers} {sum:08x}\n")
+}
+
+/// `None` = never written, damaged, or a mixture of two. Earlier versions wrote no sum.
+fn position(text: &str) -> Option<Position> {
+    let mut words = text.split_whitespace();
+    let mut number = || words.next()?.parse().ok();
+    let at = Position {
+        seq: number()?,
+        offset: number()?,
     };
-    // A cursor that cannot be read means reading from the start: rows that are there already stay as they are.
-    let mut numbers = text.split_whitespace().map(str::parse);
-    Ok(match (numbers.next(), numbers.next()) {
-        (Some(Ok(seq)), Some(Ok(offset))) => Position { seq, offset },
-        _ => Position::default(),
-    })
+    match words.next() {
+        None => Some(at),
+        Some(_) => (written(at) == text).then_some(at),
+    }
 }
 
 #[cfg(test)]
@@ -164,15 +177,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_that_was_let_go_of_is_free_though_a_starting_process_has_a_copy_of_its_lock() {
+    fn a_mixture_of_two_cursors_is_neither() {
         let dir = tempfile::tempdir().unwrap();
         let slot = Slot::claim(dir.path()).unwrap();
-        // What a child has between fork and exec: the same open file.
-        let copy = slot.lock.try_clone().unwrap();
-        let mine = slot.dir.clone();
-        assert_ne!(Slot::claim(dir.path()).unwrap().dir, mine);
-        drop(slot);
-        assert_eq!(Slot::claim(dir.path()).unwrap().dir, mine);
-        drop(copy);
+        let (old, new) = (
+            Position { seq: 7, offset: 999 },
+            Position {
+                seq: 7,
+                offset: 1_000,
+            },
+        );
+        slot.set_cursor(old).unwrap();
+        assert_eq!(slot.cursor().unwrap(), old);
+        slot.set_cursor(new).unwrap();
+        assert_eq!(slot.cursor().unwrap(), new);
+        let (old, new) = (written(old), written(new));
+        for cut in 0..old.len() {
+            let mixed = format!("{}{}", &new[..cut], &old[cut..]);
+            if mixed != old && mixed != new {
+                fs::write(slot.dir.join("cursor"), mixed).unwrap();
+                assert_eq!(slot.cursor().unwrap(), Position::default(), "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cursor_without_a_sum_is_of_an_earlier_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = Slot::claim(dir.path()).unwrap();
+        fs::write(
+            slot.dir.join("cursor"),
+            "00000000000000000007 00000000000000000999\n",
+        )
+        .unwrap();
+        assert_eq!(slot.cursor().unwrap(), Position { seq: 7, offset: 999 });
     }
 }

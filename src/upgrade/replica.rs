@@ -2,7 +2,8 @@
 //! data directory overlap while one takes over from the other; each has a name of its own, held by a lock
 //! for as long as it lives.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use crate::lock::Lock;
+use std::fs::OpenOptions;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -12,8 +13,8 @@ const NAMES: u32 = 64;
 
 pub struct Replica {
     pub name: String,
-    /// Held, not used: closing it gives the name to others.
-    _lock: File,
+    /// Held, not used: dropping it gives the name to others.
+    _lock: Lock,
 }
 
 impl Replica {
@@ -24,21 +25,20 @@ impl Replica {
                 0 => "replica".to_string(),
                 n => format!("replica-{n}"),
             };
-            let mut file = OpenOptions::new()
+            let file = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
                 .open(data_dir.join(file))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => continue,
-                Err(TryLockError::Error(e)) => return Err(e),
-            }
+            let Some(mut lock) = Lock::take(file)? else {
+                continue;
+            };
+            let file = lock.file();
             let mut text = String::new();
             // What is no text is no name either, and is written anew.
-            let _ = (&mut file).take(100).read_to_string(&mut text);
+            let _ = (&*file).take(100).read_to_string(&mut text);
             let mut name = text.trim().to_string();
             if uuid::Uuid::parse_str(&name).is_err() {
                 name = uuid::Uuid::new_v4().to_string();
@@ -46,7 +46,7 @@ impl Replica {
                 file.rewind()?;
                 file.write_all(name.as_bytes())?;
             }
-            return Ok(Self { name, _lock: file });
+            return Ok(Self { name, _lock: lock });
         }
         let text = format!("all {NAMES} names are held by other processes");
         Err(io::Error::new(io::ErrorKind::ResourceBusy, text))

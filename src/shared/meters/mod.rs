@@ -415,7 +415,7 @@ impl Meters {
     ) -> Result<Result<Option<Held>, Box<Refused>>, Vec<Arc<Bound>>> {
         // One for all that is asked of the store: a call that needs three answers waits no longer than for one.
         let mut deadline = None;
-        let mut deadline = move || *deadline.get_or_insert_with(|| read::patience());
+        let mut deadline = move || *deadline.get_or_insert_with(read::patience);
         for _ in 0..ROUNDS {
             let now = self.now();
             let bounds = match self.bounds(asked, now) {

@@ -6,6 +6,7 @@ use super::super::files::{self, Certificate, Digested, Read};
 use super::window::wanted;
 use crate::conf::load::read_bounded;
 use crate::conf::{Acme, CertificateFiles};
+use crate::lock::Lock;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -121,7 +122,7 @@ impl Vault {
 
     /// Held by one process at a time: two that share the directory do not both order. `None` = another
     /// process has it. Given back when it is dropped.
-    pub fn lock(&self) -> Result<Option<File>, String> {
+    pub fn lock(&self) -> Result<Option<Lock>, String> {
         let told = |e: io::Error| format!("{}: {e}", self.dir.display());
         private_dir(&self.dir).map_err(told)?;
         let file = OpenOptions::new()
@@ -131,11 +132,7 @@ impl Vault {
             .mode(0o600)
             .open(self.dir.join("lock"))
             .map_err(told)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(e)) => Err(told(e)),
-        }
+        Lock::take(file).map_err(told)
     }
 
     /// Tells whether any certificate here is another than it was.
