@@ -8,9 +8,12 @@ use crate::proxy::lanes::{Lanes, Management};
 pub use crate::proxy::models::{Entry, Models};
 use crate::proxy::services::Services;
 use crate::proxy::throttle::Throttle;
+use crate::shared::meters;
+use crate::shared::period::{self, Calendar, Reset};
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use filters::model::key::KeyHash;
+use filters::model::limits::Limits as AccountLimits;
 use http::HeaderValue;
 use std::sync::Arc;
 
@@ -27,6 +30,8 @@ pub struct Snapshot {
     /// The same for `/metrics`, where others may count as internal.
     pub scrapers: Networks,
     pub throttle: Option<Arc<Throttle>>,
+    /// Budgets and limits of the whole gateway, and when budgets start anew.
+    pub meters: meters::Settings,
     /// What new keys may have.
     pub policy: Arc<Policy>,
     /// The master key, by its hash.
@@ -68,6 +73,7 @@ impl Snapshot {
                 .rate_limit
                 .as_ref()
                 .map(|limit| Arc::new(Throttle::new(limit))),
+            meters: meter_settings(conf)?,
             policy: Arc::new(Policy::of(&conf.litellm.all)?),
             master: ports.master.as_ref().map(|m| m.hash),
             hsts: match &conf.tollkeeper.tls.hsts {
@@ -88,4 +94,35 @@ impl Snapshot {
             *new = Arc::clone(old);
         }
     }
+}
+
+/// What the config says of budgets and limits. `Err` is a sentence.
+pub fn meter_settings(conf: &Conf) -> Result<meters::Settings, String> {
+    let said = &conf.meters;
+    let gateway = AccountLimits::of(&said.gateway);
+    let allowances = gateway.models.values().map(|m| &m.budget);
+    for allowance in allowances.chain([&gateway.budget]) {
+        if let Some(text) = allowance.period.as_deref().filter(|t| !period::is_period(t)) {
+            return Err(format!(
+                "budget_duration {text:?}: a period is a number and a unit, such as 30d or 1mo"
+            ));
+        }
+    }
+    let reset = if said.rolling {
+        Reset::Rolling
+    } else {
+        Reset::Calendar
+    };
+    Ok(meters::Settings {
+        calendar: Calendar {
+            zone: said.zone.clone().unwrap_or(jiff::tz::TimeZone::UTC),
+            reset,
+        },
+        gateway,
+        end_user_budget_nanos: said.end_user_budget_nanos,
+        queue: said.queue.as_ref().map(|q| meters::QueueSettings {
+            max_wait: q.max_wait,
+            max_waiting: q.max_waiting,
+        }),
+    })
 }

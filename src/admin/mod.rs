@@ -56,7 +56,6 @@ pub use routes::{is_info, open_paths, paths};
 
 use crate::reload::Reload;
 use crate::shared::keys::KeyCache;
-use crate::shared::period::Calendar;
 use crate::store::Store;
 use axum::Router;
 use filters::contract::Fault;
@@ -88,8 +87,6 @@ pub struct Admin {
     pub is_master: Arc<dyn Fn(&KeyHash) -> bool + Send + Sync>,
     /// Nano-dollars of each account that are written down and not in the store yet.
     pub unlanded: Arc<Unlanded>,
-    /// When budgets start anew. One for the whole process: the first router's counts.
-    pub calendar: Calendar,
     pub clock: Arc<dyn Clock>,
     /// Makes and shows the config that serves.
     pub reload: Arc<Reload>,
@@ -102,7 +99,6 @@ pub type Desk = Admin;
 /// extensions. A response that stands for an error carries `Arc<Stop>` in its extensions, its status
 /// and nothing else; the caller of this router renders it.
 pub fn router(admin: Admin) -> Router {
-    terms::keep_calendar(&admin.calendar);
     routes::router().with_state(Arc::new(admin))
 }
 

@@ -317,7 +317,7 @@ impl Desk {
     /// When the budget starts anew, as it is shown.
     pub fn reset_at(&self, limits: &Map<String, Value>) -> Value {
         let allowance = Limits::of(limits).budget;
-        let end = period::of(&allowance, self.clock.now_micros(), &self.calendar).end;
+        let end = period::of(&allowance, self.clock.now_micros(), &period::serving()).end;
         end.map_or(Value::Null, |micros| iso(micros).into())
     }
 }

@@ -4,11 +4,10 @@
 
 use super::error::Result;
 use super::fields::{Field, Fields, Kind};
-use crate::shared::period::{self, Calendar};
+use crate::shared::period;
 use filters::model::key::Key;
 use filters::model::limits::Limits;
 use serde_json::{Map, Value, json};
-use std::sync::OnceLock;
 
 const KEY_TYPES: &[&str] = &["llm_api", "management", "read_only", "default"];
 
@@ -130,17 +129,9 @@ pub fn shown(key: &Key) -> Map<String, Value> {
         .collect()
 }
 
-/// Rows of keys are shown in many places and show when a budget starts anew; the calendar for that is read
-/// once, when the process starts.
-static CALENDAR: OnceLock<Calendar> = OnceLock::new();
-
-pub fn keep_calendar(calendar: &Calendar) {
-    CALENDAR.get_or_init(|| calendar.clone());
-}
-
 /// When the key's budget starts anew, microseconds since 1970; None = never.
 pub fn reset_at(key: &Key, now_micros: i64) -> Option<i64> {
     key.text("budget_duration")?;
-    let calendar = CALENDAR.get_or_init(Calendar::default);
-    period::of(&Limits::of(&key.extra).budget, now_micros, calendar).end
+    let budget = Limits::of(&key.extra).budget;
+    period::of(&budget, now_micros, &period::serving()).end
 }

@@ -27,6 +27,14 @@ pub(super) fn fixed(conf: &Conf) -> Said {
             format!("{:?}", conf.general.database_connection_pool_limit),
         ),
         ("general_settings.salt_key", secret(&conf.general.salt_key)),
+        (
+            "general_settings.maximum_spend_logs_retention_period",
+            format!("{:?}", conf.general.maximum_spend_logs_retention_period),
+        ),
+        (
+            "tollkeeper.redis",
+            secret(&conf.meters.redis) + " " + &conf.meters.redis_prefix,
+        ),
     ]
 }
 

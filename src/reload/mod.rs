@@ -15,6 +15,8 @@ use crate::alerts::Alerts;
 use crate::conf::{Conf, Env, ModelEntry};
 use crate::history::{Files, History, Version};
 use crate::master_key;
+use crate::shared::meters;
+use crate::shared::period;
 use crate::snapshot::Snapshot;
 use crate::store::seal::Seal;
 use crate::store::{Doc, News, Store, Table};
@@ -128,6 +130,7 @@ pub struct Reload {
     /// Where the process keeps its files, whatever the config says meanwhile.
     data_dir: PathBuf,
     tls: Option<Arc<Tls>>,
+    limits: Limits,
     alerts: Arc<Alerts>,
     traces: Arc<Exporters>,
     turn: tokio::sync::Mutex<Turn>,
@@ -154,6 +157,9 @@ struct Turn {
 
 type Digested = [u8; 32];
 
+/// Takes what the config says of limits into use.
+pub type Limits = Box<dyn Fn(&meters::Settings) + Send + Sync>;
+
 /// What a reload is made from.
 pub struct Parts {
     pub path: Option<PathBuf>,
@@ -169,6 +175,8 @@ pub struct Parts {
     pub data_dir: PathBuf,
     /// The certificates of the listeners, if any speaks TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Is told what the config says of limits.
+    pub limits: Limits,
     /// Who is told of what goes wrong.
     pub alerts: Arc<Alerts>,
     /// Who is told of calls.
@@ -196,6 +204,7 @@ impl Reload {
             fixed: fixed(&parts.conf),
             data_dir: parts.data_dir,
             tls: parts.tls,
+            limits: parts.limits,
             alerts: parts.alerts,
             traces: parts.traces,
             turn: tokio::sync::Mutex::new(Turn {
@@ -320,6 +329,8 @@ impl Reload {
         }));
         // First: whatever begins with the new snapshot is told to those that it names.
         self.traces.apply(&turn.conf.tollkeeper.tracing, &turn.conf.env);
+        period::serve_by(&snapshot.meters.calendar);
+        (self.limits)(&snapshot.meters);
         self.snapshot.store(Arc::new(snapshot));
         crate::telemetry::log::apply(&turn.conf.tollkeeper.log);
         self.alerts.apply(&turn.conf.tollkeeper.watch.alerts);

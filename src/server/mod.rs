@@ -10,9 +10,7 @@ mod world;
 use self::leave::{Running, Stage, on_hangup, watch_signals};
 use self::listen::{Doors, listeners, redirect, services, sockets};
 use self::replace::Replacing;
-use self::world::{
-    Books, Voices, WallClock, agreement, meter_settings, open_store, redis_state, traces_state,
-};
+use self::world::{Books, Voices, WallClock, agreement, open_store, redis_state, traces_state};
 use crate::alerts::watch::Watch;
 use crate::alerts::{Alerts, Once};
 use crate::conf::{self, CertificateFiles, EXIT_CONFIG, Env, Report};
@@ -30,7 +28,8 @@ use crate::reload::{self, Origin, Reload};
 use crate::shared::keys::KeyCache;
 use crate::shared::meters::{self, Gate, Meters};
 use crate::shared::parties::Parties;
-use crate::snapshot::Snapshot;
+use crate::shared::period;
+use crate::snapshot::{Snapshot, meter_settings};
 use crate::telemetry::metrics::Telemetry;
 use crate::telemetry::metrics::page::{Page, Source};
 use crate::tls::Tls;
@@ -238,7 +237,7 @@ fn start(
         }),
     };
     let settings = meter_settings(&conf).map_err(Failed::Unusable)?;
-    let calendar = settings.calendar.clone();
+    period::serve_by(&settings.calendar);
     let meters = Meters::new(world, settings);
     background.spawn(Arc::clone(&keys).listen(Arc::clone(&meters)));
     background.spawn(Arc::clone(&meters).tend());
@@ -262,6 +261,7 @@ fn start(
     let snapshot = Snapshot::new(&conf, &registry, &ports).map_err(Failed::Unusable)?;
     let drain = snapshot.timeouts.drain;
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    let limited = Arc::clone(&meters);
     let reload = Arc::new(Reload::new(reload::Parts {
         path: conf.source.path.clone(),
         env: env.clone(),
@@ -273,6 +273,7 @@ fn start(
         conf: conf.clone(),
         data_dir: data_dir.clone(),
         tls: tls.clone(),
+        limits: Box::new(move |settings| limited.apply(settings)),
         alerts: Arc::clone(&alerts),
         traces: Arc::clone(&traces),
     }));
@@ -336,7 +337,6 @@ fn start(
         policy: Arc::new(move || Arc::clone(&policy.load().policy)),
         is_master: Arc::new(move |hash| master.load().master.as_ref() == Some(hash)),
         unlanded: Arc::new(unlanded),
-        calendar,
         clock,
         reload: Arc::clone(&reload),
     });

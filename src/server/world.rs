@@ -7,14 +7,12 @@ use crate::conf::Conf;
 use crate::health::Further;
 use crate::ledger::Ledger;
 use crate::shared::agreement::Agreement;
-use crate::shared::meters::{self, Crossed, Events, Meters};
-use crate::shared::period::{self, Calendar, Reset};
+use crate::shared::meters::{Crossed, Events, Meters};
 use crate::store::{self, Address, Store};
 use crate::telemetry::metrics::Telemetry;
 use crate::traces::Exporters;
 use crate::upgrade::replica::Replica;
 use filters::contract::ports::{Clock, Ledger as LedgerPort, Refused};
-use filters::model::limits::Limits;
 use filters::model::record::Record;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,37 +46,6 @@ impl Events for Voices {
         self.telemetry.limit_refused(refused.kind, &refused.why);
         self.alerts.refused(refused);
     }
-}
-
-/// What the config says of budgets and limits. `Err` is a sentence.
-pub(super) fn meter_settings(conf: &Conf) -> Result<meters::Settings, String> {
-    let said = &conf.meters;
-    let gateway = Limits::of(&said.gateway);
-    let allowances = gateway.models.values().map(|m| &m.budget);
-    for allowance in allowances.chain([&gateway.budget]) {
-        if let Some(text) = allowance.period.as_deref().filter(|t| !period::is_period(t)) {
-            return Err(format!(
-                "budget_duration {text:?}: a period is a number and a unit, such as 30d or 1mo"
-            ));
-        }
-    }
-    let reset = if said.rolling {
-        Reset::Rolling
-    } else {
-        Reset::Calendar
-    };
-    Ok(meters::Settings {
-        calendar: Calendar {
-            zone: said.zone.clone().unwrap_or(jiff::tz::TimeZone::UTC),
-            reset,
-        },
-        gateway,
-        end_user_budget_nanos: said.end_user_budget_nanos,
-        queue: said.queue.as_ref().map(|q| meters::QueueSettings {
-            max_wait: q.max_wait,
-            max_waiting: q.max_waiting,
-        }),
-    })
 }
 
 /// The line to Redis, where the config names one.

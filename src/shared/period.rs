@@ -3,13 +3,15 @@
 //! As in LiteLLM, periods follow the calendar: a day begins at midnight, seven days on Monday, thirty days
 //! and a month on the first. Or they roll on from the moment the budget was set.
 
+use arc_swap::ArcSwap;
 use filters::model::limits::Allowance;
 use jiff::civil::{Date, date};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan, Zoned};
+use std::sync::{Arc, LazyLock};
 
 /// Where midnight is, and whether periods keep to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Calendar {
     pub zone: TimeZone,
     pub reset: Reset,
@@ -29,6 +31,19 @@ impl Default for Calendar {
             reset: Reset::default(),
         }
     }
+}
+
+/// The calendar of the config that serves. Keys are shown in many places, and each shows when its budget starts
+/// anew; what decides about calls has its own word for it.
+static SERVING: LazyLock<ArcSwap<Calendar>> = LazyLock::new(ArcSwap::default);
+
+/// From now on this calendar is shown by.
+pub fn serve_by(calendar: &Calendar) {
+    SERVING.store(Arc::new(calendar.clone()));
+}
+
+pub fn serving() -> Arc<Calendar> {
+    SERVING.load_full()
 }
 
 /// `start <= now < end`, microseconds since 1970. None as end: it never resets.

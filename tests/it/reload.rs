@@ -92,3 +92,37 @@ async fn a_broken_file_changes_nothing_and_says_where() {
         "a broken file is reported once"
     );
 }
+
+#[tokio::test]
+async fn limits_of_the_whole_gateway_change_without_a_restart() {
+    let upstream = Upstream::good().await;
+    let setup = || Setup::new().model("small", &upstream);
+    let gateway = setup().start().await;
+    let call = async || chat(&gateway, &json!({"model": "small", "messages": []})).await;
+    assert_eq!(call().await.status(), 200);
+    let limited = setup().setting("limits", json!({"models": {"small": {"rpm": 1}}}));
+    gateway.rewrite(&limited.config());
+    gateway.signal("HUP");
+    let mut refused = None;
+    until("the new limit counts", async || {
+        refused = Some(call().await).filter(|answer| answer.status() == 429);
+        refused.is_some()
+    })
+    .await;
+    let refused = refused.unwrap();
+    assert_eq!(refused.head.header("x-ratelimit-limit-requests"), Some("1"));
+    gateway.rewrite(&setup().config());
+    gateway.signal("HUP");
+    until("it is gone again", async || call().await.status() == 200).await;
+
+    // What is read at the start only is told of.
+    let other = setup().setting("redis", json!({"url": "redis://127.0.0.1:1"}));
+    gateway.rewrite(&other.config());
+    gateway.signal("HUP");
+    until("the log says what waits for a restart", async || {
+        gateway
+            .log()
+            .contains("event=restart_needed settings=tollkeeper.redis")
+    })
+    .await;
+}

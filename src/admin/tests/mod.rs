@@ -78,6 +78,7 @@ fn reload(dir: &std::path::Path, store: &Arc<dyn Store>) -> Arc<Reload> {
         conf,
         data_dir: dir.join("data"),
         tls: None,
+        limits: Box::new(|_| ()),
         alerts: Arc::new(
             crate::alerts::Alerts::open(&conf::Alerts::default(), None, Default::default())
                 .unwrap()
@@ -132,7 +133,6 @@ impl Bench {
             },
             is_master: Arc::new(|hash| *hash == KeyHash::of(MASTER)),
             unlanded: Arc::new(|accounts| vec![0; accounts.len()]),
-            calendar: Default::default(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             reload,
         });

@@ -4,8 +4,8 @@
 use super::Meters;
 use super::meter::{Meter, Now, Rate, State};
 use super::money::{Money, Turn};
+use super::rules::Rules;
 use super::subject::Bound;
-use crate::shared::period::Calendar;
 use filters::contract::ports::{Admitted, Estimate, Refused, Standing, Why};
 use filters::model::account::Kind;
 use filters::model::limits::Measure;
@@ -44,7 +44,7 @@ pub enum Lacks {
 #[derive(Clone, Copy)]
 pub struct Setting<'a> {
     pub now: Now,
-    pub calendar: &'a Calendar,
+    pub rules: &'a Rules,
     /// Replicas count together, and can.
     pub shared: bool,
 }
@@ -251,7 +251,7 @@ impl Look<'_> {
         state.used_at = now.mono;
         if bound.has_money() {
             let money = state.money.get_or_insert_default();
-            if money.turn(&bound.allowance, now.wall, self.setting.calendar) != Turn::Same {
+            if money.turn(&bound.allowance, now.wall, self.setting.rules) != Turn::Same {
                 log::debug!("account={:?} a budget period begins", bound.meter.account.kind);
             }
             money.watch_soft(bound.soft);

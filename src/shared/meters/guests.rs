@@ -1,8 +1,8 @@
 //! End users and tags: whom a call names itself, so that they are looked up when it comes.
 
+use super::Meters;
 use super::meter::Now;
 use super::subject::Subject;
-use super::{Meters, Settings};
 use crate::store::Table;
 use dashmap::DashMap;
 use filters::model::account::Kind;
@@ -158,11 +158,8 @@ impl Meters {
 
     /// Somebody of whom nobody said anything.
     fn stranger(&self, kind: Kind, id: &str) -> Option<Subject> {
-        let Settings {
-            end_user_budget_nanos,
-            ..
-        } = self.settings;
-        let nanos = end_user_budget_nanos.filter(|_| kind == Kind::EndUser && self.has_room_for_more())?;
+        let nanos = self.rules.load().settings.end_user_budget_nanos;
+        let nanos = nanos.filter(|_| kind == Kind::EndUser && self.has_room_for_more())?;
         let limits = Limits {
             budget: Allowance {
                 nanos: Some(nanos),

@@ -12,6 +12,7 @@ mod meter;
 mod money;
 mod queue;
 mod read;
+mod rules;
 mod subject;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use super::agreement::Agreement;
 use super::parties::Parties;
 use super::period::{self, Calendar, Period};
 use crate::store::Store;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use dashmap::DashMap;
 use decide::{Decision, Held, Setting, decide};
@@ -35,11 +37,11 @@ use meter::{Meter, Named, Now};
 use parking_lot::Mutex;
 use queue::Queue;
 pub use queue::QueueSettings;
+use rules::Rules;
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use subject::{Bound, Plan, Subject};
+use subject::{Bound, Plan};
 
 /// Most meters. Who is new after that is not limited until idle ones are gone: names of end users and tags
 /// come from callers, and so do their numbers.
@@ -55,7 +57,7 @@ const ROUNDS: usize = 8;
 const MOST_TAGS: usize = 16;
 
 /// What the config says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     pub calendar: Calendar,
     /// The whole gateway's.
@@ -99,15 +101,14 @@ type Quick = foldhash::fast::RandomState;
 pub struct Meters {
     base: Instant,
     world: World,
-    settings: Settings,
+    rules: ArcSwap<Rules>,
     table: DashMap<Account, Arc<Meter>, Quick>,
     serial: AtomicU64,
     /// Kinds of accounts whose money anybody looks at: bit 2·kind, +1 for a model's.
     money: AtomicU32,
     plans: DashMap<KeyHash, Arc<Plan>, Quick>,
-    gateway: OnceLock<Option<Subject>>,
     guests: Guests,
-    queue: Option<Queue>,
+    queue: Queue,
     /// Meters that Redis has to hear of.
     listed: Mutex<Vec<Arc<Meter>>>,
     /// The store is being asked what of theirs has landed.
@@ -116,21 +117,32 @@ pub struct Meters {
 
 impl Meters {
     pub fn new(world: World, settings: Settings) -> Arc<Self> {
-        let queue = settings.queue.clone().map(Queue::new);
         Arc::new(Self {
             base: Instant::now(),
             world,
-            settings,
+            rules: ArcSwap::from_pointee(Rules::first(settings)),
             table: DashMap::default(),
             serial: AtomicU64::new(0),
             money: AtomicU32::new(0),
             plans: DashMap::default(),
-            gateway: OnceLock::new(),
             guests: Guests::default(),
-            queue,
+            queue: Queue::default(),
             listed: Mutex::default(),
             looking: AtomicBool::new(false),
         })
+    }
+
+    /// The config says something else now: calls that come after this are decided by it. What was counted stays.
+    pub fn apply(&self, settings: &Settings) {
+        let old = self.rules.load_full();
+        if old.settings == *settings {
+            return;
+        }
+        let strangers = old.settings.end_user_budget_nanos != settings.end_user_budget_nanos;
+        self.rules.store(Arc::new(old.next(settings.clone())));
+        if strangers {
+            self.guests.forget_all();
+        }
     }
 
     /// Keeps meters fresh, small and, with Redis, agreed on. Ends with the meters.
@@ -213,12 +225,6 @@ impl Meters {
         plan
     }
 
-    fn gateway(&self) -> Option<&Subject> {
-        self.gateway
-            .get_or_init(|| Subject::new(self, Kind::Gateway, "", None, &self.settings.gateway, true))
-            .as_ref()
-    }
-
     /// What limits the call. `Err` names end users and tags that have to be looked up first.
     fn bounds(&self, asked: &Asked<'_>, now: Now) -> Result<Vec<Arc<Bound>>, Missing> {
         let mut bounds = Vec::new();
@@ -255,18 +261,27 @@ impl Meters {
         if !missing.is_empty() {
             return Err(Missing::Unknown(missing));
         }
-        if let Some(gateway) = self.gateway() {
+        if let Some(gateway) = self.rules.load().gateway(self) {
             gateway.bounds(self, requested, group, &mut bounds);
         }
         Ok(bounds)
     }
 
-    fn setting(&self, now: Now) -> Setting<'_> {
-        Setting {
+    /// Decides by what the config says now.
+    fn decide(
+        self: &Arc<Self>,
+        bounds: Vec<Arc<Bound>>,
+        asked: &Asked<'_>,
+        now: Now,
+        shared: bool,
+    ) -> Decision {
+        let rules = self.rules.load();
+        let setting = Setting {
             now,
-            calendar: &self.settings.calendar,
-            shared: self.is_shared(),
-        }
+            rules: &rules,
+            shared,
+        };
+        decide(self, bounds, asked.estimate, setting)
     }
 
     /// Redis has to hear of this meter.
@@ -377,7 +392,8 @@ impl Meters {
 
     /// The budget's period now, by the config's calendar: what the API shows as `budget_reset_at`.
     pub fn period(&self, allowance: &Allowance) -> Period {
-        period::of(allowance, self.world.clock.now_micros(), &self.settings.calendar)
+        let rules = self.rules.load();
+        period::of(allowance, self.world.clock.now_micros(), &rules.settings.calendar)
     }
 
     /// Nano-dollars that calls in flight have set aside of each.
@@ -391,7 +407,7 @@ impl Meters {
 
     /// Calls in the queue.
     pub fn waiting(&self) -> usize {
-        self.queue.as_ref().map_or(0, Queue::len)
+        self.queue.len()
     }
 
     /// How many meters there are of each kind, what is set aside, nano-dollars, and calls in flight.
@@ -429,7 +445,7 @@ impl Meters {
             if bounds.is_empty() {
                 return Ok(Ok(None));
             }
-            match decide(self, bounds.clone(), asked.estimate, self.setting(now)) {
+            match self.decide(bounds, asked, now, self.is_shared()) {
                 Decision::In(held) => return Ok(Ok(Some(held))),
                 Decision::Out(refused) => return Ok(Err(refused)),
                 Decision::Unread(unread) => self.read(unread, deadline()).await,
@@ -452,15 +468,11 @@ impl Meters {
         match self.settle_on(asked).await {
             Ok(decided) => decided,
             // Redis grants less than others take, again and again: what is known here has to do.
-            Err(bounds) => {
-                let mut setting = self.setting(self.now());
-                setting.shared = false;
-                match decide(self, bounds, asked.estimate, setting) {
-                    Decision::In(held) => Ok(Some(held)),
-                    Decision::Out(refused) => Err(refused),
-                    Decision::Unread(_) | Decision::Ask(_) => Ok(None),
-                }
-            }
+            Err(bounds) => match self.decide(bounds, asked, self.now(), false) {
+                Decision::In(held) => Ok(Some(held)),
+                Decision::Out(refused) => Err(refused),
+                Decision::Unread(_) | Decision::Ask(_) => Ok(None),
+            },
         }
     }
 }
@@ -523,21 +535,23 @@ impl Limiter for Gate {
         if bounds.is_empty() {
             return Some(Ok(Box::new(Unlimited)));
         }
-        if meters.queue.is_some() && bounds.iter().any(|b| b.meter.waiting.load(Ordering::Relaxed) > 0) {
+        let may_queue = meters.rules.load().settings.queue.is_some();
+        if may_queue && bounds.iter().any(|b| b.meter.waiting.load(Ordering::Relaxed) > 0) {
             // Others were here first.
             return None;
         }
-        match decide(meters, bounds, asked.estimate, meters.setting(now)) {
+        match meters.decide(bounds, asked, now, meters.is_shared()) {
             Decision::In(held) => Some(Ok(Box::new(held))),
-            Decision::Out(refused) if meters.queue.is_some() && decide::may_wait(&refused).is_some() => None,
+            Decision::Out(refused) if may_queue && decide::may_wait(&refused).is_some() => None,
             Decision::Out(refused) => Some(Err(self.told(refused))),
             Decision::Unread(_) | Decision::Ask(_) => None,
         }
     }
 
     async fn admit(&self, asked: &Asked<'_>) -> Result<Box<dyn Admitted>, Box<Refused>> {
-        let decided = match &self.0.queue {
-            Some(queue) => queue.admit(&self.0, asked).await,
+        let queue = self.0.rules.load().settings.queue.clone();
+        let decided = match queue {
+            Some(settings) => self.0.queue.admit(&self.0, asked, &settings).await,
             None => self.0.decided(asked).await,
         };
         decided.map(boxed).map_err(|refused| self.told(refused))

@@ -3,7 +3,8 @@
 //! Spent = `offset` + `added`. What is added never goes back, so a reading of the store that took its time
 //! can be put in without losing what was added meanwhile.
 
-use crate::shared::period::{self, Calendar, Period};
+use super::rules::Rules;
+use crate::shared::period::{self, Period};
 use filters::model::limits::Allowance;
 
 /// Amounts are nano-dollars, moments microseconds since 1970.
@@ -27,7 +28,7 @@ pub struct Money {
     /// What the account was opened with then: another one, and what was spent before does not count.
     era: i64,
     /// What `period` follows from.
-    rule: Option<(Option<String>, i64)>,
+    rule: Option<Rule>,
     period: Period,
     soft: Option<i64>,
     soft_told: bool,
@@ -53,6 +54,30 @@ pub struct Lease {
     pub said_at: u64,
     /// As the last call's limits had it.
     pub budget: i64,
+}
+
+/// What a period follows from.
+#[derive(Debug)]
+struct Rule {
+    period: Option<String>,
+    since_micros: i64,
+    calendars: u32,
+}
+
+impl Rule {
+    fn new(allowance: &Allowance, rules: &Rules) -> Self {
+        Self {
+            period: allowance.period.clone(),
+            since_micros: allowance.since_micros,
+            calendars: rules.calendars,
+        }
+    }
+
+    fn is(&self, allowance: &Allowance, rules: &Rules) -> bool {
+        self.since_micros == allowance.since_micros
+            && self.calendars == rules.calendars
+            && self.period == allowance.period
+    }
 }
 
 /// How an account was when the store was asked.
@@ -139,17 +164,14 @@ impl Money {
     }
 
     /// Keeps the period up with the time and the rule.
-    pub fn turn(&mut self, allowance: &Allowance, now_micros: i64, calendar: &Calendar) -> Turn {
-        let same_rule = self
-            .rule
-            .as_ref()
-            .is_some_and(|(p, since)| *p == allowance.period && *since == allowance.since_micros);
+    pub fn turn(&mut self, allowance: &Allowance, now_micros: i64, rules: &Rules) -> Turn {
+        let same_rule = (self.rule.as_ref()).is_some_and(|rule| rule.is(allowance, rules));
         if same_rule && self.period.end.is_none_or(|end| now_micros < end) {
             return Turn::Same;
         }
-        let now = period::of(allowance, now_micros, calendar);
+        let now = period::of(allowance, now_micros, &rules.settings.calendar);
         if now == self.period && self.rule.is_some() {
-            self.rule = Some((allowance.period.clone(), allowance.since_micros));
+            self.rule = Some(Rule::new(allowance, rules));
             return Turn::Same;
         }
         let ended = std::mem::replace(&mut self.period, now).end;
@@ -165,7 +187,7 @@ impl Money {
             self.stale = true;
             Turn::Rolled
         } else {
-            self.rule = Some((allowance.period.clone(), allowance.since_micros));
+            self.rule = Some(Rule::new(allowance, rules));
             self.read = false;
             Turn::Unknown
         }
@@ -311,6 +333,11 @@ impl Money {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared::meters::Settings;
+
+    fn utc() -> Rules {
+        Rules::first(Settings::default())
+    }
 
     fn daily() -> Allowance {
         Allowance {
@@ -331,7 +358,7 @@ mod tests {
 
     fn read(landed: i64) -> Money {
         let mut m = Money::default();
-        assert_eq!(m.turn(&daily(), 5, &Calendar::default()), Turn::Unknown);
+        assert_eq!(m.turn(&daily(), 5, &utc()), Turn::Unknown);
         let then = m.then();
         m.known(then, had(landed), 0);
         m
@@ -354,7 +381,7 @@ mod tests {
         m.reserve(20);
         let then = m.then();
         assert!(!m.has_room(100));
-        assert_eq!(m.turn(&daily(), DAY, &Calendar::default()), Turn::Rolled);
+        assert_eq!(m.turn(&daily(), DAY, &utc()), Turn::Rolled);
         assert_eq!(
             (m.spent(), m.reserved()),
             (0, 20),
@@ -366,7 +393,7 @@ mod tests {
         assert_eq!(m.spent(), 7);
         m.known(then, had(90), 0);
         assert_eq!(m.spent(), 7, "a late answer about yesterday is none about today");
-        assert_eq!(m.turn(&daily(), DAY + 1, &Calendar::default()), Turn::Same);
+        assert_eq!(m.turn(&daily(), DAY + 1, &utc()), Turn::Same);
     }
 
     #[test]
@@ -374,10 +401,10 @@ mod tests {
         let mut m = read(90);
         m.add(5, DAY - 1);
         m.add(7, DAY);
-        assert_eq!(m.turn(&daily(), DAY, &Calendar::default()), Turn::Rolled);
+        assert_eq!(m.turn(&daily(), DAY, &utc()), Turn::Rolled);
         assert_eq!((m.spent(), m.unlanded()), (7, 7));
         m.add(9, 2 * DAY);
-        m.turn(&daily(), 3 * DAY, &Calendar::default());
+        m.turn(&daily(), 3 * DAY, &utc());
         assert_eq!(m.spent(), 0, "not the day it ended in either");
     }
 
@@ -416,7 +443,7 @@ mod tests {
         assert!(!m.add(49, 6));
         assert!(m.add(1, 6));
         assert!(!m.add(30, 6));
-        m.turn(&daily(), DAY, &Calendar::default());
+        m.turn(&daily(), DAY, &utc());
         assert!(m.add(60, DAY));
         let mut m = read(70);
         m.watch_soft(Some(50));

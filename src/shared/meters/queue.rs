@@ -30,8 +30,8 @@ const MOST_WEIGHT: f64 = 1000.0;
 /// Another replica may have made room; nobody here hears of that.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
+#[derive(Default)]
 pub struct Queue {
-    settings: QueueSettings,
     /// By the meter's serial number.
     lines: Mutex<HashMap<u64, Line>>,
     waiting: AtomicUsize,
@@ -109,14 +109,6 @@ impl Drop for Ticket<'_> {
 }
 
 impl Queue {
-    pub fn new(settings: QueueSettings) -> Self {
-        Self {
-            settings,
-            lines: Mutex::default(),
-            waiting: AtomicUsize::new(0),
-        }
-    }
-
     pub fn len(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
@@ -126,6 +118,7 @@ impl Queue {
         &self,
         meters: &Arc<Meters>,
         asked: &Asked<'_>,
+        settings: &QueueSettings,
     ) -> Result<Option<Held>, Box<Refused>> {
         let (line, refused) = match self.crowded(meters, asked)? {
             Some(meter) => (meter, None),
@@ -140,10 +133,10 @@ impl Queue {
                 decided => return decided,
             },
         };
-        let Some(ticket) = self.join(&line, asked.caller) else {
-            return Err(refused.unwrap_or_else(|| self.full(&line)));
+        let Some(ticket) = self.join(&line, asked.caller, settings.max_waiting) else {
+            return Err(refused.unwrap_or_else(|| self.full(&line, settings)));
         };
-        self.wait(meters, asked, ticket, refused).await
+        self.wait(meters, asked, ticket, refused, settings).await
     }
 
     /// The meter of the call that others wait for.
@@ -157,8 +150,7 @@ impl Queue {
         Ok(meters.find(|m| m.waiting.load(Ordering::SeqCst) > 0).cloned())
     }
 
-    fn join(&self, meter: &Arc<Meter>, caller: &Caller) -> Option<Ticket<'_>> {
-        let most = self.settings.max_waiting;
+    fn join(&self, meter: &Arc<Meter>, caller: &Caller, most: usize) -> Option<Ticket<'_>> {
         self.waiting
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
                 (n < most).then_some(n + 1)
@@ -179,7 +171,7 @@ impl Queue {
         })
     }
 
-    fn full(&self, meter: &Meter) -> Box<Refused> {
+    fn full(&self, meter: &Meter, settings: &QueueSettings) -> Box<Refused> {
         let waiting = self.waiting.load(Ordering::SeqCst);
         Box::new(Refused {
             kind: meter.account.kind,
@@ -188,7 +180,7 @@ impl Queue {
             model: None,
             why: Why::Queue {
                 waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
-                retry_millis: self.settings.max_wait.as_millis() as u64,
+                retry_millis: settings.max_wait.as_millis() as u64,
             },
             standings: Vec::new(),
         })
@@ -200,8 +192,9 @@ impl Queue {
         asked: &Asked<'_>,
         mut ticket: Ticket<'_>,
         mut refused: Option<Box<Refused>>,
+        settings: &QueueSettings,
     ) -> Result<Option<Held>, Box<Refused>> {
-        let until = Instant::now() + self.settings.max_wait;
+        let until = Instant::now() + settings.max_wait;
         let meter = Arc::clone(&ticket.meter);
         loop {
             let freed = meter.freed.notified();
@@ -232,7 +225,7 @@ impl Queue {
                 }
             }
             if Instant::now() >= until {
-                return Err(refused.unwrap_or_else(|| self.full(&meter)));
+                return Err(refused.unwrap_or_else(|| self.full(&meter, settings)));
             }
             tokio::select! {
                 () = freed => {}

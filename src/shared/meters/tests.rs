@@ -408,3 +408,82 @@ async fn what_is_set_aside_is_told() {
     drop(held);
     assert_eq!(told(), [0, 0]);
 }
+
+#[tokio::test]
+async fn what_the_config_says_later_counts_from_then_on() {
+    let bench = Bench::new(Settings::default()).await;
+    let meters = Arc::clone(&bench.gate.0);
+    let caller = caller(&key(json!({})));
+    let limits = |fields: Value| Settings {
+        gateway: Limits::of(fields.as_object().unwrap()),
+        ..Settings::default()
+    };
+    let _first = bench.ask(&caller, CALL).await.unwrap();
+    meters.apply(&limits(json!({"rpm_limit": 2})));
+    for _ in 0..2 {
+        assert!(bench.ask(&caller, CALL).await.is_ok());
+    }
+    let refused = bench.ask(&caller, CALL).await.err().unwrap();
+    assert_eq!(refused.kind, Kind::Gateway);
+    // What was counted stays counted.
+    meters.apply(&limits(json!({"rpm_limit": 3})));
+    assert!(bench.ask(&caller, CALL).await.is_ok());
+    assert!(bench.ask(&caller, CALL).await.is_err());
+    meters.apply(&Settings::default());
+    assert!(bench.ask(&caller, CALL).await.is_ok());
+    // End users that nobody has made known, and were let pass a moment ago.
+    let eve = Ask {
+        end_user: Some("eve"),
+        ..CALL
+    };
+    let _held = bench.ask(&caller, eve).await.unwrap();
+    meters.apply(&Settings {
+        end_user_budget_nanos: Some(1_000),
+        ..Settings::default()
+    });
+    let _held = bench.ask(&caller, eve).await.unwrap();
+    let refused = bench.ask(&caller, eve).await.err().unwrap();
+    assert_eq!(refused.kind, Kind::EndUser);
+}
+
+#[tokio::test]
+async fn another_calendar_makes_budgets_look_again() {
+    // The store has a clock of its own, so now is now.
+    let now = jiff::Timestamp::now();
+    let midnight = |seconds_ago: i64| {
+        let since = (now.as_second() - seconds_ago).rem_euclid(86_400);
+        let offset = jiff::tz::Offset::from_seconds(-i32::try_from(since).unwrap()).unwrap();
+        Settings {
+            calendar: Calendar {
+                zone: jiff::tz::TimeZone::fixed(offset),
+                ..Calendar::default()
+            },
+            ..Settings::default()
+        }
+    };
+    let bench = Bench::new(midnight(3_600)).await;
+    bench.clock.set(now.as_microsecond());
+    let key = key(json!({"max_budget": "0.000001", "budget_duration": "1d"}));
+    let a_minute_ago = now.as_microsecond() - 60_000_000;
+    let spent = Record {
+        key_hash: Some(key.hash),
+        spend_nanos: 1_000,
+        started_micros: a_minute_ago,
+        ended_micros: a_minute_ago,
+        ..testkit::record("spent")
+    };
+    bench.gate.0.world.store.append(&[spent]).await.unwrap();
+    let caller = caller(&key);
+    let refused = bench.ask(&caller, CALL).await.err().unwrap();
+    assert_eq!(refused.kind, Kind::Key, "spent today");
+    bench.gate.0.apply(&midnight(10));
+    assert!(
+        bench.ask(&caller, CALL).await.is_ok(),
+        "where the day has just begun, that was yesterday"
+    );
+    bench.gate.0.apply(&midnight(3_600));
+    assert!(
+        bench.ask(&caller, CALL).await.is_err(),
+        "and here it is today again"
+    );
+}

@@ -50,7 +50,7 @@ impl Meters {
                 self.view(bound, &mut views);
             }
         }
-        if let Some(bound) = self.gateway().and_then(|s| s.whole()) {
+        if let Some(bound) = self.rules.load().gateway(self).and_then(|s| s.whole()) {
             self.view(bound, &mut views);
         }
         let mut views: Vec<View> = views.into_values().collect();
