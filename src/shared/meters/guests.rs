@@ -136,7 +136,7 @@ impl Meters {
         let now = self.now();
         for ((kind, id), found) in who.into_iter().zip(found) {
             let (guest, fresh) = match found {
-                Ok(Ok(Some(party))) if party.blocked && kind == Kind::EndUser => (Guest::Blocked, FRESH),
+                Ok(Ok(Some(party))) if party.blocked => (Guest::Blocked, FRESH),
                 Ok(Ok(Some(party))) => {
                     let subject = match party.limits.bind() {
                         true => Subject::of_party(self, &party, true),

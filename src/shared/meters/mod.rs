@@ -53,7 +53,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 const FRESH: Duration = Duration::from_secs(30);
 /// Questions to Redis and the store that one call waits for, at most.
 const ROUNDS: usize = 8;
-/// Tags of one call that are limited.
+/// Tags of a key whose limits count, of those that it carries. Only an admin gives a key so many.
+const MOST_OWN_TAGS: usize = 64;
+/// Tags of one call that are limited besides its key's.
 const MOST_TAGS: usize = 16;
 
 /// What the config says.
@@ -237,11 +239,15 @@ impl Meters {
             }
         }
         let end_user = asked.end_user.map(|id| (Kind::EndUser, id));
-        let tags = own_tags.iter().chain(asked.tags).map(|t| (Kind::Tag, t.as_str()));
+        // What callers say themselves must not push a key's own tags out.
+        let own_tags = own_tags.iter().take(MOST_OWN_TAGS);
+        let tags = own_tags
+            .chain(asked.tags.iter().take(MOST_TAGS))
+            .map(|t| (Kind::Tag, t.as_str()));
         let mut missing = Vec::new();
-        for (kind, id) in end_user.into_iter().chain(tags.take(MOST_TAGS)) {
+        for (kind, id) in end_user.into_iter().chain(tags) {
             match self.guests.known(kind, id, now) {
-                Some(Guest::Blocked) => return Err(Missing::Blocked(id.to_string())),
+                Some(Guest::Blocked) => return Err(Missing::Blocked(kind, id.to_string())),
                 Some(Guest::Free) => {}
                 Some(Guest::Limited(subject)) => {
                     let from = bounds.len();
@@ -436,7 +442,7 @@ impl Meters {
             let now = self.now();
             let bounds = match self.bounds(asked, now) {
                 Ok(bounds) => bounds,
-                Err(Missing::Blocked(id)) => return Ok(Err(blocked(id))),
+                Err(Missing::Blocked(kind, id)) => return Ok(Err(blocked(kind, id))),
                 Err(Missing::Unknown(who)) => {
                     self.look_up(who, deadline()).await;
                     continue;
@@ -487,12 +493,12 @@ pub struct MeterStats {
 /// Why what limits a call is not known yet.
 enum Missing {
     Unknown(Vec<(Kind, String)>),
-    Blocked(String),
+    Blocked(Kind, String),
 }
 
-fn blocked(id: String) -> Box<Refused> {
+fn blocked(kind: Kind, id: String) -> Box<Refused> {
     Box::new(Refused {
-        kind: Kind::EndUser,
+        kind,
         id,
         alias: None,
         model: None,
@@ -529,7 +535,7 @@ impl Limiter for Gate {
         let now = meters.now();
         let bounds = match meters.bounds(asked, now) {
             Ok(bounds) => bounds,
-            Err(Missing::Blocked(id)) => return Some(Err(self.told(blocked(id)))),
+            Err(Missing::Blocked(kind, id)) => return Some(Err(self.told(blocked(kind, id)))),
             Err(Missing::Unknown(_)) => return None,
         };
         if bounds.is_empty() {

@@ -143,7 +143,7 @@ impl Queue {
     fn crowded(&self, meters: &Meters, asked: &Asked<'_>) -> Result<Option<Arc<Meter>>, Box<Refused>> {
         let bounds = match meters.bounds(asked, meters.now()) {
             Ok(bounds) => bounds,
-            Err(Missing::Blocked(id)) => return Err(blocked(id)),
+            Err(Missing::Blocked(kind, id)) => return Err(blocked(kind, id)),
             Err(Missing::Unknown(_)) => return Ok(None),
         };
         let mut meters = bounds.iter().map(|b| &b.meter);

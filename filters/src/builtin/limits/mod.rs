@@ -107,11 +107,16 @@ impl Limits {
                     *retry_millis,
                 )
             }
-            Why::Blocked => Refusal::unauthorized(format!(
-                "Authentication Error, End User={} is blocked. Unblock it via `/customer/unblock` if you are \
-                 an admin.",
-                whose(refused)
-            )),
+            Why::Blocked => {
+                let (who, route) = match refused.kind {
+                    Kind::Tag => ("Tag", "/tag/update"),
+                    _ => ("End User", "/customer/unblock"),
+                };
+                Refusal::unauthorized(format!(
+                    "Authentication Error, {who}={} is blocked. Unblock it via `{route}` if you are an admin.",
+                    whose(refused)
+                ))
+            }
             Why::Queue {
                 waiting,
                 retry_millis,
