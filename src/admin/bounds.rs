@@ -162,6 +162,7 @@ impl Desk {
         };
         if !leads {
             kept(fields, &limited)?;
+            self.no_longer(actor, fields, key)?;
         }
         let mut fields = fields.clone();
         bounds.numbers(&mut fields, false)?;
@@ -177,6 +178,22 @@ impl Desk {
             .models(&mut fields, catalog.as_ref(), false, false),
             None => Ok(()),
         }
+    }
+
+    /// Who does not lead the team, or did not make the key, lets it end no later than was said: where one may
+    /// make no keys, an old one must not become a new one.
+    fn no_longer(&self, actor: &Actor, fields: &Fields, key: &Key) -> Result<()> {
+        let own = key.team_id.is_none() && actor.is_user(key.created_by.as_deref());
+        let (Some(text), Some(end)) = (fields.text("duration")?, key.expires_micros) else {
+            return Ok(());
+        };
+        if own || (text != "-1" && keys::expiry(self.clock.now_micros(), text)? <= end) {
+            return Ok(());
+        }
+        Err(above(
+            "duration",
+            "Whoever made this key said when it ends, and only they or an admin may put that off.",
+        ))
     }
 
     /// Whether somebody may change this key, and if so, whether as one who leads its team.
@@ -390,11 +407,11 @@ fn kept(fields: &Fields, key: &Key) -> Result<()> {
             ));
         }
     }
-    let tags = fields.texts("tags")?;
-    if fields.has("tags") && texts(&key.extra, "tags").iter().any(|t| !tags.contains(t)) {
+    let (tags, own) = (fields.texts("tags")?, texts(&key.extra, "tags"));
+    if fields.has("tags") && !tags.starts_with(&own) {
         return Err(above(
             "tags",
-            "Tags of a key can be added to; only an admin may take one away.",
+            "Tags of a key can be added to, behind those that are there; only an admin may change these.",
         ));
     }
     if fields.has("key_type") && fields.value("key_type") != key.extra.get("key_type") {
@@ -429,11 +446,12 @@ fn inherit(own: &Holder, in_hand: &Key, fields: &mut Fields) -> Result<()> {
             _ => fields.set(name, limits.clone()),
         }
     }
-    let mut tags = fields.texts("tags")?;
-    let own_tags = texts(&in_hand.extra, "tags");
-    let missing: Vec<String> = own_tags.into_iter().filter(|t| !tags.contains(t)).collect();
-    if !missing.is_empty() {
-        tags.extend(missing);
+    // The first ones count for certain.
+    let mut tags = texts(&in_hand.extra, "tags");
+    if !tags.is_empty() {
+        let given = fields.texts("tags")?;
+        let more: Vec<String> = given.into_iter().filter(|t| !tags.contains(t)).collect();
+        tags.extend(more);
         fields.set("tags", json!(tags));
     }
     Ok(())

@@ -224,6 +224,15 @@ impl Fields {
         serde_json::to_vec(&self.0).map_or(usize::MAX, |json| json.len())
     }
 
+    /// The same without these fields.
+    pub fn size_without(&self, names: &[&str]) -> usize {
+        let rest = self.0.iter().filter(|(name, _)| !names.contains(&name.as_str()));
+        rest.map(|(name, value)| {
+            name.len() + serde_json::to_vec(value).map_or(usize::MAX / 2, |json| json.len())
+        })
+        .fold(0, usize::saturating_add)
+    }
+
     /// The field is there, be it null.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

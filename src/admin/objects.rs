@@ -175,6 +175,9 @@ where
     T: Send + 'static,
     Fut: Future<Output = Result<T>> + Send,
 {
+    if !actor.is_admin() {
+        small(&fields)?;
+    }
     let task = Arc::new(Task {
         now: desk.clock.now_micros(),
         desk,
@@ -182,6 +185,35 @@ where
         fields,
     });
     super::settle(move || attempt(Arc::clone(&task))).await
+}
+
+/// Most bytes of what somebody who is no admin writes on an object besides lists of names: each key of a user
+/// or a team has them in memory.
+const MOST_WRITTEN: usize = 16 << 10;
+/// Most bytes of all that such a call says.
+const MOST_SAID: usize = 128 << 10;
+/// Lists of names: of members, models, objects.
+const NAMES: [&str; 9] = [
+    "member",
+    "members",
+    "members_with_roles",
+    "models",
+    "teams",
+    "organizations",
+    "user_ids",
+    "team_ids",
+    "organization_ids",
+];
+
+fn small(fields: &Fields) -> Result<()> {
+    let written = fields.size_without(&NAMES);
+    for (bytes, most) in [(written, MOST_WRITTEN), (fields.size(), MOST_SAID)] {
+        if bytes > most {
+            let message = format!("This is {bytes} bytes, and {most} may be written at most. Shorten 'metadata'.");
+            return Err(wrong_value("metadata", message).into());
+        }
+    }
+    Ok(())
 }
 
 impl Task {

@@ -14,7 +14,7 @@ use super::{Gateway, ROOM_PIECE, State, body};
 use filters::builtin::limits;
 use filters::contract::{Answer, Call, Fault, Refusal, Stop, Verdict};
 use filters::model::call::Endpoint;
-use filters::model::record::{Attempt, Status};
+use filters::model::record::{self, Attempt, Status};
 use http::{HeaderName, header};
 use pingora::prelude::*;
 use pingora_proxy::Session;
@@ -132,7 +132,7 @@ impl Gateway {
             _ => None,
         };
         let call = Call::parse(endpoint, body, content_type, path_model, default)?;
-        state.cx.call = Some(with_header_tags(call, session));
+        state.cx.call = Some(with_headers(call, session));
         if let Verdict::Answer(a) = lane
             .chain
             .call_filter(&mut state.cx, session.req_header())
@@ -299,9 +299,22 @@ fn content_type(session: &Session, endpoint: Endpoint) -> Result<String, Refusal
 }
 
 static X_LITELLM_TAGS: HeaderName = HeaderName::from_static("x-litellm-tags");
+/// Who the end user is; the first that is there wins over the body's `user`.
+static END_USER: [HeaderName; 2] = [
+    HeaderName::from_static("x-litellm-customer-id"),
+    HeaderName::from_static("x-litellm-end-user-id"),
+];
 
-/// Tags may also come in LiteLLM's header.
-fn with_header_tags(mut call: Call, session: &Session) -> Call {
+/// Tags and the end user may also come in LiteLLM's headers.
+fn with_headers(mut call: Call, session: &Session) -> Call {
+    let named = END_USER.iter().find_map(|name| {
+        let text = session.get_header(name)?.to_str().ok()?.trim();
+        (!text.is_empty()).then(|| text.to_string())
+    });
+    if let Some(mut id) = named {
+        record::clean(&mut id, record::LONGEST_NAME);
+        call.user = Some(id);
+    }
     if let Some(tags) = session.get_header(&X_LITELLM_TAGS).and_then(|v| v.to_str().ok()) {
         call.tags.extend(
             tags.split(',')
