@@ -334,7 +334,7 @@ fn target(lane: &conf::Lane, services: &Services) -> Result<Target, String> {
 }
 
 /// What a service's lane runs whose clients need a key: as a target's, but that all headers travel which
-/// are no credentials.
+/// are no credentials, and that the pages of an application are no calls that a key's limits count.
 fn guarded_service() -> Vec<(String, Value)> {
     let settings = |name: &str| match name {
         "passthrough" => json!({"forward_headers": true}),
@@ -342,8 +342,19 @@ fn guarded_service() -> Vec<(String, Value)> {
     };
     STREAM_CHAIN
         .iter()
+        .filter(|n| **n != "limits")
         .map(|n| (n.to_string(), settings(n)))
         .collect()
+}
+
+/// Tells `limits` that it sees heads alone. Settings of another shape are the filter's to refuse.
+fn without_body(settings: &mut Value) {
+    if settings.is_null() {
+        *settings = json!({});
+    }
+    if let Some(fields) = settings.as_object_mut() {
+        fields.insert("without_body".into(), true.into());
+    }
 }
 
 /// A lane that is to be built.
@@ -382,6 +393,11 @@ impl Builder<'_> {
         } = plan;
         for (filter, settings) in filters.iter_mut().filter(|(_, settings)| settings.is_null()) {
             *settings = self.known(filter);
+        }
+        if matches!(kind, Kind::Stream(_)) {
+            for (_, settings) in filters.iter_mut().filter(|(f, _)| f == "limits") {
+                without_body(settings);
+            }
         }
         self.name_credentials(&mut filters);
         let chain = self
@@ -481,6 +497,10 @@ impl Builder<'_> {
             filters.push((name.to_string(), filter));
         }
         filters.push(("passthrough".into(), Arc::new(Passthrough::new(settings))));
+        let mut settings = self.known("limits");
+        without_body(&mut settings);
+        let limits = self.registry.filter("limits", &settings, self.ports);
+        filters.push(("limits".into(), limits.map_err(|e| bad(&e))?));
         let pattern = if p.include_subpath {
             Pattern::Below(p.path.clone())
         } else {

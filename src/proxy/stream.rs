@@ -247,6 +247,12 @@ impl Gateway {
                 service.response_headers.apply(&mut parts.headers);
             }
             head::replace_fields(response, &parts.headers)?;
+            // How the target's own limits stand is the target's to say.
+            for (name, value) in std::mem::take(&mut state.cx.standings).iter() {
+                if !response.headers.contains_key(name) {
+                    response.insert_header(name.clone(), value)?;
+                }
+            }
         }
         response.insert_header("x-request-id", state.cx.request_id.as_str())?;
         // An application that says more of its own host knows better.

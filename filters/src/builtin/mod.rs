@@ -53,7 +53,7 @@ pub const CALL_CHAIN: [&str; 9] = [
 ];
 
 /// The chain of a lane whose bodies flow through untouched.
-pub const STREAM_CHAIN: [&str; 4] = ["cors", "auth", "metrics", "passthrough"];
+pub const STREAM_CHAIN: [&str; 5] = ["cors", "auth", "metrics", "passthrough", "limits"];
 
 fn share<F: Filter + 'static>(filter: F) -> Arc<dyn Filter> {
     Arc::new(filter)

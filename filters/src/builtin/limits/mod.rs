@@ -29,11 +29,16 @@ const MOST_ASSUMED_TOKENS: u64 = 4096;
 pub struct Settings {
     /// Status of a refusal for a used-up budget (LiteLLM's `budget_exceeded_status_code`). Default: 429.
     pub budget_status: Option<u16>,
+    /// Ask with the head alone, on lanes whose bodies nobody reads: which model is meant and what it costs is not
+    /// known there, so requests and calls in flight are counted, and a budget that is used up refuses. The host
+    /// sets it.
+    pub without_body: bool,
 }
 
 pub struct Limits {
     limiter: Arc<dyn Limiter>,
     budget_status: u16,
+    without_body: bool,
 }
 
 impl Limits {
@@ -46,6 +51,7 @@ impl Limits {
         Ok(Self {
             limiter: Arc::clone(&ports.limiter),
             budget_status,
+            without_body: settings.without_body,
         })
     }
 
@@ -64,11 +70,15 @@ impl Limits {
             group: catalog.group_of(&call.model).unwrap_or_default(),
             estimate: &estimate,
         };
-        let decided = match self.limiter.try_admit(&asked) {
+        self.decide(&asked).await
+    }
+
+    async fn decide(&self, asked: &Asked<'_>) -> Result<Box<dyn Admitted>> {
+        let decided = match self.limiter.try_admit(asked) {
             Some(decided) => decided,
-            None => self.limiter.admit(&asked).await,
+            None => self.limiter.admit(asked).await,
         };
-        decided.map_err(|refused| self.refusal(&cx.caller, &refused).into())
+        decided.map_err(|refused| self.refusal(asked.caller, &refused).into())
     }
 
     fn refusal(&self, caller: &Caller, refused: &Refused) -> Refusal {
@@ -199,12 +209,31 @@ fn shown(text: &str) -> String {
 impl Filter for Limits {
     fn needs(&self) -> Needs {
         Needs {
-            call: true,
+            request: self.without_body,
+            call: !self.without_body,
             response: true,
-            response_chunks: true,
+            response_chunks: !self.without_body,
             logging: true,
             ..Needs::NONE
         }
+    }
+
+    /// On lanes without bodies. Who needed no key has no limits of its own.
+    async fn request_filter(&self, cx: &mut Cx, _head: &request::Parts) -> Result<Verdict> {
+        if !self.without_body || matches!(cx.caller, Caller::Anonymous) {
+            return Ok(Verdict::Continue);
+        }
+        let asked = Asked {
+            caller: &cx.caller,
+            end_user: None,
+            tags: &[],
+            requested: "",
+            group: "",
+            estimate: &Estimate::default,
+        };
+        let admitted = self.decide(&asked).await?;
+        cx.admitted = Some(admitted);
+        Ok(Verdict::Continue)
     }
 
     async fn call_filter(&self, cx: &mut Cx, _head: &request::Parts) -> Result<Verdict> {
@@ -427,6 +456,7 @@ mod tests {
             &kit,
             Settings {
                 budget_status: Some(422),
+                ..Settings::default()
             },
         );
         assert_eq!(told.await.status, 422);
@@ -457,6 +487,30 @@ mod tests {
         ] {
             assert!(refusal.headers.contains(&(name, value.to_string())), "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn without_a_body_the_head_is_asked_about() {
+        let kit = testkit::Kit::default();
+        let settings = Settings {
+            without_body: true,
+            ..Settings::default()
+        };
+        let limits = Limits::new(settings, &kit.ports()).unwrap();
+        assert!(limits.needs().request && !limits.needs().call);
+        let head = http::Request::new(()).into_parts().0;
+        let mut cx = kit.cx();
+        assert!(limits.request_filter(&mut cx, &head).await.is_ok());
+        assert_eq!(kit.limits.held(), 0, "who needs no key has no limits");
+        cx.caller = Caller::Key(Arc::new(testkit::key("sk-abcdef").into()));
+        assert!(limits.request_filter(&mut cx, &head).await.is_ok());
+        assert_eq!(kit.limits.held(), 1);
+        let_go(&mut cx);
+        assert_eq!(kit.limits.held(), 0);
+        let spent = Why::Budget { spent: 2, budget: 1 };
+        kit.limits.refuse(Kind::Team, "red", None, spent);
+        let stop = limits.request_filter(&mut cx, &head).await.unwrap_err();
+        assert_eq!((stop.status(), stop.kind()), (429, "budget_exceeded"));
     }
 
     #[tokio::test]
