@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 const HIDDEN: &str = "***";
 
 /// The settings of callbacks in a `metadata`, in both shapes that LiteLLM has.
-fn each(metadata: &mut Map<String, Value>, mut look: impl FnMut(&mut Map<String, Value>)) {
+pub fn each(metadata: &mut Map<String, Value>, mut look: impl FnMut(&mut Map<String, Value>)) {
     if let Some(Value::Array(list)) = metadata.get_mut("logging") {
         for vars in list
             .iter_mut()
@@ -30,13 +30,13 @@ fn each(metadata: &mut Map<String, Value>, mut look: impl FnMut(&mut Map<String,
 }
 
 fn is_secret(name: &str) -> bool {
-    ["secret", "password", "api_key", "token"]
+    ["secret", "password", "api_key", "token", "service_account"]
         .iter()
         .any(|part| name.contains(part))
 }
 
 /// The values that are secret. The name of a variable is none.
-fn each_secret(metadata: &mut Map<String, Value>, mut look: impl FnMut(&mut Value)) {
+pub fn each_secret(metadata: &mut Map<String, Value>, mut look: impl FnMut(&mut Value)) {
     each(metadata, |vars| {
         for (name, value) in vars.iter_mut() {
             let named = value.as_str().is_some_and(|v| v.starts_with("os.environ/"));

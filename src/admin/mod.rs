@@ -14,7 +14,7 @@ mod ask;
 mod audit;
 mod bounds;
 mod budgets;
-mod callbacks;
+pub(crate) mod callbacks;
 mod config;
 mod customers;
 mod daily;

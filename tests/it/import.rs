@@ -564,6 +564,68 @@ async fn provider_keys_are_decrypted_and_sealed_anew() {
 }
 
 #[tokio::test]
+async fn secrets_of_callbacks_are_sealed() {
+    let logging = |secret: &str| {
+        let vars = json!({"langfuse_public_key": "pk", "langfuse_secret_key": secret, "langfuse_host": "http://h"});
+        json!({"logging": [{"callback_name": "langfuse", "callback_type": "success", "callback_vars": vars}], "mine": 1})
+    };
+    let sealed = |text: &str| format!("litellm_enc::{text}");
+    let wrong = sealed("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU2Nzg5QUJDREVGR0hJSktM");
+    let row = |hash: &str, name: &str, secret: &str| {
+        let metadata = logging(secret);
+        format!(
+            r#"INSERT INTO "LiteLLM_VerificationToken" (token, key_name, key_alias, metadata) VALUES ('{hash}', 'k', '{name}', '{metadata}');"#
+        )
+    };
+    let rows = [
+        row(HASH[0], "plain", PROVIDER_KEY),
+        row(HASH[1], "boxed", &sealed(V2)),
+        row(HASH[2], "wrong", &wrong),
+        row(&"4".repeat(64), "named", "os.environ/LANGFUSE_SECRET_KEY"),
+        format!(
+            r#"INSERT INTO "LiteLLM_TeamTable" (team_id, metadata) VALUES ('red', '{}');"#,
+            json!({"callback_settings": {"callback_vars": {"langfuse_secret_key": sealed(BOX)}}})
+        ),
+    ];
+    let stage = Stage::new(&[V80, V109], &rows.concat());
+    let report = stage.import(&[]);
+    assert_eq!(line(&report, "keys"), [4, 4, 0, 0, 0, 0], "{report:#}");
+    assert!(noted(&report, "a secret of a callback cannot be decrypted"), "{report:#}");
+    assert!(!report.to_string().contains(PROVIDER_KEY));
+    let store = stage.store().await;
+    let seal = Seal::new(&Secret::new(SALT));
+    let secret = async |hash: &str| {
+        let hash = KeyHash::from_hex(hash).unwrap();
+        let key = store.key_by_hash(&hash).await.unwrap().unwrap();
+        assert_eq!(key.metadata["mine"], 1);
+        let vars = &key.metadata["logging"][0]["callback_vars"];
+        assert_eq!((&vars["langfuse_public_key"], &vars["langfuse_host"]), (&json!("pk"), &json!("http://h")));
+        vars["langfuse_secret_key"].clone()
+    };
+    for hash in [HASH[0], HASH[1]] {
+        let kept = secret(hash).await;
+        assert_eq!(seal.open(kept.as_str().unwrap()).unwrap().expose(), PROVIDER_KEY);
+    }
+    assert_eq!(secret(HASH[2]).await, Value::Null);
+    assert_eq!(secret(&"4".repeat(64)).await, "os.environ/LANGFUSE_SECRET_KEY");
+    let team = store.document(Table::Team, "red").await.unwrap().unwrap();
+    let kept = &team.fields["metadata"]["callback_settings"]["callback_vars"]["langfuse_secret_key"];
+    assert_eq!(seal.open(kept.as_str().unwrap()).unwrap().expose(), PROVIDER_KEY);
+    let again = stage.import(&[]);
+    assert_eq!(line(&again, "keys"), [4, 0, 0, 4, 0, 0], "{again:#}");
+    assert_eq!(line(&again, "teams"), [1, 0, 0, 1, 0, 0], "{again:#}");
+
+    // What an import took before secrets were sealed is sealed by the next one.
+    let hash = KeyHash::from_hex(HASH[0]).unwrap();
+    let mut key = store.key_by_hash(&hash).await.unwrap().unwrap();
+    key.metadata["logging"][0]["callback_vars"]["langfuse_secret_key"] = PROVIDER_KEY.into();
+    assert!(store.update_key(&key).await.unwrap());
+    let third = stage.import(&[]);
+    assert_eq!(line(&third, "keys"), [4, 0, 1, 3, 0, 0], "{third:#}");
+    assert!(Seal::is_sealed(secret(HASH[0]).await.as_str().unwrap()));
+}
+
+#[tokio::test]
 async fn broken_rows_do_not_stop_their_neighbours() {
     let [one, two, _] = HASH;
     let stage = Stage::new(

@@ -4,6 +4,7 @@
 //! Reads LiteLLM's tables as they are at one moment and changes nothing there, so LiteLLM may go on
 //! meanwhile; a second run takes what came since. Holds one page of rows at a time.
 
+mod callbacks;
 mod daily;
 mod keys;
 mod limits;
@@ -201,6 +202,9 @@ impl Run<'_> {
             for mut row in rows {
                 match owners::wanted(spec, &mut row, now) {
                     Ok(mut wanted) => {
+                        if let Some(Value::Object(metadata)) = wanted.fields.get_mut("metadata") {
+                            callbacks::open(metadata, &self.order.salts, &self.order.vault, &mut row);
+                        }
                         let own = memberships.remove(&wanted.id).unwrap_or_default();
                         let (all, found) = (own.len() as u64, self.members(spec, &mut wanted, &mut row, own));
                         if all > 0 {
@@ -257,6 +261,9 @@ impl Run<'_> {
             for mut row in rows {
                 let mut taken = keys::key(&mut row, &twins, self.order.now_micros);
                 keys::lent(&mut taken, &self.admins, &mut row);
+                if let keys::Taken::Key { key, .. } = &mut taken {
+                    callbacks::open(&mut key.metadata, &self.order.salts, &self.order.vault, &mut row);
+                }
                 let looser = owners::is_looser(&row);
                 self.flaws("keys", &mut row);
                 match taken {

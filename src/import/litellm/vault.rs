@@ -1,4 +1,5 @@
-//! Provider secrets on their way into our store: closed before they are written, opened to be compared.
+//! Provider secrets on their way into our store: closed before they are written, opened to be compared. Those of
+//! callbacks stand in [`callbacks`](super::callbacks).
 
 use crate::store::Table;
 use filters::model::secret::Secret;
@@ -54,6 +55,9 @@ impl Vault {
                 }
             }
         }
+        if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
+            self.close_callbacks(metadata);
+        }
         Ok(fields)
     }
 
@@ -80,14 +84,16 @@ impl Vault {
 
     /// Whether stored fields say the same as plain ones. No two closings of a text are alike.
     pub fn same(&self, table: Table, stored: &Map<String, Value>, plain: &Map<String, Value>) -> bool {
-        if table != Table::Model {
-            return stored == plain;
-        }
+        let is_model = table == Table::Model;
         stored.len() == plain.len()
             && stored.iter().all(|(name, value)| {
-                plain
-                    .get(name)
-                    .is_some_and(|p| self.same_value(value, p, MAX_DEPTH))
+                plain.get(name).is_some_and(|p| match (name.as_str(), value, p) {
+                    ("metadata", Value::Object(value), Value::Object(p)) if !is_model => {
+                        self.same_callbacks(value, p)
+                    }
+                    _ if is_model => self.same_value(value, p, MAX_DEPTH),
+                    _ => value == p,
+                })
             })
     }
 

@@ -198,12 +198,16 @@ impl Sink {
             }
             let verdict = match there.remove(&key.hash) {
                 None => {
+                    self.vault.close_callbacks(&mut key.metadata);
                     changes.insert(0, Owned::InsertKey(key));
                     Verdict::New
                 }
-                Some(old) if same(&old, &key) => changed_if(&changes),
+                Some(old) if same(&old, &key) && self.vault.same_callbacks(&old.metadata, &key.metadata) => {
+                    changed_if(&changes)
+                }
                 Some(old) if is_later(old.updated_at_micros, key.updated_at_micros) => Verdict::Kept,
                 Some(old) => {
+                    self.vault.close_callbacks(&mut key.metadata);
                     changes.push(Owned::UpdateKey(key, old.updated_at_micros));
                     Verdict::Changed
                 }
@@ -450,7 +454,7 @@ fn changed_if(changes: &[Owned]) -> Verdict {
     }
 }
 
-/// Whether a key is as it should be. Spend is another matter, and creation stays.
+/// Whether a key is as it should be. Spend and what is sealed in it are other matters, and creation stays.
 fn same(old: &Key, new: &Key) -> bool {
     let Key {
         hash: _,
@@ -464,7 +468,7 @@ fn same(old: &Key, new: &Key) -> bool {
         max_budget_nanos,
         expires_micros,
         blocked,
-        metadata,
+        metadata: _,
         extra,
         created_at_micros: _,
         created_by: _,
@@ -473,5 +477,5 @@ fn same(old: &Key, new: &Key) -> bool {
     (&old.key_name, &old.key_alias, &old.user_id, &old.team_id) == (key_name, key_alias, user_id, team_id)
         && (&old.models, &old.aliases, &old.max_budget_nanos) == (models, aliases, max_budget_nanos)
         && (&old.expires_micros, &old.blocked) == (expires_micros, blocked)
-        && (&old.metadata, &old.extra) == (metadata, extra)
+        && old.extra == *extra
 }
