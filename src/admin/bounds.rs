@@ -206,6 +206,12 @@ impl Desk {
         if actor.is_admin() {
             return Ok(true);
         }
+        // As its owner might.
+        if let Some(team) = &key.team_id
+            && self.shares_keys(actor, team).await?
+        {
+            return Ok(false);
+        }
         let maker = matches!(actor.role, Role::User | Role::OrganizationAdmin);
         if maker && actor.owns_key(key) {
             return Ok(false);

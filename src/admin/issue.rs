@@ -131,7 +131,7 @@ async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value>
         .await
         .map_err(|e| refused(e, &key))?;
     still_there(desk, actor, &key).await?;
-    Ok(shapes::generated(&key, secret, now))
+    Ok(shapes::generated(&key, secret, desk.key_row(&key).await))
 }
 
 /// A team or a user that was deleted meanwhile has taken its keys with it, and not this one: it goes too. Whoever

@@ -352,7 +352,7 @@ async fn unblock(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Res
 }
 
 /// An owner may stop a key; only whoever leads its team, and an admin, may let it go on: it may be them
-/// who stopped it.
+/// who stopped it. And members, where the team says so.
 async fn set_blocked(desk: Arc<Desk>, actor: Actor, body: Body, blocked: bool) -> Result<Json<Value>> {
     let fields = Fields::read(body).await?;
     let hash = hash_of(fields.required("key")?).ok_or_else(no_such_key)?;
@@ -360,7 +360,13 @@ async fn set_blocked(desk: Arc<Desk>, actor: Actor, body: Body, blocked: bool) -
     change(desk, actor, hash, action, move |desk, actor, key, _| {
         Box::pin(async move {
             if !desk.may_change(actor, key).await? && !blocked {
-                return Err(actor.not_admin());
+                let shared = match &key.team_id {
+                    Some(team) => desk.shares_keys(actor, team).await?,
+                    None => false,
+                };
+                if !shared {
+                    return Err(actor.not_admin());
+                }
             }
             key.blocked = blocked;
             Ok(())
@@ -406,11 +412,10 @@ where
             desk.write(&actor, &[change], vec![entry])
                 .await
                 .map_err(|e| refused(e, &key))?;
-            let mut row = shapes::key_with_token(&key, now);
-            if let Value::Object(row) = &mut row {
-                row.insert("key".into(), json!(key.hash));
-            }
-            Ok(row)
+            let mut row = desk.key_row(&key).await;
+            row.insert("token".into(), json!(key.hash));
+            row.insert("key".into(), json!(key.hash));
+            Ok(Value::Object(row))
         }
     })
     .await

@@ -118,7 +118,7 @@ async fn info(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
     let found = desk.store.key_by_hash(&hash).await?;
     match found {
         Some(key) if desk.sees_key(&actor, &key).await? => {
-            Ok(Json(shapes::key_info(&key, desk.clock.now_micros())))
+            Ok(Json(shapes::key_info(&key, desk.key_row(&key).await)))
         }
         // Who sees all may know what is not there.
         None if actor.sees_all() || actor.caller.key_hash() == Some(hash) => {
@@ -151,13 +151,13 @@ async fn infos(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Resul
         .into());
     }
     let hashes: Vec<KeyHash> = asked.iter().filter_map(|k| super::ask::hash_of(k)).collect();
-    let now = desk.clock.now_micros();
-    let mut shown = Vec::new();
+    let mut seen = Vec::new();
     for key in desk.keys_of(&hashes).await? {
         if desk.sees_key(&actor, &key).await? {
-            shown.push(shapes::key_with_token(&key, now));
+            seen.push(key);
         }
     }
+    let shown = desk.keys_with_token(&seen).await?;
     Ok(Json(
         json!({"key": asked.iter().map(|k| hash_text(k)).collect::<Vec<_>>(), "info": shown}),
     ))
@@ -230,18 +230,10 @@ async fn list(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
         made: params.flag("include_created_by_keys")?.unwrap_or(false),
     };
     let found = desk.visible(&actor, filter, wide, slice).await?;
-    let now = desk.clock.now_micros();
-    let keys: Vec<Value> = found
-        .keys
-        .iter()
-        .map(|k| {
-            if full {
-                shapes::key_with_token(k, now)
-            } else {
-                json!(k.hash)
-            }
-        })
-        .collect();
+    let keys = match full {
+        true => desk.keys_with_token(&found.keys).await?,
+        false => found.keys.iter().map(|k| json!(k.hash)).collect(),
+    };
     Ok(Json(json!({
         "keys": keys,
         "total_count": found.total,
@@ -304,7 +296,7 @@ impl Desk {
         if !actor.sees_all() && !actor.is_user(Some(&user)) {
             // Somebody else's keys are shown within a team that one leads.
             return match &filter.team_id {
-                Some(team) if self.leads_team(actor, team).await? => {
+                Some(team) if self.leads_team(actor, team).await? || self.shares_keys(actor, team).await? => {
                     Ok(self.store.list_keys(&filter, page).await?)
                 }
                 _ => Err(not_yours("user_id", actor)),
@@ -313,7 +305,7 @@ impl Desk {
         if filter.user_id.is_none()
             && let Some(team) = &filter.team_id
         {
-            if self.leads_team(actor, team).await? {
+            if self.leads_team(actor, team).await? || self.shares_keys(actor, team).await? {
                 return Ok(self.store.list_keys(&filter, page).await?);
             }
             if !self.is_member(actor, team).await? {

@@ -8,8 +8,8 @@ use super::audit::Entry;
 use super::error::{Result, Stopped, missing, not_found, wrong_value};
 use super::fields::{self, Field, Fields, Kind};
 use super::rights::Actor;
-use super::shapes::iso;
-use super::{Desk, callbacks, duration, keys};
+use super::shapes::{self, iso};
+use super::{Desk, callbacks, duration, keys, terms};
 use crate::shared::period;
 use crate::store::{Balance, Change, Doc, DocFilter, KeyFilter, Page, StoreError, Table, Taken};
 use axum::body::Body;
@@ -336,13 +336,18 @@ pub fn effective(own: &Map<String, Value>, named: Option<&Doc>) -> Map<String, V
     let mut all: Map<String, Value> = Map::new();
     let names = LIMITS.iter().map(|f| f.name).chain(["budget_since_micros"]);
     for name in names {
-        let value = own.get(name).filter(|v| !v.is_null());
+        let value = own.get(name).filter(|v| !is_unset(v));
         let value = value.or_else(|| named?.fields.get(name).filter(|v| !v.is_null()));
         if let Some(value) = value {
             all.insert(name.into(), value.clone());
         }
     }
     all
+}
+
+/// Says nothing: a form's empty list of models stands for none of its own.
+fn is_unset(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(Map::is_empty)
 }
 
 impl Desk {
@@ -379,9 +384,44 @@ impl Desk {
         Ok(balances)
     }
 
-    /// The budgets that these objects name, by id.
-    async fn named_budgets(&self, docs: &[Doc]) -> Result<BTreeMap<String, Doc>> {
-        let ids: BTreeSet<&str> = docs.iter().filter_map(|d| text(&d.fields, "budget_id")).collect();
+    /// A key's row with what the budget says that it names, as far as that can be read: what was written is told
+    /// in any case, and a new secret only once.
+    pub async fn key_row(&self, key: &Key) -> Map<String, Value> {
+        let rows = self.key_rows(std::slice::from_ref(key)).await;
+        let row = rows.ok().and_then(|rows| rows.into_iter().next());
+        row.unwrap_or_else(|| shapes::key_row(key, self.clock.now_micros()))
+    }
+
+    pub async fn key_rows(&self, keys: &[Key]) -> Result<Vec<Map<String, Value>>> {
+        let now = self.clock.now_micros();
+        let budgets = self.budgets(keys.iter().filter_map(|k| k.text("budget_id"))).await?;
+        let row = |key: &Key| {
+            let mut row = shapes::key_row(key, now);
+            if let Some(named) = key.text("budget_id").and_then(|id| budgets.get(id)) {
+                let mut own = key.extra.clone();
+                own.insert("max_budget".into(), json!(key.max_budget_nanos.map(Nanos)));
+                row.insert("litellm_budget_table".into(), budget_table(self, &own, Some(named)));
+                let limits = effective(&own, Some(named));
+                row.insert("budget_reset_at".into(), self.reset_at(&limits));
+            }
+            row
+        };
+        Ok(keys.iter().map(row).collect())
+    }
+
+    /// Rows of keys with their hashes as `token`, as lists show them.
+    pub async fn keys_with_token(&self, keys: &[Key]) -> Result<Vec<Value>> {
+        let rows = self.key_rows(keys).await?.into_iter().zip(keys);
+        let with_token = rows.map(|(mut row, key)| {
+            row.insert("token".into(), json!(key.hash));
+            Value::Object(row)
+        });
+        Ok(with_token.collect())
+    }
+
+    /// Budgets by their ids.
+    async fn budgets<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Result<BTreeMap<String, Doc>> {
+        let ids: BTreeSet<&str> = ids.collect();
         if ids.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -423,10 +463,12 @@ impl Desk {
             }
             None => Vec::new(),
         };
-        let budgets = self.named_budgets(docs).await?;
+        let named = docs.iter().filter_map(|d| text(&d.fields, "budget_id"));
+        let budgets = self.budgets(named).await?;
         let row = |(i, doc): (usize, &Doc)| {
             let named = text(&doc.fields, "budget_id").and_then(|id| budgets.get(id));
             let mut row = shown(sort.fields, &doc.fields);
+            terms::tell_not_enforced(&mut row);
             let limits = effective(&doc.fields, named);
             row.extend([
                 (sort.id.to_string(), doc.id.as_str().into()),

@@ -243,8 +243,18 @@ pub fn role_among<'a>(fields: &'a Map<String, Value>, user_id: &str) -> Option<&
 
 /// Whether a team's members may make this call for it (`team_member_permissions`).
 pub fn members_may(fields: &Map<String, Value>, path: &str) -> bool {
+    let name = permission(path);
     let list = fields.get("team_member_permissions").and_then(Value::as_array);
-    list.is_some_and(|l| l.iter().any(|p| p.as_str() == Some(path)))
+    list.is_some_and(|l| l.iter().filter_map(Value::as_str).any(|p| permission(p) == name))
+}
+
+/// The name that a call's permission has: some have several paths.
+fn permission(path: &str) -> &str {
+    match path {
+        "/v2/key/info" => "/key/info",
+        path if path.starts_with("/key/") && path.ends_with("/regenerate") => "/key/regenerate",
+        path => path,
+    }
 }
 
 impl Desk {
@@ -300,13 +310,23 @@ impl Desk {
         Ok(found.is_some_and(|t| role_among(&t.fields, user).is_some()))
     }
 
-    /// Sees a key: its own, its user's, and that of a team it leads.
+    /// Whether somebody belongs to a team that lets its members make this call for any of its keys.
+    pub async fn shares_keys(&self, actor: &Actor, team_id: &str) -> Result<bool> {
+        let Some(user) = actor.user_id() else {
+            return Ok(false);
+        };
+        let found = self.store.document(Table::Team, team_id).await?;
+        let lets = |t: Doc| role_among(&t.fields, user).is_some() && members_may(&t.fields, &actor.path);
+        Ok(found.is_some_and(lets))
+    }
+
+    /// Sees a key: its own, its user's, and that of a team it leads or that shares its keys.
     pub async fn sees_key(&self, actor: &Actor, key: &Key) -> Result<bool> {
         if actor.sees_all() || actor.owns_key(key) {
             return Ok(true);
         }
         match &key.team_id {
-            Some(team) => self.leads_team(actor, team).await,
+            Some(team) => Ok(self.leads_team(actor, team).await? || self.shares_keys(actor, team).await?),
             None => Ok(false),
         }
     }

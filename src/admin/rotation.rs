@@ -138,7 +138,7 @@ async fn once(desk: &Desk, actor: &Actor, hash: &KeyHash, fields: &Fields, secre
     let carried = carried(desk, &old, &new, now).await?;
     let kept = superseded(&old, &new, until.unwrap_or(now), now);
     write(desk, actor, (&old, &kept, until.is_some()), &mut new, &carried).await?;
-    let mut answer = shapes::generated(&new, secret, now);
+    let mut answer = shapes::generated(&new, secret, desk.key_row(&new).await);
     if let Value::Object(answer) = &mut answer {
         answer.insert("grace_period_until".into(), json!(until.map(iso)));
     }

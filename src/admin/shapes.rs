@@ -19,9 +19,11 @@ pub fn iso(micros: i64) -> String {
     format!("{time:.6}")
 }
 
-/// A key's row, without its token. The moment is for what a budget's period depends on.
+/// A key's row, without its token. The moment is for what a budget's period depends on. What a budget says that
+/// the key names is added by [`Desk::key_row`](super::Desk::key_row).
 pub fn key_row(key: &Key, now_micros: i64) -> Map<String, Value> {
     let mut row = terms::shown(key);
+    terms::tell_not_enforced(&mut row);
     let fields = json!({
         "key_name": key.key_name,
         "key_alias": key.key_alias,
@@ -75,13 +77,6 @@ fn metadata(key: &Key) -> Map<String, Value> {
     metadata
 }
 
-/// A key's row with its hash as `token`, as lists show it.
-pub fn key_with_token(key: &Key, now_micros: i64) -> Value {
-    let mut row = key_row(key, now_micros);
-    row.insert("token".into(), json!(key.hash));
-    Value::Object(row)
-}
-
 /// Takes out, on the outermost level alone, what plain clients expect to be left out while it is not set.
 pub fn plain(mut body: Value) -> Value {
     if let Value::Object(fields) = &mut body {
@@ -93,8 +88,7 @@ pub fn plain(mut body: Value) -> Value {
 }
 
 /// `{key, info: {…}}` for LiteLLM's clients, and the same fields flat beside it.
-pub fn key_info(key: &Key, now_micros: i64) -> Value {
-    let row = key_row(key, now_micros);
+pub fn key_info(key: &Key, row: Map<String, Value>) -> Value {
     let mut body = row.clone();
     body.insert("info".into(), Value::Object(row));
     body.insert("key".into(), json!(key.hash));
@@ -102,8 +96,8 @@ pub fn key_info(key: &Key, now_micros: i64) -> Value {
 }
 
 /// The answer to `POST /key/generate` and `/key/regenerate`: the only ones that hold the key itself.
-pub fn generated(key: &Key, secret: &str, now_micros: i64) -> Value {
-    let mut body = key_row(key, now_micros);
+pub fn generated(key: &Key, secret: &str, row: Map<String, Value>) -> Value {
+    let mut body = row;
     body.insert("key".into(), json!(secret));
     body.insert("token".into(), json!(key.hash));
     body.insert("token_id".into(), json!(key.hash));

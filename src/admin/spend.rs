@@ -217,9 +217,7 @@ async fn keys(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
         offset: 0,
     };
     let found = desk.store.list_keys(&filter, page).await?;
-    let now = desk.clock.now_micros();
-    let rows = found.keys.iter().map(|k| shapes::key_with_token(k, now));
-    Ok(Json(Value::Array(rows.collect())))
+    Ok(Json(desk.keys_with_token(&found.keys).await?.into()))
 }
 
 /// `GET /spend/users`: `spend` is of the budget's period, `total_spend` of all time. Users without a row of

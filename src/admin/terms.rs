@@ -111,11 +111,46 @@ pub fn keep(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
     {
         key.extra.insert("allowed_routes".into(), json!(routes));
     }
-    // A rolling period begins when its budget is set.
-    if key.text("budget_duration") != period.as_deref() {
+    // A rolling period begins when its budget is set, and so do those of single models.
+    let has = |name: &str| key.extra.contains_key(name);
+    let begins = has("model_max_budget") && !has("budget_since_micros");
+    if begins || key.text("budget_duration") != period.as_deref() {
         key.extra.insert("budget_since_micros".into(), json!(now_micros));
     }
     Ok(())
+}
+
+/// What LiteLLM holds somebody to, and nothing here does: kept for those who read it.
+const NOT_ENFORCED: [&str; 13] = [
+    "allowed_cache_controls",
+    "allowed_model_region",
+    "auto_rotate",
+    "budget_fallbacks",
+    "budget_limits",
+    "default_team_member_models",
+    "enforced_params",
+    "guardrails",
+    "object_permission",
+    "policies",
+    "router_settings",
+    "team_member_key_duration",
+    "tpd_limit",
+];
+
+/// Says in a row which of its fields are kept and not kept to. Whoever sets a limit must not believe in it.
+pub fn tell_not_enforced(row: &mut Map<String, Value>) {
+    let is_set = |name: &&str| {
+        row.get(*name).is_some_and(|value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(fields) => !fields.is_empty(),
+            _ => true,
+        })
+    };
+    let names: Vec<&str> = NOT_ENFORCED.into_iter().filter(|n| is_set(&n)).collect();
+    if !names.is_empty() {
+        row.insert("not_enforced".into(), json!(names));
+    }
 }
 
 /// All of them as a key shows them. What else `extra` holds is not shown: nobody vouched for it.

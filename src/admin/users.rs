@@ -21,7 +21,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::routing::on;
 use filters::model::account::{Account, Kind as Subject};
-use filters::model::key::Key;
 use filters::model::money::Nanos;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -593,7 +592,7 @@ async fn nobody(actor: &Actor, desk: &Desk) -> Result<Value> {
     Ok(json!({
         "user_id": null,
         "user_info": null,
-        "keys": [shapes::key_with_token(&key, desk.clock.now_micros())],
+        "keys": desk.keys_with_token(std::slice::from_ref(&key)).await?,
         "teams": [],
         "total_count": 1,
         "spend": Nanos(key.spend_nanos),
@@ -612,9 +611,7 @@ async fn keys_of(desk: &Desk, user_id: Option<&str>, slice: Slice) -> Result<(Ve
         offset: slice.offset,
     };
     let found = desk.store.list_keys(&filter, page).await?;
-    let now = desk.clock.now_micros();
-    let shown = |k: &Key| shapes::key_with_token(k, now);
-    Ok((found.keys.iter().map(shown).collect(), found.total))
+    Ok((desk.keys_with_token(&found.keys).await?, found.total))
 }
 
 /// `GET /user/list`.

@@ -120,7 +120,10 @@ impl Parties {
         };
         if let Some(budget) = self.fields(Table::Budget, id).await? {
             for name in OF_BUDGET {
-                let silent = fields.get(name).is_none_or(Value::is_null);
+                // A form's empty list of models says nothing either.
+                let silent = fields
+                    .get(name)
+                    .is_none_or(|v| v.is_null() || v.as_object().is_some_and(Map::is_empty));
                 if let (true, Some(value)) = (silent, budget.get(name)) {
                     fields.insert(name.into(), value.clone());
                 }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// What a team's members may be allowed to do with the team's keys.
-const PERMISSIONS: [&str; 10] = [
+const PERMISSIONS: [&str; 14] = [
     "/key/generate",
     "/key/service-account/generate",
     "/key/update",
@@ -25,8 +25,12 @@ const PERMISSIONS: [&str; 10] = [
     "/key/list",
     "/key/health",
     "/key/regenerate",
+    "/key/{key_id}/regenerate",
     "/key/block",
     "/key/unblock",
+    "/team/daily/activity",
+    "/spend/logs",
+    "/spend/logs/v2",
 ];
 
 pub(super) fn check_permissions(fields: &Fields) -> Result<()> {

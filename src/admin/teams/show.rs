@@ -6,7 +6,7 @@ use crate::admin::error::{Result, forbidden, missing};
 use crate::admin::fields::{Field, Kind};
 use crate::admin::objects::{self, paged};
 use crate::admin::rights::{Actor, role_among};
-use crate::admin::{Desk, members, shapes};
+use crate::admin::{Desk, members};
 use crate::store::{Doc, DocFilter, KeyFilter, MAX_ROWS, Page, Table};
 use axum::Json;
 use axum::extract::State;
@@ -137,9 +137,7 @@ async fn keys_of(desk: &Desk, team_id: &str, user_id: Option<&str>) -> Result<Ve
         offset: 0,
     };
     let found = desk.store.list_keys(&filter, page).await?;
-    let now = desk.clock.now_micros();
-    let shown = |k| shapes::key_with_token(k, now);
-    Ok(found.keys.iter().map(shown).collect())
+    desk.keys_with_token(&found.keys).await
 }
 
 /// The teams that a list shows, as far as its caller may see them.
@@ -217,12 +215,10 @@ pub(super) async fn list(actor: Actor, State(desk): State<Arc<Desk>>, params: Pa
             limit: MAX_ROWS,
             offset: 0,
         };
-        let now = desk.clock.now_micros();
-        for key in &desk.store.list_keys(&of_teams, page).await?.keys {
+        let found = desk.store.list_keys(&of_teams, page).await?.keys;
+        for (key, row) in found.iter().zip(desk.keys_with_token(&found).await?) {
             let team = key.team_id.clone().unwrap_or_default();
-            keys.entry(team)
-                .or_default()
-                .push(shapes::key_with_token(key, now));
+            keys.entry(team).or_default().push(row);
         }
     }
     let mut shown = Vec::with_capacity(teams.len());

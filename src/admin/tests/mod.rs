@@ -5,6 +5,7 @@ mod keys;
 mod keys_changed;
 mod models;
 mod objects;
+mod promises;
 mod reading;
 mod refusals;
 mod rights;
