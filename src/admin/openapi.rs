@@ -2,8 +2,15 @@
 //! rows that route them, so that neither knows a path or a field that the other does not. How bodies and
 //! answers of a name look stands in `openapi.json` beside this file.
 
+use super::budgets::BUDGET;
+use super::customers::CUSTOMER;
 use super::fields::{Field, Kind};
+use super::objects::Sort;
+use super::organizations::ORGANIZATION;
 use super::routes::{self, Route, Who};
+use super::tags::TAG;
+use super::teams::TEAM;
+use super::users::USER;
 use bytes::Bytes;
 use filters::model::call::Endpoint;
 use http::header::CONTENT_TYPE;
@@ -50,10 +57,13 @@ const CALLS: [u16; 14] = [
     400, 401, 403, 404, 405, 408, 411, 413, 415, 422, 429, 500, 502, 503,
 ];
 
-fn document() -> Value {
+pub(super) fn document() -> Value {
     let shapes: Value = serde_json::from_str(SHAPES).unwrap_or_default();
     let part = |name: &str| shapes.get(name).cloned().unwrap_or_default();
     let mut schemas = object(part("schemas"));
+    for (name, sort) in ROWS {
+        schemas.insert(name.into(), row(sort));
+    }
     let names = object(part("operations"));
     let mut paths: Map<String, Value> = Map::new();
     for endpoint in Endpoint::ALL {
@@ -105,6 +115,64 @@ fn document() -> Value {
             },
         },
     })
+}
+
+/// Rows of objects, described from the fields that they are made of. What single answers add stands in
+/// `openapi.json`.
+const ROWS: [(&str, &Sort); 6] = [
+    ("UserRow", &USER),
+    ("TeamRow", &TEAM),
+    ("OrganizationRow", &ORGANIZATION),
+    ("CustomerRow", &CUSTOMER),
+    ("BudgetRow", &BUDGET),
+    ("TagRow", &TAG),
+];
+
+fn row(sort: &Sort) -> Value {
+    let mut properties = Map::new();
+    for Field { name, kind, note, .. } in sort.fields.iter().flat_map(|g| g.iter()) {
+        let mut schema = shown(*kind);
+        if kind.unset().is_null() {
+            nullable(&mut schema);
+        }
+        schema["description"] = (*note).into();
+        properties.insert((*name).into(), schema);
+    }
+    let text = json!({"type": "string"});
+    let maybe = json!({"type": ["string", "null"]});
+    properties.extend([
+        (sort.id.to_string(), text.clone()),
+        ("created_at".into(), maybe.clone()),
+        ("updated_at".into(), maybe.clone()),
+        ("created_by".into(), maybe.clone()),
+        ("updated_by".into(), maybe.clone()),
+        ("budget_reset_at".into(), maybe),
+    ]);
+    if sort.table.kind().is_some() {
+        properties.extend([
+            (
+                "spend".to_string(),
+                json!({"type": "number", "description": "Dollars, in the budget's period"}),
+            ),
+            ("total_spend".into(), json!({"type": "number"})),
+            ("model_spend".into(), json!({"type": "object"})),
+            ("litellm_budget_table".into(), json!({"type": ["object", "null"]})),
+        ]);
+    }
+    let required: Vec<String> = properties.keys().cloned().collect();
+    properties.insert(
+        "not_enforced".into(),
+        json!({"type": "array", "items": text, "description": "Fields that are kept and that nothing here keeps to"}),
+    );
+    json!({"type": "object", "required": required, "properties": properties})
+}
+
+/// What a field is shown as: what it takes, without the bounds that are looked at when it is written.
+fn shown(kind: Kind) -> Value {
+    match kind {
+        Kind::OneOf(_) | Kind::Id => json!({"type": "string"}),
+        kind => of(kind),
+    }
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -445,6 +513,10 @@ mod tests {
                 "{}",
                 endpoint.path()
             );
+        }
+        for route in routes::all().filter(|r| r.answer != "Object") {
+            let name = route.answer;
+            assert!(schemas.contains_key(name), "{:?}: {name} is not described", route.paths);
         }
         for name in shapes["operations"].as_object().unwrap().values() {
             assert!(ids.contains(name.as_str().unwrap()), "{name}");

@@ -187,14 +187,20 @@ const DELETED: &[&[Field]] = &[&[Field::required("organization_ids", Kind::Texts
 
 fn shown_member(id: &str, entry: &Value) -> Value {
     let field = |name: &str| entry.get(name).cloned().unwrap_or_default();
-    json!({
+    let budget = field("max_budget");
+    let kept = !budget.is_null();
+    let mut shown = json!({
         "user_id": field("user_id"),
         "user_email": field("user_email"),
         "organization_id": id,
         "user_role": entry.get("user_role").or_else(|| entry.get("role")),
-        "max_budget_in_organization": field("max_budget"),
+        "max_budget_in_organization": budget,
         "budget_id": null,
-    })
+    });
+    if kept && let Value::Object(fields) = &mut shown {
+        fields.insert("not_enforced".into(), json!(["max_budget_in_organization"]));
+    }
+    shown
 }
 
 async fn rows(desk: &Desk, docs: &[Doc]) -> Result<Vec<Value>> {

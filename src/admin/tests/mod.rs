@@ -9,6 +9,7 @@ mod promises;
 mod reading;
 mod refusals;
 mod rights;
+mod schema;
 mod spending;
 mod spending_rights;
 mod spending_rows;
@@ -159,13 +160,17 @@ impl Bench {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        Answer {
+        let answer = Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             stop: parts.extensions.get::<Arc<Stop>>().cloned(),
             body: serde_json::from_slice(&bytes).unwrap_or_default(),
             length: bytes.len(),
+        };
+        if answer.status == 200 && method != "HEAD" {
+            schema::check(route, &answer.body);
         }
+        answer
     }
 
     /// As the master key, and it works.
