@@ -296,7 +296,9 @@ impl Desk {
         if !actor.sees_all() && !actor.is_user(Some(&user)) {
             // Somebody else's keys are shown within a team that one leads.
             return match &filter.team_id {
-                Some(team) if self.leads_team(actor, team).await? || self.shares_keys(actor, team).await? => {
+                Some(team)
+                    if self.leads_team(actor, team).await? || self.shares_keys(actor, team).await? =>
+                {
                     Ok(self.store.list_keys(&filter, page).await?)
                 }
                 _ => Err(not_yours("user_id", actor)),

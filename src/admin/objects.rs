@@ -209,7 +209,8 @@ fn small(fields: &Fields) -> Result<()> {
     let written = fields.size_without(&NAMES);
     for (bytes, most) in [(written, MOST_WRITTEN), (fields.size(), MOST_SAID)] {
         if bytes > most {
-            let message = format!("This is {bytes} bytes, and {most} may be written at most. Shorten 'metadata'.");
+            let message =
+                format!("This is {bytes} bytes, and {most} may be written at most. Shorten 'metadata'.");
             return Err(wrong_value("metadata", message).into());
         }
     }
@@ -394,13 +395,18 @@ impl Desk {
 
     pub async fn key_rows(&self, keys: &[Key]) -> Result<Vec<Map<String, Value>>> {
         let now = self.clock.now_micros();
-        let budgets = self.budgets(keys.iter().filter_map(|k| k.text("budget_id"))).await?;
+        let budgets = self
+            .budgets(keys.iter().filter_map(|k| k.text("budget_id")))
+            .await?;
         let row = |key: &Key| {
             let mut row = shapes::key_row(key, now);
             if let Some(named) = key.text("budget_id").and_then(|id| budgets.get(id)) {
                 let mut own = key.extra.clone();
                 own.insert("max_budget".into(), json!(key.max_budget_nanos.map(Nanos)));
-                row.insert("litellm_budget_table".into(), budget_table(self, &own, Some(named)));
+                row.insert(
+                    "litellm_budget_table".into(),
+                    budget_table(self, &own, Some(named)),
+                );
                 let limits = effective(&own, Some(named));
                 row.insert("budget_reset_at".into(), self.reset_at(&limits));
             }

@@ -516,7 +516,11 @@ mod tests {
         }
         for route in routes::all().filter(|r| r.answer != "Object") {
             let name = route.answer;
-            assert!(schemas.contains_key(name), "{:?}: {name} is not described", route.paths);
+            assert!(
+                schemas.contains_key(name),
+                "{:?}: {name} is not described",
+                route.paths
+            );
         }
         for name in shapes["operations"].as_object().unwrap().values() {
             assert!(ids.contains(name.as_str().unwrap()), "{name}");

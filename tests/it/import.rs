@@ -566,7 +566,8 @@ async fn provider_keys_are_decrypted_and_sealed_anew() {
 #[tokio::test]
 async fn secrets_of_callbacks_are_sealed() {
     let logging = |secret: &str| {
-        let vars = json!({"langfuse_public_key": "pk", "langfuse_secret_key": secret, "langfuse_host": "http://h"});
+        let vars =
+            json!({"langfuse_public_key": "pk", "langfuse_secret_key": secret, "langfuse_host": "http://h"});
         json!({"logging": [{"callback_name": "langfuse", "callback_type": "success", "callback_vars": vars}], "mine": 1})
     };
     let sealed = |text: &str| format!("litellm_enc::{text}");
@@ -590,7 +591,10 @@ async fn secrets_of_callbacks_are_sealed() {
     let stage = Stage::new(&[V80, V109], &rows.concat());
     let report = stage.import(&[]);
     assert_eq!(line(&report, "keys"), [4, 4, 0, 0, 0, 0], "{report:#}");
-    assert!(noted(&report, "a secret of a callback cannot be decrypted"), "{report:#}");
+    assert!(
+        noted(&report, "a secret of a callback cannot be decrypted"),
+        "{report:#}"
+    );
     assert!(!report.to_string().contains(PROVIDER_KEY));
     let store = stage.store().await;
     let seal = Seal::new(&Secret::new(SALT));
@@ -599,7 +603,10 @@ async fn secrets_of_callbacks_are_sealed() {
         let key = store.key_by_hash(&hash).await.unwrap().unwrap();
         assert_eq!(key.metadata["mine"], 1);
         let vars = &key.metadata["logging"][0]["callback_vars"];
-        assert_eq!((&vars["langfuse_public_key"], &vars["langfuse_host"]), (&json!("pk"), &json!("http://h")));
+        assert_eq!(
+            (&vars["langfuse_public_key"], &vars["langfuse_host"]),
+            (&json!("pk"), &json!("http://h"))
+        );
         vars["langfuse_secret_key"].clone()
     };
     for hash in [HASH[0], HASH[1]] {

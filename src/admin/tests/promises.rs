@@ -11,8 +11,14 @@ async fn let_in(bench: &Bench, secret: &str) -> Caller {
 
 async fn denied(bench: &Bench, caller: &Caller, route: &str, body: Value, status: u16, field: Option<&str>) {
     let answer = bench.call(caller, route, body.to_string()).await;
-    let stop = answer.stop.unwrap_or_else(|| panic!("{route} {body} was taken: {}", answer.body));
-    assert_eq!((answer.status, param(&stop)), (status, field), "{route} {body}: {stop:?}");
+    let stop = answer
+        .stop
+        .unwrap_or_else(|| panic!("{route} {body} was taken: {}", answer.body));
+    assert_eq!(
+        (answer.status, param(&stop)),
+        (status, field),
+        "{route} {body}: {stop:?}"
+    );
 }
 
 async fn taken(bench: &Bench, caller: &Caller, route: &str, body: Value) -> Value {
@@ -29,7 +35,9 @@ fn secret(made: &Value) -> &str {
 async fn with_team(permissions: Value) -> Bench {
     let bench = Bench::new().await;
     for user in ["ann", "lia"] {
-        bench.put(Table::User, user, json!({"user_role": "internal_user"})).await;
+        bench
+            .put(Table::User, user, json!({"user_role": "internal_user"}))
+            .await;
     }
     bench.put(Table::User, "bob", json!({})).await;
     let members = json!([{"user_id": "lia", "role": "admin"}, {"user_id": "ann", "role": "user"},
@@ -42,11 +50,19 @@ async fn with_team(permissions: Value) -> Bench {
 #[tokio::test]
 async fn nobody_pushes_a_keys_tags_out_of_sight() {
     let bench = with_team(json!([])).await;
-    let (key, _) = bench.holder(json!({"user_id": "ann", "tags": ["dear", "prod"]})).await;
+    let (key, _) = bench
+        .holder(json!({"user_id": "ann", "tags": ["dear", "prod"]}))
+        .await;
     let ann = let_in(&bench, &key).await;
     let junk: Vec<String> = (0..16).map(|n| format!("junk-{n}")).collect();
     let behind = [junk.clone(), vec!["dear".into(), "prod".into()]].concat();
-    for tags in [json!(behind), json!(["prod", "dear"]), json!(["dear"]), json!([]), Value::Null] {
+    for tags in [
+        json!(behind),
+        json!(["prod", "dear"]),
+        json!(["dear"]),
+        json!([]),
+        Value::Null,
+    ] {
         let update = json!({"key": key, "tags": tags});
         denied(&bench, &ann, "POST /key/update", update, 403, Some("tags")).await;
     }
@@ -64,7 +80,9 @@ async fn an_owner_puts_no_end_off_that_others_set() {
     let (own, _) = bench.holder(json!({"user_id": "ann"})).await;
     let ann = let_in(&bench, &own).await;
     let (given, _) = bench.holder(json!({"user_id": "ann", "duration": "1d"})).await;
-    let (team, _) = bench.holder(json!({"user_id": "ann", "team_id": "red", "duration": "1d"})).await;
+    let (team, _) = bench
+        .holder(json!({"user_id": "ann", "team_id": "red", "duration": "1d"}))
+        .await;
     for key in [&given, &team] {
         for duration in ["2d", "-1"] {
             for route in ["POST /key/update", "POST /key/regenerate"] {
@@ -72,21 +90,43 @@ async fn an_owner_puts_no_end_off_that_others_set() {
                 denied(&bench, &ann, route, body, 403, Some("duration")).await;
             }
         }
-        taken(&bench, &ann, "POST /key/update", json!({"key": key, "duration": "1h"})).await;
+        taken(
+            &bench,
+            &ann,
+            "POST /key/update",
+            json!({"key": key, "duration": "1h"}),
+        )
+        .await;
     }
     // What somebody made for herself ends when she likes; and whoever leads the team says it for the team.
     let made = taken(&bench, &ann, "POST /key/generate", json!({"duration": "1d"})).await;
-    taken(&bench, &ann, "POST /key/update", json!({"key": secret(&made), "duration": "9d"})).await;
+    taken(
+        &bench,
+        &ann,
+        "POST /key/update",
+        json!({"key": secret(&made), "duration": "9d"}),
+    )
+    .await;
     let (of_lia, _) = bench.holder(json!({"user_id": "lia"})).await;
     let lia = let_in(&bench, &of_lia).await;
-    taken(&bench, &lia, "POST /key/update", json!({"key": team, "duration": "9d"})).await;
+    taken(
+        &bench,
+        &lia,
+        "POST /key/update",
+        json!({"key": team, "duration": "9d"}),
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn who_is_no_admin_fills_no_memory() {
     let bench = with_team(json!([])).await;
     bench
-        .put(Table::Organization, "acme", json!({"members": [{"user_id": "lia", "user_role": "org_admin"}]}))
+        .put(
+            Table::Organization,
+            "acme",
+            json!({"members": [{"user_id": "lia", "user_role": "org_admin"}]}),
+        )
         .await;
     let (of_lia, _) = bench.holder(json!({"user_id": "lia"})).await;
     let lia = let_in(&bench, &of_lia).await;
@@ -94,15 +134,34 @@ async fn who_is_no_admin_fills_no_memory() {
     for (route, body) in [
         ("POST /user/update", json!({"user_id": "lia", "metadata": large})),
         ("POST /team/update", json!({"team_id": "red", "metadata": large})),
-        ("POST /organization/update", json!({"organization_id": "acme", "metadata": large})),
-        ("POST /team/new", json!({"organization_id": "acme", "metadata": large})),
-        ("POST /user/new", json!({"organizations": ["acme"], "metadata": large})),
+        (
+            "POST /organization/update",
+            json!({"organization_id": "acme", "metadata": large}),
+        ),
+        (
+            "POST /team/new",
+            json!({"organization_id": "acme", "metadata": large}),
+        ),
+        (
+            "POST /user/new",
+            json!({"organizations": ["acme"], "metadata": large}),
+        ),
     ] {
         denied(&bench, &lia, route, body, 400, Some("metadata")).await;
     }
-    let many: Vec<Value> = (0..400).map(|n| json!({"user_id": format!("member-number-{n:030}"), "role": "user"})).collect();
-    taken(&bench, &lia, "POST /team/member_add", json!({"team_id": "red", "member": many})).await;
-    bench.master("POST /user/update", json!({"user_id": "lia", "metadata": large})).await;
+    let many: Vec<Value> = (0..400)
+        .map(|n| json!({"user_id": format!("member-number-{n:030}"), "role": "user"}))
+        .collect();
+    taken(
+        &bench,
+        &lia,
+        "POST /team/member_add",
+        json!({"team_id": "red", "member": many}),
+    )
+    .await;
+    bench
+        .master("POST /user/update", json!({"user_id": "lia", "metadata": large}))
+        .await;
 }
 
 #[tokio::test]
@@ -111,7 +170,11 @@ async fn members_do_what_their_team_lets_them() {
         ("/key/info", "GET /key/info?key={}", Value::Null),
         ("/key/info", "POST /v2/key/info", json!({"keys": ["{}"]})),
         ("/key/list", "GET /key/list?team_id=red&user_id=ann", Value::Null),
-        ("/key/update", "POST /key/update", json!({"key": "{}", "key_alias": "new"})),
+        (
+            "/key/update",
+            "POST /key/update",
+            json!({"key": "{}", "key_alias": "new"}),
+        ),
         ("/key/block", "POST /key/block", json!({"key": "{}"})),
         ("/key/unblock", "POST /key/unblock", json!({"key": "{}"})),
         ("/key/{key_id}/regenerate", "POST /key/{}/regenerate", json!({})),
@@ -140,15 +203,29 @@ async fn members_do_what_their_team_lets_them() {
     }
     // No more than an owner may.
     let bench = with_team(json!(["/key/update"])).await;
-    let (of_ann, _) = bench.holder(json!({"user_id": "ann", "team_id": "red", "max_budget": 1})).await;
+    let (of_ann, _) = bench
+        .holder(json!({"user_id": "ann", "team_id": "red", "max_budget": 1}))
+        .await;
     let (of_bob, _) = bench.holder(json!({"user_id": "bob", "team_id": "red"})).await;
     let bob = let_in(&bench, &of_bob).await;
-    for (field, value) in [("max_budget", json!(2)), ("user_id", json!("bob")), ("allowed_routes", json!(["*"]))] {
+    for (field, value) in [
+        ("max_budget", json!(2)),
+        ("user_id", json!("bob")),
+        ("allowed_routes", json!(["*"])),
+    ] {
         let update = json!({"key": of_ann, field: value});
         denied(&bench, &bob, "POST /key/update", update, 403, Some(field)).await;
     }
     let (elsewhere, _) = bench.holder(json!({"user_id": "ann"})).await;
-    denied(&bench, &bob, "POST /key/update", json!({"key": elsewhere}), 401, None).await;
+    denied(
+        &bench,
+        &bob,
+        "POST /key/update",
+        json!({"key": elsewhere}),
+        401,
+        None,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -156,12 +233,23 @@ async fn a_key_shows_the_budget_that_it_names() {
     let bench = Bench::new().await;
     let budget = json!({"budget_id": "small", "max_budget": 5, "budget_duration": "1d", "rpm_limit": 10});
     bench.master("POST /budget/new", budget).await;
-    let made = bench.master("POST /key/generate", json!({"budget_id": "small", "rpm_limit": 3})).await;
-    let info = bench.get(&master(), &format!("/key/info?key={}", secret(&made))).await;
+    let made = bench
+        .master(
+            "POST /key/generate",
+            json!({"budget_id": "small", "rpm_limit": 3}),
+        )
+        .await;
+    let info = bench
+        .get(&master(), &format!("/key/info?key={}", secret(&made)))
+        .await;
     let list = bench.get(&master(), "/key/list?return_full_object=true").await;
     for row in [&made, &info, &info["info"], &list["keys"][0]] {
         let named = &row["litellm_budget_table"];
-        assert_eq!((&named["budget_id"], &named["max_budget"]), (&json!("small"), &json!(5.0)), "{row}");
+        assert_eq!(
+            (&named["budget_id"], &named["max_budget"]),
+            (&json!("small"), &json!(5.0)),
+            "{row}"
+        );
         assert_eq!(row["budget_reset_at"], "2026-11-21T00:00:00.000000Z");
         assert_eq!(row["max_budget"], Value::Null, "it has none of its own");
     }
@@ -174,7 +262,9 @@ async fn what_is_kept_and_not_kept_to_is_said() {
         "guardrails": [], "auto_rotate": false});
     let made = bench.master("POST /key/generate", body).await;
     assert_eq!(made["not_enforced"], json!(["budget_limits", "tpd_limit"]));
-    let team = bench.master("POST /team/new", json!({"guardrails": ["pii"]})).await;
+    let team = bench
+        .master("POST /team/new", json!({"guardrails": ["pii"]}))
+        .await;
     assert_eq!(team["not_enforced"], json!(["guardrails"]));
     let plain = bench.master("POST /key/generate", json!({"max_budget": 1})).await;
     assert_eq!(plain.get("not_enforced"), None);
