@@ -36,6 +36,7 @@ const OPEN: &[&str] = &[
     "model_max_budget",
     "model_rpm_limit",
     "model_tpm_limit",
+    "model_max_parallel_requests",
     "metadata",
     "tags",
     "key_type",
@@ -58,7 +59,12 @@ const FOREIGN: &[&str] = &[
 const NUMBERS: [&str; 4] = ["max_budget", "tpm_limit", "rpm_limit", "max_parallel_requests"];
 
 /// Limits of single models.
-const OF_MODELS: [&str; 3] = ["model_max_budget", "model_rpm_limit", "model_tpm_limit"];
+const OF_MODELS: [&str; 4] = [
+    "model_max_budget",
+    "model_rpm_limit",
+    "model_tpm_limit",
+    "model_max_parallel_requests",
+];
 
 /// Words for lists of models that are no model's name.
 const LISTS: [&str; 2] = ["all-team-models", "no-default-models"];

@@ -54,6 +54,8 @@ pub enum Kind {
     ModelBudgets,
     /// Model → whole number, or null.
     ModelCounts,
+    /// How much more than others: above 0, at most 1000.
+    Weight,
 }
 
 /// A field of a body or a parameter of a query, as it is described and checked.
@@ -101,6 +103,10 @@ impl Kind {
             (Kind::Count, v) => Ok(count(name, v)?.into()),
             (Kind::Money, v) => Ok(serde_json::json!(amount(name, v)?)),
             (Kind::Flag, v) => Ok(flag(name, v)?.into()),
+            (Kind::Weight, Value::Number(n)) => match n.as_f64() {
+                Some(weight) if weight > 0.0 && weight <= 1000.0 => Ok(value.clone()),
+                _ => Err(wrong_value(name, format!("'{name}' must be above 0 and at most 1000.")).into()),
+            },
             (Kind::List | Kind::Texts, v) => Ok(texts(name, v)?.into()),
             (Kind::Id, Value::String(text)) => {
                 check_line(name, text)?;
@@ -148,6 +154,7 @@ impl Kind {
             Kind::Names => "an object whose values are strings".into(),
             Kind::ModelBudgets => "an object from models to budgets".into(),
             Kind::ModelCounts => "an object from models to whole numbers".into(),
+            Kind::Weight => "a number".into(),
         }
     }
 }

@@ -53,6 +53,11 @@ pub const LIMITS: &[Field] = &[
         Kind::ModelCounts,
         "Tokens per minute of single models",
     ),
+    Field::new(
+        "model_max_parallel_requests",
+        Kind::ModelCounts,
+        "Calls at once of single models",
+    ),
 ];
 
 /// Limits kept under a name in place of one's own.

@@ -472,6 +472,7 @@ fn of(kind: Kind) -> Value {
         Kind::ModelCounts => {
             json!({"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}})
         }
+        Kind::Weight => json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1000}),
     }
 }
 

@@ -43,6 +43,16 @@ pub const TERMS: &[Field] = &[
         "Tokens per minute of single models",
     ),
     Field::new(
+        "model_max_parallel_requests",
+        Kind::ModelCounts,
+        "Calls at once of single models",
+    ),
+    Field::new(
+        "queue_weight",
+        Kind::Weight,
+        "Turns that it gets in the queue for each of the others'; 1 unless said",
+    ),
+    Field::new(
         "permissions",
         Kind::Object,
         "What the key may do besides, as get_spend_routes",

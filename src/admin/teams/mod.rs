@@ -24,7 +24,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::on;
-use reach::{Reach, no_more_than_before, reach, wholly, within_organization};
+use reach::{Reach, no_more_than_before, reach, same_weight, wholly, within_organization};
 use serde_json::{Map, Value, json};
 use show::{LISTED, info, list, pages};
 use std::sync::Arc;
@@ -64,6 +64,11 @@ const PLAIN: &[Field] = &[
     Field::new("allowed_passthrough_routes", Kind::Texts, "Kept"),
     Field::new("access_group_ids", Kind::Texts, "Kept"),
     Field::new("tpd_limit", Kind::Count, "Kept"),
+    Field::new(
+        "queue_weight",
+        Kind::Weight,
+        "Turns that it gets in the queue for each of the others'; 1 unless said",
+    ),
 ];
 
 const OF_MEMBERS: &[Field] = &[
@@ -227,6 +232,7 @@ async fn try_new(task: Arc<Task>) -> Result<Value> {
         return Err(task.actor.not_admin());
     }
     task.check_budget().await?;
+    same_weight(&task, None, &team)?;
     within_organization(&task, &team).await?;
     if task.desk.store.document(Table::Team, &team.id).await?.is_some() {
         return Err(TEAM.exists(&team.id));
@@ -279,6 +285,7 @@ async fn try_update(task: Arc<Task>) -> Result<Value> {
         no_more_than_before(&task.fields, &before, &team)?;
     } else {
         task.check_budget().await?;
+        same_weight(&task, Some(&before), &team)?;
         if task.actor.is_admin() || text(&team.fields, "organization_id").is_some() {
             within_organization(&task, &team).await?;
         } else {

@@ -124,6 +124,18 @@ pub(super) async fn within_organization(task: &Task, team: &Doc) -> Result<()> {
     Ok(())
 }
 
+/// A team's turns in the queue are taken from everybody's: an organization's admin gives none.
+pub(super) fn same_weight(task: &Task, before: Option<&Doc>, after: &Doc) -> Result<()> {
+    let weight = |doc: &Doc| stored(doc, "queue_weight");
+    if task.actor.is_admin() || before.map(weight).unwrap_or_default() == weight(after) {
+        return Ok(());
+    }
+    Err(above(
+        "queue_weight",
+        "Only a proxy admin may say how much a team's turns in the queue weigh.",
+    ))
+}
+
 /// What a team's own admin may not do: give the team more than it has.
 pub(super) fn no_more_than_before(given: &Fields, before: &Doc, after: &Doc) -> Result<()> {
     for name in given.names_given() {

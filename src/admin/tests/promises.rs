@@ -278,3 +278,67 @@ async fn budgets_of_models_begin_when_they_are_set() {
     let row = bench.row(&key).await.unwrap();
     assert_eq!(row.extra["budget_since_micros"], NOON);
 }
+
+#[tokio::test]
+async fn every_limit_of_the_manual_can_be_set() {
+    let bench = with_team(json!([])).await;
+    bench
+        .put(
+            Table::Organization,
+            "acme",
+            json!({"members": [{"user_id": "lia", "user_role": "org_admin"}]}),
+        )
+        .await;
+    let (of_lia, _) = bench.holder(json!({"user_id": "lia"})).await;
+    let lia = let_in(&bench, &of_lia).await;
+    let places = json!({"small": 2});
+    for (route, body) in [
+        ("POST /key/generate", json!({})),
+        ("POST /team/new", json!({"team_id": "blue"})),
+        ("POST /user/new", json!({})),
+        ("POST /organization/new", json!({"organization_alias": "o"})),
+        ("POST /customer/new", json!({"user_id": "c"})),
+        ("POST /budget/new", json!({})),
+        ("POST /tag/new", json!({"name": "t"})),
+    ] {
+        let mut body = body;
+        body["model_max_parallel_requests"] = places.clone();
+        let made = bench.master(route, body).await;
+        let row = if made["tag"].is_object() {
+            &made["tag"]
+        } else {
+            &made
+        };
+        assert_eq!(row["model_max_parallel_requests"], places, "{route}");
+    }
+    let made = bench
+        .master("POST /key/generate", json!({"queue_weight": 2.5}))
+        .await;
+    assert_eq!(made["queue_weight"], 2.5);
+    let team = bench
+        .master("POST /team/update", json!({"team_id": "red", "queue_weight": 2}))
+        .await;
+    assert_eq!(team["data"]["queue_weight"], 2);
+    for weight in [json!(0), json!(-1), json!(1e9)] {
+        let body = json!({"queue_weight": weight});
+        denied(
+            &bench,
+            &master(),
+            "POST /key/generate",
+            body,
+            400,
+            Some("queue_weight"),
+        )
+        .await;
+    }
+    for (route, body) in [
+        ("POST /key/generate", json!({"queue_weight": 9})),
+        ("POST /team/update", json!({"team_id": "red", "queue_weight": 9})),
+        (
+            "POST /team/new",
+            json!({"organization_id": "acme", "queue_weight": 9}),
+        ),
+    ] {
+        denied(&bench, &lia, route, body, 403, Some("queue_weight")).await;
+    }
+}
