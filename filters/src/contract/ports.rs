@@ -48,8 +48,11 @@ pub struct Asked<'a> {
     pub end_user: Option<&'a str>,
     /// The tags that the caller gave; the key's own count besides.
     pub tags: &'a [String],
-    /// The model as the caller named it, and the configured name that serves it.
+    /// The model as the caller named it.
     pub requested: &'a str,
+    /// What that stands for by the key's aliases and its team's.
+    pub model: &'a str,
+    /// The configured name that serves it.
     pub group: &'a str,
     /// What the call may use. Asked for only where a limit needs it.
     pub estimate: &'a (dyn Fn() -> Estimate + Send + Sync),

@@ -41,7 +41,7 @@ use rules::Rules;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use subject::{Bound, Plan};
+use subject::{Bound, Names, Plan};
 
 /// Most meters. Who is new after that is not limited until idle ones are gone: names of end users and tags
 /// come from callers, and so do their numbers.
@@ -230,12 +230,16 @@ impl Meters {
     /// What limits the call. `Err` names end users and tags that have to be looked up first.
     fn bounds(&self, asked: &Asked<'_>, now: Now) -> Result<Vec<Arc<Bound>>, Missing> {
         let mut bounds = Vec::new();
-        let (requested, group) = (asked.requested, asked.group);
+        let names = Names {
+            requested: asked.requested,
+            model: asked.model,
+            group: asked.group,
+        };
         let mut own_tags: &[String] = &[];
         if let Caller::Key(holder) = asked.caller {
             own_tags = &holder.tags;
             for subject in &self.plan(holder, now).subjects {
-                subject.bounds(self, requested, group, &mut bounds);
+                subject.bounds(self, names, &mut bounds);
             }
         }
         let end_user = asked.end_user.map(|id| (Kind::EndUser, id));
@@ -251,7 +255,7 @@ impl Meters {
                 Some(Guest::Free) => {}
                 Some(Guest::Limited(subject)) => {
                     let from = bounds.len();
-                    subject.bounds(self, requested, group, &mut bounds);
+                    subject.bounds(self, names, &mut bounds);
                     // The same tag twice counts once.
                     let (before, new) = bounds.split_at(from);
                     if new
@@ -268,7 +272,7 @@ impl Meters {
             return Err(Missing::Unknown(missing));
         }
         if let Some(gateway) = self.rules.load().gateway(self) {
-            gateway.bounds(self, requested, group, &mut bounds);
+            gateway.bounds(self, names, &mut bounds);
         }
         Ok(bounds)
     }

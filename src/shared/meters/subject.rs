@@ -49,8 +49,8 @@ pub struct Subject {
     alias: Option<String>,
     limits: Limits,
     whole: Option<Arc<Bound>>,
-    /// By the name that was asked for and the configured one: keys call the same by different names.
-    by_model: RwLock<Vec<(String, String, Bounds)>>,
+    /// By all its names: keys call the same by different ones.
+    by_model: RwLock<Vec<Known>>,
 }
 
 impl Subject {
@@ -121,38 +121,47 @@ impl Subject {
     }
 
     /// What limits a call of this model.
-    pub fn bounds(&self, meters: &Meters, requested: &str, group: &str, into: &mut Vec<Arc<Bound>>) {
+    pub fn bounds(&self, meters: &Meters, names: Names<'_>, into: &mut Vec<Arc<Bound>>) {
         into.extend(self.whole.iter().cloned());
         if self.limits.models.is_empty() {
             return;
         }
-        let is_it = |(name, of, _): &&(String, String, Bounds)| name == requested && of == group;
+        let is_it = |known: &&Known| names.all().into_iter().eq(known.names.iter().map(String::as_str));
         let is_full = {
             let kept = self.by_model.read();
-            if let Some((.., known)) = kept.iter().find(is_it) {
-                into.extend(known.iter().cloned());
+            if let Some(known) = kept.iter().find(is_it) {
+                into.extend(known.bounds.iter().cloned());
                 return;
             }
             kept.len() >= MODELS_KEPT
         };
-        let found: Bounds = self.of_model(meters, requested, group).into();
+        let found: Bounds = self.of_model(meters, names).into();
         into.extend(found.iter().cloned());
-        if is_full || requested.len() > LONGEST_MODEL {
+        if is_full || names.all().iter().any(|n| n.len() > LONGEST_MODEL) {
             return;
         }
         let mut kept = self.by_model.write();
         if kept.len() < MODELS_KEPT && !kept.iter().any(|k| is_it(&k)) {
-            kept.push((requested.to_string(), group.to_string(), found));
+            kept.push(Known {
+                names: names.all().map(Into::into),
+                bounds: found,
+            });
         }
     }
 
-    fn of_model(&self, meters: &Meters, requested: &str, group: &str) -> Vec<Arc<Bound>> {
-        let by = |name: &str| self.limits.models.get_key_value(name);
-        let Some((name, limits)) = by(requested).or_else(|| by(group)) else {
-            return Vec::new();
-        };
+    /// The limits under each of its names count, for whoever has a key gives it names of its own: one more must
+    /// not put a wider limit in the place of a narrower.
+    fn of_model(&self, meters: &Meters, names: Names<'_>) -> Vec<Arc<Bound>> {
+        let mut found: Vec<(&String, &ModelLimits)> = Vec::new();
+        for name in names.all() {
+            if let Some(one) = self.limits.models.get_key_value(name)
+                && !found.iter().any(|(n, _)| *n == one.0)
+            {
+                found.push(one);
+            }
+        }
         let account = |model: &str| Account::of_model(self.kind, self.id.as_str(), model);
-        let bound = |meter: Arc<Meter>, limits: ModelLimits| {
+        let bound = |name: &String, meter: Arc<Meter>, limits: ModelLimits| {
             Arc::new(Bound {
                 meter,
                 alias: self.alias.clone(),
@@ -166,26 +175,79 @@ impl Subject {
         };
         // The ledger adds up by the configured name, so that is what money is counted by. Calls are counted
         // by the name of the limit: a wildcard serves many models.
-        if limits.budget.nanos.is_none() {
-            return vec![bound(meters.meter(account(name), false), limits.clone())];
-        }
-        if name == group {
-            return vec![bound(meters.meter(account(name), true), limits.clone())];
-        }
-        let money = ModelLimits {
-            budget: limits.budget.clone(),
-            ..ModelLimits::default()
-        };
-        let rest = ModelLimits {
-            budget: Allowance::default(),
-            ..limits.clone()
-        };
-        let mut bounds = vec![bound(meters.meter(account(group), true), money)];
-        if rest != ModelLimits::default() {
-            bounds.push(bound(meters.meter(account(name), false), rest));
+        let money = budget(&found);
+        let mut bounds = Vec::with_capacity(found.len() + 1);
+        for (name, limits) in found {
+            let rest = ModelLimits {
+                budget: Allowance::default(),
+                ..limits.clone()
+            };
+            match &money {
+                Some((_, budget)) if name == names.group => {
+                    let both = ModelLimits {
+                        budget: budget.clone(),
+                        ..rest
+                    };
+                    bounds.push(bound(name, meters.meter(account(names.group), true), both));
+                    continue;
+                }
+                Some((of, budget)) if *of == name => {
+                    let money = ModelLimits {
+                        budget: budget.clone(),
+                        ..ModelLimits::default()
+                    };
+                    // One account has one budget.
+                    if !self.limits.models.contains_key(names.group) {
+                        bounds.push(bound(name, meters.meter(account(names.group), true), money));
+                    }
+                }
+                _ => {}
+            }
+            if rest != ModelLimits::default() {
+                bounds.push(bound(name, meters.meter(account(name), false), rest));
+            }
         }
         bounds
     }
+}
+
+/// The names of one model.
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    /// As the caller named it.
+    pub requested: &'a str,
+    /// What that stands for by aliases.
+    pub model: &'a str,
+    /// The configured one.
+    pub group: &'a str,
+}
+
+impl<'a> Names<'a> {
+    fn all(self) -> [&'a str; 3] {
+        [self.requested, self.model, self.group]
+    }
+}
+
+struct Known {
+    names: [String; 3],
+    bounds: Bounds,
+}
+
+/// What a model may cost: as its configured name says, else the nearest to it; less, where another name of the
+/// same period says less.
+fn budget<'l>(found: &[(&'l String, &'l ModelLimits)]) -> Option<(&'l String, Allowance)> {
+    let mut with = found.iter().rev().filter(|(_, l)| l.budget.nanos.is_some());
+    let (name, first) = with.next()?;
+    let least = with
+        .filter(|(_, l)| l.budget.period == first.budget.period)
+        .filter_map(|(_, l)| l.budget.nanos)
+        .chain(first.budget.nanos)
+        .min();
+    let allowance = Allowance {
+        nanos: least,
+        ..first.budget.clone()
+    };
+    Some((name, allowance))
 }
 
 /// Everybody whose limits a key's calls keep, the narrowest first.

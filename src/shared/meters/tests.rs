@@ -61,6 +61,7 @@ impl Bench {
             end_user: call.end_user,
             tags: &[],
             requested: call.model,
+            model: call.model,
             group: call.model,
             estimate: &estimate,
         };
@@ -368,6 +369,7 @@ async fn a_name_that_means_two_models_has_the_limits_of_each() {
             end_user: None,
             tags: &[],
             requested: "mine",
+            model: group,
             group,
             estimate: &Estimate::default,
         };
@@ -377,6 +379,61 @@ async fn a_name_that_means_two_models_has_the_limits_of_each() {
     assert!(is_let_in("other"));
     assert_eq!(["small"; 3].map(is_let_in), [true, true, false]);
     assert!(is_let_in("other"));
+}
+
+#[tokio::test]
+async fn a_name_of_ones_own_widens_no_limit() {
+    let fields = json!({
+        "model_rpm_limit": {"dear": 1, "cheap": 100, "openai/big": 1},
+        "model_max_budget": {"dear": 0.000_001, "cheap": 9},
+    });
+    for (requested, model, group) in [
+        // An alias of the key's own that is another model's name, and one behind a wildcard.
+        ("cheap", "dear", "dear"),
+        ("mine", "dear", "dear"),
+        ("mine", "openai/big", "openai/*"),
+        ("cheap", "openai/big", "openai/*"),
+    ] {
+        let bench = Bench::new(Settings::default()).await;
+        let caller = caller(&key(fields.clone()));
+        let asked = Asked {
+            caller: &caller,
+            end_user: None,
+            tags: &[],
+            requested,
+            model,
+            group,
+            estimate: &Estimate::default,
+        };
+        let first = bench.gate.admit(&asked).await;
+        assert!(first.is_ok(), "{requested}");
+        drop(first);
+        let refused = bench.gate.admit(&asked).await.err().unwrap();
+        assert_eq!(refused.model.as_deref(), Some(model), "{requested}");
+    }
+    // And its money is what the model's own budget says.
+    let bench = Bench::new(Settings::default()).await;
+    let caller = caller(&key(json!({"model_max_budget": {"dear": 0.000_001, "cheap": 9}})));
+    let estimate = || Estimate {
+        tokens: 1,
+        nanos: 1_000,
+    };
+    let asked = Asked {
+        caller: &caller,
+        end_user: None,
+        tags: &[],
+        requested: "cheap",
+        model: "dear",
+        group: "dear",
+        estimate: &estimate,
+    };
+    let _held = bench.gate.admit(&asked).await.ok().unwrap();
+    let refused = bench.gate.admit(&asked).await.err().unwrap();
+    assert!(
+        matches!(refused.why, Why::Budget { budget: 1_000, .. }),
+        "{:?}",
+        refused.why
+    );
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ impl Limits {
             end_user: call.user.as_deref().filter(|u| !u.is_empty()),
             tags: &call.tags,
             requested: &call.requested_model,
+            model: &call.model,
             group: catalog.group_of(&call.model).unwrap_or_default(),
             estimate: &estimate,
         };
@@ -228,6 +229,7 @@ impl Filter for Limits {
             end_user: None,
             tags: &[],
             requested: "",
+            model: "",
             group: "",
             estimate: &Estimate::default,
         };
