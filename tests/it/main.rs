@@ -25,6 +25,7 @@ mod kit;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod limits_reach;
 mod lists;
 mod logs;
 mod metrics;
