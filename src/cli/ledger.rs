@@ -10,7 +10,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Returns 0 when everything agrees, 1 when something does not, 69 when the store cannot be asked.
-pub fn check(config: Option<&Path>, env: &Env) -> i32 {
+pub fn check(config: Option<&Path>, as_json: bool, env: &Env) -> i32 {
     let conf = match conf::load(config, env) {
         Ok(loaded) => loaded.conf,
         Err(report) => {
@@ -55,7 +55,10 @@ pub fn check(config: Option<&Path>, env: &Env) -> i32 {
         }
         match ledger::check::check(data_dir, store.as_ref(), PATIENCE).await {
             Ok(report) => {
-                anstream::println!("{report}");
+                match as_json {
+                    true => anstream::println!("{:#}", report.to_json()),
+                    false => anstream::println!("{report}"),
+                }
                 i32::from(!report.is_sound())
             }
             Err(e) => {

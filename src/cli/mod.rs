@@ -120,6 +120,9 @@ enum LedgerCommand {
     Check {
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Print an object.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -175,8 +178,8 @@ pub fn run(registry: Registry) -> i32 {
         Some(Command::Man(args)) => told(paper::man::<Cli>(&args)),
         Some(Command::Completions { shell }) => told(paper::completions::<Cli>(shell)),
         Some(Command::Ledger {
-            command: LedgerCommand::Check { config },
-        }) => ledger::check(config.as_deref(), &env),
+            command: LedgerCommand::Check { config, json },
+        }) => ledger::check(config.as_deref(), json, &env),
     }
 }
 

@@ -5,8 +5,9 @@
 use super::codec;
 use super::reader::{Survey, survey};
 use super::slot;
-use crate::store::{Difference, Page, SpendFilter, Store, StoreError};
+use crate::store::{Difference, Page, SpendFilter, Store, StoreError, Sums};
 use jiff::civil::Date;
+use serde_json::{Value, json};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,51 @@ impl Report {
             && self.differences.is_empty()
     }
 
+    /// Calls that sums hold and rows do not, and the other way round: as what keys spent tells, else whatever sum
+    /// tells of most.
+    pub fn missing_and_doubled(&self) -> (u64, u64) {
+        let more = |than: fn(&Difference) -> (i64, i64)| {
+            let of = |d: &Difference| {
+                let (a, b) = than(d);
+                u64::try_from(a.saturating_sub(b)).unwrap_or(0)
+            };
+            let is_key = |d: &&Difference| d.what.starts_with("key ") && !d.what.contains(" model ");
+            let keys: u64 = self.differences.iter().filter(is_key).map(of).sum();
+            keys.max(self.differences.iter().map(of).max().unwrap_or(0))
+        };
+        let missing = more(|d| (d.kept.requests, d.rows.requests));
+        (missing, more(|d| (d.rows.requests, d.kept.requests)))
+    }
+
+    /// For programs; money is nano-dollars.
+    pub fn to_json(&self) -> Value {
+        let (missing, doubled) = self.missing_and_doubled();
+        let sums =
+            |s: &Sums| json!({"requests": s.requests, "tokens": s.tokens, "spend_nanos": s.spend_nanos});
+        let differences = self.differences.iter();
+        let differences =
+            differences.map(|d| json!({"what": d.what, "kept": sums(&d.kept), "rows": sums(&d.rows)}));
+        let damaged = self
+            .damaged
+            .iter()
+            .map(|(path, bytes)| json!({"path": path, "bytes": bytes}));
+        json!({
+            "sound": self.is_sound(),
+            "missing": missing,
+            "doubled": doubled,
+            "rows": self.rows,
+            "rows_from": self.rows_from.map(|day| day.to_string()),
+            "waiting": self.waiting,
+            "waiting_bytes": self.waiting_bytes,
+            "torn_bytes": self.torn_bytes,
+            "unreadable": self.unreadable,
+            "dead_letters": self.dead_letters,
+            "damaged": damaged.collect::<Vec<_>>(),
+            "put_aside": self.put_aside,
+            "differences": differences.collect::<Vec<_>>(),
+        })
+    }
+
     fn spool(&mut self, dir: &Path) -> io::Result<()> {
         let cursor = slot::cursor(dir)?;
         for seq in slot::segments(dir)? {
@@ -134,6 +180,8 @@ impl fmt::Display for Report {
                 d.what, k.requests, k.tokens, k.spend_nanos, r.requests, r.tokens, r.spend_nanos
             )?;
         }
+        let (missing, doubled) = self.missing_and_doubled();
+        writeln!(f, "{missing} missing, {doubled} doubled")?;
         f.write_str(if self.is_sound() {
             "sound: every sum is the sum of its rows"
         } else {

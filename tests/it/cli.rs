@@ -262,7 +262,8 @@ async fn a_keys_life() {
         (&Value::Null, &Value::Null, &json!(60))
     );
 
-    shell.run(&["key", "block", "My Project"]).await.ok();
+    let blocked = shell.run(&["key", "block", "My Project", "--json"]).await.ok();
+    assert_eq!(blocked.json()["blocked"], true);
     assert_eq!(call(&gateway, key).await.0, 401);
     assert!(shell.run(&["key", "list"]).await.ok().out.contains("blocked"));
     shell.run(&["key", "unblock", "My Project"]).await.ok();

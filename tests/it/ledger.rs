@@ -641,4 +641,6 @@ async fn the_check_sees_both_directions() {
         "{report}"
     );
     assert!(report.to_string().ends_with("not sound"));
+    let told = report.to_json();
+    assert_eq!((&told["sound"], &told["rows"]), (&false.into(), &report.rows.into()));
 }

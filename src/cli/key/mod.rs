@@ -83,11 +83,17 @@ enum KeyCommand {
     Block {
         #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: String,
+        /// Print the API's answer.
+        #[arg(long)]
+        json: bool,
     },
     /// Let a blocked key call again.
     Unblock {
         #[arg(value_name = "NAME|HASH|-", help = NAMED)]
         key: String,
+        /// Print the API's answer.
+        #[arg(long)]
+        json: bool,
     },
     /// Give a key a new secret; name, budget and spend stay.
     Rotate {
@@ -110,6 +116,9 @@ enum KeyCommand {
         /// Do not ask.
         #[arg(short, long)]
         yes: bool,
+        /// Print the API's answer.
+        #[arg(long)]
+        json: bool,
     },
     /// The master key of the gateway of this config.
     ShowMaster,
@@ -168,8 +177,12 @@ pub async fn run(args: KeyArgs, env: &Env) -> Result<(), Failure> {
             say(format_args!("  {}", view::terms(&row)));
             Ok(())
         }
-        KeyCommand::Block { key } => switch(&reach.gateway(env)?, &key, "/key/block", "Blocked").await,
-        KeyCommand::Unblock { key } => switch(&reach.gateway(env)?, &key, "/key/unblock", "Unblocked").await,
+        KeyCommand::Block { key, json } => {
+            switch(&reach.gateway(env)?, &key, "/key/block", "Blocked", json).await
+        }
+        KeyCommand::Unblock { key, json } => {
+            switch(&reach.gateway(env)?, &key, "/key/unblock", "Unblocked", json).await
+        }
         KeyCommand::Rotate {
             key,
             grace,
@@ -192,7 +205,7 @@ pub async fn run(args: KeyArgs, env: &Env) -> Result<(), Failure> {
             }
             Ok(())
         }
-        KeyCommand::Delete { keys, yes } => delete(&reach.gateway(env)?, &keys, yes).await,
+        KeyCommand::Delete { keys, yes, json } => delete(&reach.gateway(env)?, &keys, yes, json).await,
     }
 }
 
@@ -236,14 +249,17 @@ fn quoted(text: &str) -> String {
     }
 }
 
-async fn switch(gateway: &Gateway, key: &str, path: &str, what: &str) -> Result<(), Failure> {
+async fn switch(gateway: &Gateway, key: &str, path: &str, what: &str, json: bool) -> Result<(), Failure> {
     let row = name::find(gateway, key).await?;
     let row = gateway.post(path, &json!({"key": name::hash(&row)?})).await?;
+    if json {
+        return put(show::json(&row));
+    }
     say(format_args!("{GREEN}✓{GREEN:#} {what} {}", view::title(&row)));
     Ok(())
 }
 
-async fn delete(gateway: &Gateway, keys: &[String], yes: bool) -> Result<(), Failure> {
+async fn delete(gateway: &Gateway, keys: &[String], yes: bool, json: bool) -> Result<(), Failure> {
     let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     if !yes && !asks {
         return Err(Failure::usage(
@@ -277,6 +293,9 @@ async fn delete(gateway: &Gateway, keys: &[String], yes: bool) -> Result<(), Fai
     }
     let hashes = rows.iter().map(name::hash).collect::<Result<Vec<_>, _>>()?;
     let answer = gateway.post("/key/delete", &json!({"keys": hashes})).await?;
+    if json {
+        return put(show::json(&answer));
+    }
     let gone = answer.get("deleted_keys").and_then(Value::as_array);
     for (row, hash) in rows.iter().zip(hashes) {
         match gone.is_some_and(|g| g.iter().any(|h| h.as_str() == Some(hash))) {
