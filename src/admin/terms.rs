@@ -157,7 +157,7 @@ pub fn tell_not_enforced(row: &mut Map<String, Value>) {
             _ => true,
         })
     };
-    let names: Vec<&str> = NOT_ENFORCED.into_iter().filter(|n| is_set(&n)).collect();
+    let names: Vec<&str> = NOT_ENFORCED.into_iter().filter(|n| is_set(n)).collect();
     if !names.is_empty() {
         row.insert("not_enforced".into(), json!(names));
     }

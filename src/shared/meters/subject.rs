@@ -237,7 +237,7 @@ struct Known {
 /// same period says less.
 fn budget<'l>(found: &[(&'l String, &'l ModelLimits)]) -> Option<(&'l String, Allowance)> {
     let mut with = found.iter().rev().filter(|(_, l)| l.budget.nanos.is_some());
-    let (name, first) = with.next()?;
+    let (name, first) = *with.next()?;
     let least = with
         .filter(|(_, l)| l.budget.period == first.budget.period)
         .filter_map(|(_, l)| l.budget.nanos)
