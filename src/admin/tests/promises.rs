@@ -201,6 +201,15 @@ async fn members_do_what_their_team_lets_them() {
             }
         }
     }
+    // Where the team lets them, they make keys of nobody; by no other call.
+    let bench = with_team(json!(["/key/service-account/generate", "/key/generate"])).await;
+    let (of_bob, _) = bench.holder(json!({"user_id": "bob", "team_id": "red"})).await;
+    let bob = let_in(&bench, &of_bob).await;
+    let account = json!({"team_id": "red"});
+    let made = taken(&bench, &bob, "POST /key/service-account/generate", account).await;
+    assert_eq!((&made["team_id"], made.get("user_id")), (&json!("red"), None));
+    let nobodys = json!({"team_id": "red", "user_id": null});
+    denied(&bench, &bob, "POST /key/generate", nobodys, 401, None).await;
     // No more than an owner may.
     let bench = with_team(json!(["/key/update"])).await;
     let (of_ann, _) = bench
