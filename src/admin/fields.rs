@@ -15,6 +15,9 @@ pub const MAX_BODY: usize = 1024 * 1024;
 /// The longest id or alias, in bytes: what the ledger keeps of one.
 const MAX_ID: usize = 512;
 
+/// What [`Fields::lift`] looks for.
+const LIFTED: [&str; 3] = ["tags", "model_rpm_limit", "model_tpm_limit"];
+
 /// The most entries that a list or an object of settings has.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -214,6 +217,28 @@ impl Fields {
     /// Fields that come from elsewhere than a body.
     pub fn of(map: Map<String, Value>) -> Self {
         Fields(map)
+    }
+
+    /// LiteLLM keeps some fields within `metadata`, and its scripts write them there: those that are new there,
+    /// and not given beside it, are put beside it. `before` is the `metadata` as it is kept.
+    pub fn lift(&mut self, before: &Map<String, Value>) {
+        let Some(Value::Object(metadata)) = self.value("metadata") else {
+            return;
+        };
+        let fits = |name: &str, value: &Value| match value {
+            Value::Array(list) => name == "tags" && list.iter().all(Value::is_string),
+            Value::Object(_) => name != "tags",
+            _ => false,
+        };
+        let lifted: Vec<(&str, Value)> = LIFTED
+            .into_iter()
+            .filter_map(|name| Some((name, metadata.get(name)?)))
+            .filter(|(name, value)| !self.has(name) && before.get(*name) != Some(*value) && fits(name, value))
+            .map(|(name, value)| (name, value.clone()))
+            .collect();
+        for (name, value) in lifted {
+            self.set(name, value);
+        }
     }
 
     /// The names of all fields that are there.

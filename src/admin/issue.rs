@@ -22,7 +22,7 @@ use filters::contract::Fault;
 use filters::model::key::{Key, KeyHash, key_name};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 pub const ROUTES: &[Route] = &[
@@ -93,6 +93,7 @@ pub async fn make(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Json<
 
 async fn insert(desk: &Desk, actor: &Actor, mut fields: Fields) -> Result<Value> {
     let now = desk.clock.now_micros();
+    fields.lift(&Map::new());
     desk.bound_new(actor, &mut fields).await?;
     let secret = new_secret(desk, actor, fields.text("key")?)?;
     let secret = secret.as_str();

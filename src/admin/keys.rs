@@ -242,6 +242,7 @@ async fn update_one(desk: Arc<Desk>, actor: Actor, fields: Fields) -> Result<Val
     change(desk, actor, hash, "updated", move |desk, actor, key, now| {
         let mut fields = fields.clone();
         Box::pin(async move {
+            fields.lift(&key.metadata);
             desk.bound_change(actor, &fields, key).await?;
             let before = key.clone();
             (desk.policy)().cut(&mut fields, now, false)?;

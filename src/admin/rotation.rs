@@ -109,14 +109,15 @@ async fn rotate(desk: Arc<Desk>, actor: Actor, hash: KeyHash, fields: Fields) ->
 
 async fn once(desk: &Desk, actor: &Actor, hash: &KeyHash, fields: &Fields, secret: &str) -> Result<Value> {
     let old = desk.store.key_by_hash(hash).await?.ok_or_else(no_such_key)?;
-    may_rotate(desk, actor, &old, fields).await?;
+    let mut fields = fields.clone();
+    fields.lift(&old.metadata);
+    may_rotate(desk, actor, &old, &fields).await?;
     if old.text("rotated_to").is_some() {
         return Err(rotated());
     }
     let now = desk.clock.now_micros();
-    let until = grace(fields, now)?;
+    let until = grace(&fields, now)?;
     let mut new = old.clone();
-    let mut fields = fields.clone();
     (desk.policy)().cut(&mut fields, now, false)?;
     alter(&fields, &mut new, now)?;
     new.hash = KeyHash::of(secret);

@@ -10,7 +10,7 @@ use filters::contract::ports::{Clock, Keys, Unavailable};
 use filters::model::account::Kind;
 use filters::model::key::{Holder, Key, KeyHash};
 use filters::model::limits::Limits;
-use filters::model::party::Party;
+use filters::model::party::{Party, texts};
 use moka::sync::Cache;
 use serde_json::Value;
 use std::sync::Arc;
@@ -228,6 +228,14 @@ impl KeyCache {
         let mut holder = Holder::alone(key);
         if holder.limits.budget.nanos.is_none() {
             holder.limits.budget.nanos = Limits::of(&holder.key.extra).budget.nanos;
+        }
+        if let Some(team) = &team {
+            // Before the key's own, which others may write.
+            let mut tags = texts(&team.fields, "tags");
+            let own = std::mem::take(&mut holder.tags);
+            let more: Vec<String> = own.into_iter().filter(|t| !tags.contains(t)).collect();
+            tags.extend(more);
+            holder.tags = tags;
         }
         (holder.user, holder.team, holder.member) = (user, team, member);
         let organization = holder.organization_id().map(str::to_string);

@@ -55,7 +55,7 @@ const PLAIN: &[Field] = &[
         "Its keys are refused until it is unblocked",
     ),
     Field::new("model_aliases", Kind::Names, "The team's own names for models"),
-    Field::new("tags", Kind::Texts, "Kept"),
+    Field::new("tags", Kind::Texts, "Calls of its keys are counted under these"),
     Field::new("guardrails", Kind::Texts, "Kept"),
     Field::new("policies", Kind::Texts, "Kept"),
     Field::new("prompts", Kind::Texts, "Kept"),
@@ -224,9 +224,11 @@ async fn new(actor: Actor, State(desk): State<Arc<Desk>>, body: Body) -> Result<
 }
 
 async fn try_new(task: Arc<Task>) -> Result<Value> {
-    let fields = &task.fields;
+    let mut fields = task.fields.clone();
+    fields.lift(&Map::new());
+    let fields = &fields;
     let mut team = task.blank(objects::id_or_new(fields, "team_id")?);
-    task.keep(TEAM.fields, &mut team)?;
+    objects::keep(TEAM.fields, fields, &mut team.fields, task.now)?;
     check_permissions(fields)?;
     if !task.actor.is_admin() && text(&team.fields, "organization_id").is_none() {
         return Err(task.actor.not_admin());
@@ -279,10 +281,13 @@ async fn try_update(task: Arc<Task>) -> Result<Value> {
     let mut team = TEAM.find(&task.desk, &id).await?;
     let before = team.clone();
     let reach = reach(&task.desk, &task.actor, &team).await?;
-    task.keep(TEAM.fields, &mut team)?;
-    check_permissions(&task.fields)?;
+    let mut fields = task.fields.clone();
+    let metadata = team.fields.get("metadata").and_then(Value::as_object);
+    fields.lift(metadata.unwrap_or(&Map::new()));
+    objects::keep(TEAM.fields, &fields, &mut team.fields, task.now)?;
+    check_permissions(&fields)?;
     if reach == Reach::Team {
-        no_more_than_before(&task.fields, &before, &team)?;
+        no_more_than_before(&fields, &before, &team)?;
     } else {
         task.check_budget().await?;
         same_weight(&task, Some(&before), &team)?;

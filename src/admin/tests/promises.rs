@@ -351,3 +351,69 @@ async fn every_limit_of_the_manual_can_be_set() {
         denied(&bench, &lia, route, body, 403, Some("queue_weight")).await;
     }
 }
+
+#[tokio::test]
+async fn what_litellms_scripts_write_into_metadata_counts() {
+    let bench = with_team(json!([])).await;
+    let metadata = json!({"tags": ["prod"], "model_rpm_limit": {"small": 3}, "mine": 1});
+    let body = json!({"user_id": "ann", "metadata": metadata});
+    let (key, _) = bench.holder(body).await;
+    let row = bench.row(&key).await.unwrap();
+    assert_eq!(row.extra["tags"], json!(["prod"]));
+    assert_eq!(row.extra["model_rpm_limit"], json!({"small": 3}));
+    assert_eq!(
+        Value::Object(row.metadata),
+        metadata,
+        "it stays where it was written"
+    );
+    // Its owner writes the rest of it, and takes nothing away.
+    let ann = let_in(&bench, &key).await;
+    for (other, field) in [
+        (json!({"tags": ["mine"]}), "tags"),
+        (json!({"model_rpm_limit": {"small": 99}}), "model_rpm_limit"),
+    ] {
+        let body = json!({"key": key, "metadata": other});
+        denied(&bench, &ann, "POST /key/update", body, 403, Some(field)).await;
+    }
+    let body = json!({"key": key, "metadata": {"mine": 2}});
+    let row = taken(&bench, &ann, "POST /key/update", body).await;
+    assert_eq!(
+        (&row["tags"], &row["metadata"]),
+        (&json!(["prod"]), &json!({"mine": 2}))
+    );
+    bench
+        .master(
+            "POST /key/update",
+            json!({"key": key, "metadata": {"tags": ["test"]}}),
+        )
+        .await;
+    bench
+        .master("POST /key/update", json!({"key": key, "tags": ["test", "more"]}))
+        .await;
+    let body = json!({"key": key, "metadata": {"tags": ["test"], "mine": 3}});
+    let row = taken(&bench, &ann, "POST /key/update", body).await;
+    assert_eq!(
+        row["tags"],
+        json!(["test", "more"]),
+        "what is there already changes nothing"
+    );
+    // Teams the same, and their keys have their tags.
+    let body = json!({"team_id": "red", "metadata": {"tags": ["team"]}});
+    bench.master("POST /team/update", body).await;
+    let (of_team, _) = bench
+        .holder(json!({"team_id": "red", "tags": ["own", "team"]}))
+        .await;
+    let caller = let_in(&bench, &of_team).await;
+    assert_eq!(caller.key().unwrap().tags, ["team", "own"]);
+    let (of_lia, _) = bench.holder(json!({"user_id": "lia"})).await;
+    let lia = let_in(&bench, &of_lia).await;
+    let body = json!({"team_id": "red", "metadata": {"tags": ["cheap"]}});
+    denied(&bench, &lia, "POST /team/update", body, 403, Some("tags")).await;
+    // What is no list of tags is somebody's own affair.
+    bench
+        .master(
+            "POST /key/generate",
+            json!({"metadata": {"tags": "x", "model_tpm_limit": 3}}),
+        )
+        .await;
+}
