@@ -9,7 +9,7 @@ use super::fields::{Field, Fields, Kind};
 use super::rights::{Actor, own_hash};
 use super::routes::{Route, Who};
 use super::scope::others;
-use super::shapes::{self, iso};
+use super::shapes::iso;
 use crate::store::table::Order;
 use crate::store::{
     Doc, DocFilter, Group, KeyFilter, KeySort, MAX_ROWS, Page, Table, UsageFilter, UsageOrder,

@@ -363,4 +363,3 @@ async fn try_delete(task: Arc<Task>) -> Result<Value> {
     }
     teams::row(&task.desk, &team).await.map(Value::Object)
 }
-

@@ -167,19 +167,19 @@ async fn who_is_no_admin_fills_no_memory() {
 #[tokio::test]
 async fn members_do_what_their_team_lets_them() {
     let calls = [
-        ("/key/info", "GET /key/info?key={}", Value::Null),
-        ("/key/info", "POST /v2/key/info", json!({"keys": ["{}"]})),
+        ("/key/info", "GET /key/info?key=KEY", Value::Null),
+        ("/key/info", "POST /v2/key/info", json!({"keys": ["KEY"]})),
         ("/key/list", "GET /key/list?team_id=red&user_id=ann", Value::Null),
         (
             "/key/update",
             "POST /key/update",
-            json!({"key": "{}", "key_alias": "new"}),
+            json!({"key": "KEY", "key_alias": "new"}),
         ),
-        ("/key/block", "POST /key/block", json!({"key": "{}"})),
-        ("/key/unblock", "POST /key/unblock", json!({"key": "{}"})),
-        ("/key/{key_id}/regenerate", "POST /key/{}/regenerate", json!({})),
-        ("/key/regenerate", "POST /key/regenerate", json!({"key": "{}"})),
-        ("/key/delete", "POST /key/delete", json!({"keys": ["{}"]})),
+        ("/key/block", "POST /key/block", json!({"key": "KEY"})),
+        ("/key/unblock", "POST /key/unblock", json!({"key": "KEY"})),
+        ("/key/{key_id}/regenerate", "POST /key/KEY/regenerate", json!({})),
+        ("/key/regenerate", "POST /key/regenerate", json!({"key": "KEY"})),
+        ("/key/delete", "POST /key/delete", json!({"keys": ["KEY"]})),
     ];
     for (permission, route, body) in calls {
         for permissions in [json!([]), json!([permission])] {
@@ -188,7 +188,10 @@ async fn members_do_what_their_team_lets_them() {
             let (of_bob, _) = bench.holder(json!({"user_id": "bob", "team_id": "red"})).await;
             let bob = let_in(&bench, &of_bob).await;
             let hash = KeyHash::of(&of_ann).hex();
-            let (route, body) = (route.replace("{}", &hash), body.to_string().replace("{}", &hash));
+            let (route, body) = (
+                route.replace("KEY", &hash),
+                body.to_string().replace("KEY", &hash),
+            );
             let body = if body == "null" { String::new() } else { body };
             let answer = bench.call(&bob, &route, body.clone()).await;
             let allowed = permissions != json!([]);
