@@ -4,6 +4,7 @@
 
 use super::duration;
 use super::error::{Result, missing, wrong_type, wrong_value};
+use crate::shared::period;
 use axum::body::{Body, Bytes};
 use filters::contract::Refusal;
 use filters::model::money::{MoneyError, Nanos};
@@ -122,6 +123,10 @@ impl Kind {
             (Kind::Period, Value::String(text)) => match duration::span(text) {
                 Ok(span) if span.is_zero() => {
                     Err(wrong_value(name, format!("'{name}' must be longer than nothing.")).into())
+                }
+                // What no budget counts to would never start anew.
+                Ok(_) if !period::is_period(text) => {
+                    Err(wrong_value(name, format!("'{name}' is too long.")).into())
                 }
                 Ok(_) => Ok(value.clone()),
                 Err(e) => Err(wrong_value(name, format!("'{name}' {e}.")).into()),

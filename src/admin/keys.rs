@@ -220,6 +220,14 @@ impl Desk {
             )
             .into());
         }
+        let organization = key.text("organization_id");
+        if let Some(id) = organization
+            && before.and_then(|k| k.text("organization_id")) != organization
+            && self.store.document(Table::Organization, id).await?.is_none()
+        {
+            let message = "There is no organization of this id. Make it with /organization/new.";
+            return Err(wrong_value("organization_id", message).into());
+        }
         Ok(())
     }
 }

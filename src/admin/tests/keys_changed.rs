@@ -411,6 +411,7 @@ async fn sql_is_text_in_every_field() {
     let bench = Bench::new().await;
     let sql = "x'); DROP TABLE tk_keys; --";
     bench.put(Table::Budget, sql, json!({})).await;
+    bench.put(Table::Organization, sql, json!({})).await;
     for field in super::super::keys::PLAIN.iter().chain(super::super::terms::TERMS) {
         let value = match field.kind {
             Shape::Text | Shape::Id => json!(sql),

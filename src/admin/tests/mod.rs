@@ -325,7 +325,7 @@ fn everything() -> Value {
         "aliases": {"gpt-4": "small"}, "blocked": false, "permissions": {"x": true},
         "tpm_limit": 1000, "rpm_limit": "60", "max_parallel_requests": 3.0, "budget_duration": "30d",
         "soft_budget": 10, "tags": ["a"], "allowed_routes": ["llm_api_routes"], "guardrails": null,
-        "organization_id": "org", "model_max_budget": {"small": {"budget_limit": 1, "time_period": "1d"}},
+        "model_max_budget": {"small": {"budget_limit": 1, "time_period": "1d"}},
         "auto_rotate": "true", "some_day": {"unknown": 1},
     })
 }
