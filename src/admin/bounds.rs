@@ -7,7 +7,7 @@ use super::error::{Result, Stopped, wrong_value};
 use super::fields::{self, Fields};
 use super::objects::effective;
 use super::rights::{Actor, Role, members_may, role_among};
-use super::{keys, terms};
+use super::{keys, objects, terms};
 use crate::store::{Doc, Table};
 use filters::builtin::access;
 use filters::contract::Refusal;
@@ -246,6 +246,7 @@ impl Desk {
         let team = self.store.document(Table::Team, id).await?.ok_or_else(refused)?;
         let user_id = fields.id("user_id")?;
         if self.leads(actor, &team).await? {
+            member_key_ends(fields, &team, false, self.clock.now_micros())?;
             if user_id.is_some() && !actor.is_user(user_id.as_deref()) {
                 self.one_of_team(Some(id), user_id.as_deref()).await?;
             }
@@ -263,6 +264,7 @@ impl Desk {
             None => fields.set("user_id", json!(own)),
             Some(_) => return Err(others_key()),
         }
+        member_key_ends(fields, &team, true, self.clock.now_micros())?;
         Ok(team)
     }
 
@@ -365,6 +367,22 @@ fn others_key() -> Stopped {
         "user_id",
         "You can only make and change keys for yourself, or as an admin of a team for its members.",
     )
+}
+
+/// What the team says of how long its members' keys live goes for a key that says nothing; a member may say less.
+fn member_key_ends(fields: &mut Fields, team: &Doc, by_member: bool, now: i64) -> Result<()> {
+    let Some(most) = objects::text(&team.fields, "team_member_key_duration") else {
+        return Ok(());
+    };
+    match fields.text("duration")? {
+        None if by_member || fields.value("user_id").is_some() => fields.set("duration", json!(most)),
+        Some(given) if by_member && keys::expiry(now, given)? > keys::expiry(now, most)? => {
+            let message = format!("Keys of this team's members live {most} at most.");
+            return Err(above("duration", message));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// A key with nothing set; a personal one is of the same organization.

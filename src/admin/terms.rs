@@ -131,7 +131,7 @@ pub fn keep(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
 }
 
 /// What LiteLLM holds somebody to, and nothing here does: kept for those who read it.
-const NOT_ENFORCED: [&str; 13] = [
+const NOT_ENFORCED: [&str; 12] = [
     "allowed_cache_controls",
     "allowed_model_region",
     "auto_rotate",
@@ -143,7 +143,6 @@ const NOT_ENFORCED: [&str; 13] = [
     "object_permission",
     "policies",
     "router_settings",
-    "team_member_key_duration",
     "tpd_limit",
 ];
 

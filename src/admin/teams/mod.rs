@@ -92,7 +92,11 @@ const OF_MEMBERS: &[Field] = &[
         Kind::Count,
         "Tokens per minute of each member",
     ),
-    Field::new("team_member_key_duration", Kind::Period, "Kept"),
+    Field::new(
+        "team_member_key_duration",
+        Kind::Period,
+        "How long keys live that members make, or that are made for them, unless less is said",
+    ),
     Field::new(
         "team_member_permissions",
         Kind::Texts,

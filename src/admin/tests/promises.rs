@@ -420,3 +420,47 @@ async fn what_litellms_scripts_write_into_metadata_counts() {
         )
         .await;
 }
+
+#[tokio::test]
+async fn members_keys_live_as_long_as_their_team_says() {
+    let bench = with_team(json!(["/key/generate"])).await;
+    let body = json!({"team_id": "red", "team_member_key_duration": "7d"});
+    bench.master("POST /team/update", body).await;
+    let (of_bob, _) = bench
+        .holder(json!({"user_id": "bob", "team_id": "red", "duration": "99d"}))
+        .await;
+    let (bob, week) = (let_in(&bench, &of_bob).await, "2026-11-27T12:00:00.000000Z");
+    let made = taken(&bench, &bob, "POST /key/generate", json!({"team_id": "red"})).await;
+    assert_eq!(made["expires"], week);
+    let shorter = json!({"team_id": "red", "duration": "1d"});
+    taken(&bench, &bob, "POST /key/generate", shorter).await;
+    for duration in ["8d", "-1"] {
+        let longer = json!({"team_id": "red", "duration": duration});
+        let status = if duration == "-1" { 400 } else { 403 };
+        denied(
+            &bench,
+            &bob,
+            "POST /key/generate",
+            longer,
+            status,
+            Some("duration"),
+        )
+        .await;
+    }
+    let (of_lia, _) = bench.holder(json!({"user_id": "lia"})).await;
+    let lia = let_in(&bench, &of_lia).await;
+    let for_ann = json!({"team_id": "red", "user_id": "ann"});
+    assert_eq!(
+        taken(&bench, &lia, "POST /key/generate", for_ann).await["expires"],
+        week
+    );
+    let service = json!({"team_id": "red"});
+    assert_eq!(
+        taken(&bench, &lia, "POST /key/generate", service)
+            .await
+            .get("expires"),
+        None
+    );
+    let longer = json!({"team_id": "red", "user_id": "ann", "duration": "30d"});
+    taken(&bench, &lia, "POST /key/generate", longer).await;
+}
