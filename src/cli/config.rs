@@ -160,7 +160,7 @@ fn restart(of: &Value) {
     let waiting = names(of, "restart_required");
     if !waiting.is_empty() {
         show::say(format_args!(
-            "{YELLOW}a restart is needed for{YELLOW:#} {}",
+            "{YELLOW}a restart is needed for{YELLOW:#} {}\n  tollkeeper upgrade is one that cuts no call off",
             waiting.join(", ")
         ));
     }

@@ -337,8 +337,8 @@ pub async fn gateway(ward: &Ward<'_>) -> Finding {
             let names = list(waiting.iter().filter_map(Value::as_str));
             Finding::warn(
                 name,
-                format!("{message}; {names} wait for a restart"),
-                "restart it",
+                format!("{message}; changed, and read only at the start: {names}"),
+                "tollkeeper upgrade takes them in and cuts no call off",
             )
         }
         None => Finding::ok(name, message),
