@@ -1,4 +1,5 @@
-//! Finds model servers on this machine when there is no config: by their answer, not by their port.
+//! Finds model servers on this machine when there is no config: by their answer, not by their port. When it is done
+//! again is the reload's.
 
 use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -123,6 +124,13 @@ fn dechunk(mut rest: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
+/// Whether there is a model among them that is none of `names`.
+pub fn is_new<'a>(found: &[Server], names: impl Iterator<Item = &'a str>) -> bool {
+    let names: std::collections::BTreeSet<&str> = names.collect();
+    let mut models = found.iter().flat_map(|server| &server.models);
+    models.any(|model| !names.contains(model.as_str()))
+}
+
 /// The config that makes what was found callable under the names it goes by.
 pub fn config(servers: &[Server], openai_key: bool) -> String {
     let mut models = Vec::new();
@@ -179,5 +187,8 @@ mod tests {
         let names: Vec<_> = loaded.conf.models.iter().map(|m| m.model_name.as_str()).collect();
         assert_eq!(names, ["a:1", "b", "openai/*"]);
         assert_eq!(loaded.conf.models[0].params.upstream_model, "a:1");
+        assert!(!is_new(&servers, ["b", "a:1", "c"].into_iter()), "one that went stays");
+        assert!(is_new(&servers, ["b", "c"].into_iter()));
+        assert!(!is_new(&[], [].into_iter()));
     }
 }

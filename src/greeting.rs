@@ -79,7 +79,8 @@ impl Greeting {
                 }
                 if found.is_empty() {
                     eprintln!(
-                        "    none found. Start Ollama, llama.cpp, vLLM or LM Studio, or write a config.yaml."
+                        "    none found. Start Ollama, llama.cpp, vLLM or LM Studio: it is noticed within ten seconds. \
+                         Or write\n    a config.yaml and start again."
                     );
                 }
             }

@@ -152,6 +152,7 @@ fn cause(origin: &str) -> &str {
         "api" => "by a call",
         "database" => "by the database",
         "rollback" => "by a rollback",
+        "found" => "by a model server that was found",
         other => other,
     }
 }

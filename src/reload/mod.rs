@@ -13,6 +13,7 @@ mod stored;
 
 use crate::alerts::Alerts;
 use crate::conf::{Conf, Env, ModelEntry};
+use crate::discover;
 use crate::history::{Files, History, Version};
 use crate::master_key;
 use crate::shared::meters;
@@ -42,6 +43,8 @@ pub const MOST_STORED: usize = 10_000;
 const QUIET: Duration = Duration::from_millis(200);
 /// How often the files are looked at, for places where nobody tells of changes (network drives).
 const LOOK: Duration = Duration::from_secs(2);
+/// How often model servers of this machine are looked for, where there is no config.
+const SEEK: Duration = Duration::from_secs(10);
 
 /// Why a generation was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub enum Origin {
     Store,
     /// An earlier config was put back.
     Rollback,
+    /// There is no config, and a model server of this machine has something new.
+    Found,
 }
 
 impl Origin {
@@ -65,6 +70,7 @@ impl Origin {
             Origin::Api => "api",
             Origin::Store => "database",
             Origin::Rollback => "rollback",
+            Origin::Found => "found",
         }
     }
 }
@@ -442,6 +448,9 @@ impl Reload {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut store_speaks = true;
+        let mut seek = tokio::time::interval_at(tokio::time::Instant::now() + SEEK, SEEK);
+        seek.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = Vec::new();
         loop {
             tokio::select! {
                 heard = news.recv(), if store_speaks => match heard {
@@ -460,6 +469,16 @@ impl Reload {
                     } else if !self.turn.lock().await.stored_read {
                         let _ = self.apply(Origin::Store).await;
                     }
+                }
+                _ = seek.tick(), if self.path.is_none() => {
+                    let found = discover::servers().await;
+                    let serves = self.snapshot.load_full();
+                    let names = serves.models.deployments().map(|d| d.model_name.as_str());
+                    // What cannot be used is tried once, and what is away for a moment stays.
+                    if found != seen && discover::is_new(&found, names) {
+                        let _ = self.apply(Origin::Found).await;
+                    }
+                    seen = found;
                 }
             }
         }
