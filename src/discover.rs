@@ -187,7 +187,10 @@ mod tests {
         let names: Vec<_> = loaded.conf.models.iter().map(|m| m.model_name.as_str()).collect();
         assert_eq!(names, ["a:1", "b", "openai/*"]);
         assert_eq!(loaded.conf.models[0].params.upstream_model, "a:1");
-        assert!(!is_new(&servers, ["b", "a:1", "c"].into_iter()), "one that went stays");
+        assert!(
+            !is_new(&servers, ["b", "a:1", "c"].into_iter()),
+            "one that went stays"
+        );
         assert!(is_new(&servers, ["b", "c"].into_iter()));
         assert!(!is_new(&[], [].into_iter()));
     }

@@ -117,7 +117,10 @@ pub fn run(from: From, env: &Env) -> i32 {
         From::Traefik(args) => return super::told(traefik(&args, env)),
     };
     let given = args.database_url.as_deref().map(Secret::new);
-    let variable = || env.get("LITELLM_DATABASE_URL").map(|url| Secret::new(url.expose()));
+    let variable = || {
+        env.get("LITELLM_DATABASE_URL")
+            .map(|url| Secret::new(url.expose()))
+    };
     let Some(source) = given.or_else(variable) else {
         return super::told(Err(Failure::usage(
             "where is LiteLLM's database? Set LITELLM_DATABASE_URL to what LiteLLM has as DATABASE_URL, or say it with \

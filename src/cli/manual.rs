@@ -34,7 +34,9 @@ fn commands(page: &str) -> Vec<String> {
             let (before, after) = line.split_at(at);
             let before = before.trim_start_matches(['#', ' ', '$']);
             let begins = before.is_empty()
-                || ["`", "$ ", "$(", "| ", "sudo "].iter().any(|s| before.ends_with(s))
+                || ["`", "$ ", "$(", "| ", "sudo "]
+                    .iter()
+                    .any(|s| before.ends_with(s))
                 || before.ends_with('/')
                 || before.contains("docker exec ") && before.ends_with(' ');
             if begins {

@@ -61,7 +61,7 @@ fn html() -> String {
          content=\"width=device-width\">\n<title>Tollkeeper</title>\n<style>body{{font:1rem/1.5 system-ui;max-width:40rem;\
          margin:3rem auto;padding:0 1rem;color-scheme:light dark}}</style>\n<h1>Tollkeeper {}</h1>\n<p>The edge and the \
          gate in front of every model. Point an OpenAI client at <code>/v1</code> of this address and give it a \
-         key.</p>\n<ul>\n{links}</ul>\n</html>\n",
+         key. No key yet? Whoever runs this makes one: <code>tollkeeper key create --name you</code>.</p>\n<ul>\n{links}</ul>\n</html>\n",
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -73,8 +73,9 @@ fn llms() -> String {
         .collect();
     format!(
         "# Tollkeeper\n\n> A gateway for language models: OpenAI's API under /v1 for every model behind it, and LiteLLM's \
-         management API (/key, /user, /team, /model, /spend).\n\nSend `Authorization: Bearer sk-...` with every call. \
-         `GET /v1/models` lists the models that the key may call. Errors are OpenAI's: `{{\"error\": {{\"message\", \
+         management API (/key, /user, /team, /model, /spend).\n\nSend `Authorization: Bearer sk-...` with every call; a \
+         key is made by `POST /key/generate` with an admin's key, or by `tollkeeper key create` where this runs. \
+         `GET /v1/models` lists the models that the key may call; chats go to `POST /v1/chat/completions`. Errors are OpenAI's: `{{\"error\": {{\"message\", \
          \"type\", \"param\", \"code\"}}}}`.\n\n## Where to go on\n\n{links}"
     )
 }
