@@ -5,10 +5,11 @@
 //! in [`History`], from where it can be put back.
 //!
 //! Here a generation is made and taken into use. `files` reads off what the files hold, `stored` makes models
-//! of what the store holds, `difference` says in what two configs differ.
+//! of what the store holds, `difference` says in what two configs differ, `fit` what a start would refuse.
 
 mod difference;
 mod files;
+mod fit;
 mod stored;
 
 use crate::alerts::Alerts;
@@ -29,6 +30,7 @@ use files::{contents, digest, keep, read_off};
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use filters::model::key::MasterKey;
+pub use fit::{meter_settings, problems};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -155,6 +157,8 @@ struct Turn {
     stored: Vec<Doc>,
     /// Whether they could be read at all so far.
     stored_read: bool,
+    /// Why they could not be read the last time; told once.
+    not_read: Option<String>,
     /// What was made of each, by its id and version.
     built: HashMap<String, (i64, Result<ModelEntry, String>)>,
     /// What serves was made of this.
@@ -220,6 +224,7 @@ impl Reload {
                 conf_of: held,
                 stored: Vec::new(),
                 stored_read: false,
+                not_read: None,
                 built: HashMap::new(),
                 serves: whole(&held, &[]),
             }),
@@ -412,11 +417,17 @@ impl Reload {
             Ok(docs) => {
                 turn.stored = docs;
                 turn.stored_read = true;
+                turn.not_read = None;
             }
             // The files can be taken into use all the same; we come back here when the store answers.
             Err(e) => {
                 turn.stored_read = false;
-                log::warn!("event=models_not_read cause=\"{e}\" those read before stay");
+                // They are asked for every two seconds until they are read.
+                let why = e.to_string();
+                if turn.not_read.as_ref() != Some(&why) {
+                    log::warn!("event=models_not_read cause=\"{why}\" those read before stay");
+                    turn.not_read = Some(why);
+                }
             }
         }
         let all = whole(&conf_of, &turn.stored);
@@ -431,6 +442,10 @@ impl Reload {
             ports.master = Some(MasterKey::new(key.secret.expose().into()));
             ports.traces = self.traces.generation(&conf.tollkeeper.tracing)?;
             let snapshot = Snapshot::new(&conf, &self.registry, &ports)?;
+            // What a reload does not read must not wait for the next start to be refused.
+            if let Some(why) = problems(&conf).into_iter().next() {
+                return Err(why);
+            }
             if let Some(tls) = self.tls.as_ref().filter(|_| origin != Origin::Store) {
                 tls.apply(&conf.tollkeeper.tls)?;
             }

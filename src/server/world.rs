@@ -58,7 +58,7 @@ pub(super) fn agreement(
         return Ok(None);
     };
     let url = url.expose().into();
-    Agreement::check(&url).map_err(|e| Failed::Unusable(format!("the address of Redis: {e}")))?;
+    Agreement::check(&url).map_err(Failed::Unusable)?;
     let replica = Replica::claim(data_dir)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the replica's name cannot be kept: {e}")))?;
     let _context = background.enter();
