@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// For one probe, answer included.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// For a list of models, and for what kind of server it is. Where nobody listens the answer is there at once.
+const PATIENCE: Duration = Duration::from_secs(1);
 const MAX_ANSWER: usize = 1 << 20;
 
 /// Where model servers listen by default.
@@ -36,17 +36,15 @@ pub async fn servers() -> Vec<Server> {
 }
 
 async fn probe(port: u16) -> Option<Server> {
-    tokio::time::timeout(PATIENCE, async {
-        let models = ids(&get(port, "/v1/models").await?)?;
-        Some(Server {
-            kind: kind(port).await,
-            port,
-            models,
-        })
+    let within = |path| tokio::time::timeout(PATIENCE, get(port, path));
+    let models = ids(&within("/v1/models").await.ok()??)?;
+    // One that is too busy to say what it is serves all the same.
+    let kind = tokio::time::timeout(PATIENCE, kind(port)).await;
+    Some(Server {
+        kind: kind.unwrap_or("OpenAI-compatible server"),
+        port,
+        models,
     })
-    .await
-    .ok()
-    .flatten()
 }
 
 /// What kind of server it is: each has a page of its own.

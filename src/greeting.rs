@@ -115,6 +115,8 @@ impl Greeting {
             );
             eprintln!("      -H 'Content-Type: application/json' -d '{body}'");
         }
+        eprintln!("\n  A key for an application:  tollkeeper key create --name my-app");
+        eprintln!("  What is not well:          tollkeeper doctor");
         eprintln!("\n  Press Ctrl-C to stop.");
     }
 }

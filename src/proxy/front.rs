@@ -1,7 +1,7 @@
 //! What a person or a coding agent finds at `/` and `/llms.txt`: what this is, and where to go on. Served only
 //! where no lane of the config has the path.
 
-use filters::contract::Answer;
+use filters::contract::{Answer, Refusal};
 use serde_json::json;
 
 const LINKS: [(&str, &str); 6] = [
@@ -35,6 +35,20 @@ pub fn page(path: &str, accept: Option<&str>) -> Option<Answer> {
         ],
         body: body.into(),
     })
+}
+
+/// What any other path gets. Most who come here have pasted a whole address where a base URL belongs.
+pub fn not_here(path: &str) -> Refusal {
+    let twice = ["/chat/completions/", "/v1/v1/", "/responses/", "/embeddings/"];
+    let what = if path == "/ui" || path.starts_with("/ui/") {
+        "There is no admin UI here yet: `tollkeeper key`, `usage` and `logs` show what one would, and /openapi.json \
+         describes the management API."
+    } else if twice.iter().any(|part| path.contains(part)) {
+        "There is nothing at this path: a client appends it to its base URL, which has to end with /v1."
+    } else {
+        "There is nothing at this path. The API is at /v1: /v1/models, /v1/chat/completions, …"
+    };
+    Refusal::new(404, "invalid_request_error", what).code("not_found")
 }
 
 fn root() -> String {
@@ -93,6 +107,15 @@ mod tests {
         assert!(kind("/", None).unwrap().starts_with("text/html"));
         assert!(kind("/llms.txt", None).unwrap().starts_with("text/plain"));
         assert!(page("/nothing", None).is_none());
+        for (path, word) in [
+            ("/nothing", "The API is at /v1"),
+            ("/v1/chat/completions/chat/completions", "has to end with /v1"),
+            ("/v1/v1/models", "has to end with /v1"),
+            ("/ui/login", "no admin UI"),
+            ("/uix", "The API is at /v1"),
+        ] {
+            assert!(not_here(path).message.contains(word), "{path}");
+        }
         let root: serde_json::Value =
             serde_json::from_slice(&page("/", Some("application/json")).unwrap().body).unwrap();
         assert_eq!(root["openai_base"], "/v1");

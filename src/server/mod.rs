@@ -385,6 +385,7 @@ fn start(
         caps: &caps,
         good_bye: &good_bye,
         opened: &opened,
+        quiet: conf.source.path.is_none(),
     };
     let services = services(gateway, &server.configuration, &doors).map_err(Failed::Unusable)?;
     let count = services.len();

@@ -133,7 +133,11 @@ async fn free(dir: &Path) -> Option<u64> {
 
 async fn ports(ward: &Ward<'_>) -> Vec<Finding> {
     let own = &ward.conf.tollkeeper;
-    let default = [Listener::plain(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4000)))];
+    let anybody = match ward.conf.source.path {
+        Some(_) => Ipv4Addr::UNSPECIFIED,
+        None => Ipv4Addr::LOCALHOST,
+    };
+    let default = [Listener::plain(SocketAddr::from((anybody, 4000)))];
     let listeners: &[Listener] = match own.listeners.is_empty() {
         true => &default,
         false => &own.listeners,

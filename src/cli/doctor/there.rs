@@ -4,6 +4,7 @@ use super::super::client::EXIT_UNAVAILABLE;
 use super::super::show::counted;
 use super::here::{metric, version};
 use super::{Finding, Ward};
+use crate::discover;
 use crate::health::probe::{self, Seen, Target, Verdict};
 use crate::proxy::models::Models;
 use crate::shared::agreement;
@@ -116,8 +117,11 @@ pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
     })
 }
 
-/// One finding per upstream, whatever number of deployments it serves.
+/// One finding per upstream, whatever number of deployments it serves; without a config, what a start would find.
 pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
+    if ward.conf.source.path.is_none() {
+        return found(discover::servers().await);
+    }
     let models = match Models::new(ward.conf) {
         Ok(models) => models,
         // It was told as the config's.
@@ -156,6 +160,25 @@ pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
         }
     });
     futures::stream::iter(looks).buffered(AT_ONCE).collect().await
+}
+
+fn found(servers: Vec<discover::Server>) -> Vec<Finding> {
+    let one = |server: &discover::Server| {
+        let models = server.models.iter().map(String::as_str);
+        let message = match server.models.is_empty() {
+            true => format!("http://127.0.0.1:{}: it has no models yet", server.port),
+            false => format!("http://127.0.0.1:{}: {}", server.port, list(models)),
+        };
+        Finding::ok(server.kind, message)
+    };
+    match servers.as_slice() {
+        [] => vec![Finding::warn(
+            "models",
+            "no model server was found on this machine",
+            "start Ollama, llama.cpp, vLLM or LM Studio on its usual port, or write a config.yaml",
+        )],
+        servers => servers.iter().map(one).collect(),
+    }
 }
 
 fn named(of: &[Arc<Deployment>]) -> String {
@@ -228,6 +251,8 @@ fn said(name: &str, base: &str, target: &Target, of: &[Arc<Deployment>], seen: &
             let why = why.to_ascii_lowercase();
             fail(if why.contains("refused") {
                 "is it running, and is this its port?"
+            } else if why.contains("corrupt message") {
+                "it does not speak TLS there: is it http:// in place of https://?"
             } else if why.contains("certificate") || why.contains("unknownissuer") {
                 "is its certificate for this name, and is its authority in the system's store?"
             } else {

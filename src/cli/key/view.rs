@@ -34,6 +34,7 @@ pub fn terms(row: &Value) -> String {
         Some(most) => format!("budget {}{}", dollars(most), period(row)),
         None => "no budget".into(),
     });
+    terms.extend(limits(row).filter(|limits| !limits.is_empty()));
     terms.push(match row.get("expires").and_then(show::moment) {
         Some(at) => format!("expires {}", when(at)),
         None => "never expires".into(),
@@ -58,10 +59,11 @@ fn period(row: &Value) -> String {
 fn when(at: Timestamp) -> String {
     let seconds = at.duration_since(Timestamp::now()).as_secs();
     let stretch = show::stretch(seconds);
-    let distance = if seconds < 0 {
-        format!("{stretch} ago")
-    } else {
-        format!("in {stretch}")
+    let distance = match seconds {
+        // The gateway's clock may be a little ahead.
+        -1..=1 => "just now".to_string(),
+        ..-1 => format!("{stretch} ago"),
+        _ => format!("in {stretch}"),
     };
     format!("{} ({distance})", show::local(at))
 }
