@@ -56,7 +56,13 @@ pub async fn status(args: AskArgs, env: &Env) -> Result<(), Failure> {
     }
     let text = |name: &str| text_of(&status, name);
     show::put(format_args!("version      {}", text("gateway_version")))?;
-    show::put(format_args!("config       {}", text("path")))?;
+    show::put(format_args!(
+        "config       {}",
+        match text("path").as_str() {
+            "-" => "no file: model servers of this machine are looked for",
+            path => path,
+        }
+    ))?;
     show::put(format_args!(
         "generation   {}, {} {}",
         text("generation"),

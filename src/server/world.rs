@@ -113,7 +113,11 @@ pub(super) fn open_store(
     if let Some(n) = conf.general.database_connection_pool_limit {
         settings.pool_size = n as usize;
     }
+    let which = match &address {
+        Address::Sqlite(file) => format!("the database {}", file.display()),
+        Address::Postgres(_) => "the database".to_string(),
+    };
     background
         .block_on(store::open(&address, &settings))
-        .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("the database cannot be opened: {e}")))
+        .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("{which} cannot be opened: {e}")))
 }

@@ -83,6 +83,11 @@ pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(SOCKET)
 }
 
+/// Whether a process takes orders there: another gateway on this data directory, or the one before this.
+pub fn is_taken(data_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(path(data_dir)).is_ok()
+}
+
 /// Opens the socket; a process that had it before is not found there any more. Needs a Tokio runtime.
 pub fn open(data_dir: &Path) -> io::Result<UnixListener> {
     let aside = data_dir.join(format!("control.{}", std::process::id()));

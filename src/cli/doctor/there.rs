@@ -44,10 +44,12 @@ pub async fn database(ward: &Ward<'_>) -> Finding {
     let found = match asked {
         Ok(Ok(found)) => found,
         Ok(Err(e)) => {
+            let why = e.to_string();
+            let next = refused_by_database(&why);
             return Finding::fail(
                 name,
-                e.to_string(),
-                "is it running, and may this user connect? known keys go on working, new ones do not",
+                why,
+                format!("{next}; meanwhile known keys go on working, new ones do not"),
             );
         }
         Err(_) => {
@@ -61,6 +63,20 @@ pub async fn database(ward: &Ward<'_>) -> Finding {
     match found {
         None => Finding::ok(name, "an SQLite file that is made at the first start"),
         Some(found) => judge(name, &found, is_file),
+    }
+}
+
+/// What to do about a database that does not let us in. The codes are Postgres' own.
+fn refused_by_database(why: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    if has(&["(28P01)", "(28000)"]) {
+        "are user and password in database_url right, and does pg_hba.conf let them in from here?"
+    } else if has(&["(3D000)"]) {
+        "make it with createdb, or name another in database_url"
+    } else if has(&["lookup address", "Name or service"]) {
+        "is the host in database_url right, and known where the gateway runs?"
+    } else {
+        "is it running, and is this its port?"
     }
 }
 
@@ -104,11 +120,17 @@ pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
     let asked = tokio::time::timeout_at(ward.deadline, agreement::ping(&url)).await;
     Some(match asked {
         Ok(Ok(took)) => Finding::ok(name, format!("it answers, {} ms", took.as_millis())),
-        Ok(Err(why)) => Finding::fail(
-            name,
-            why,
-            "is it running? meanwhile each replica counts for itself",
-        ),
+        Ok(Err(why)) => {
+            let next = match why.contains("password") {
+                true => "write it into the address, redis://:PASSWORD@host:6379",
+                false => "is it running?",
+            };
+            Finding::fail(
+                name,
+                why,
+                format!("{next}; meanwhile each replica counts for itself"),
+            )
+        }
         Err(_) => Finding::fail(
             name,
             "no answer in time",
@@ -398,6 +420,24 @@ mod tests {
             (State::Ok, State::Warn, State::Warn)
         );
         assert_eq!((judge(5, 3), judge(4, 300)), (State::Warn, State::Warn));
+    }
+
+    #[test]
+    fn a_refusing_database_has_a_remedy() {
+        for (why, next) in [
+            (
+                "password authentication failed for user \"u\" (28P01)",
+                "password",
+            ),
+            ("database \"x\" does not exist (3D000)", "createdb"),
+            (
+                "failed to lookup address information: Name or service not known",
+                "host",
+            ),
+            ("Connection refused (os error 111)", "running"),
+        ] {
+            assert!(refused_by_database(why).contains(next), "{why}");
+        }
     }
 
     #[test]

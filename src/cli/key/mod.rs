@@ -144,9 +144,10 @@ pub async fn run(args: KeyArgs, env: &Env) -> Result<(), Failure> {
             Ok(())
         }
         KeyCommand::List { user, team, json } => {
+            let narrowed = user.is_some() || team.is_some();
             let filter = name::Filter { user, team };
             let keys = name::all(&reach.gateway(env)?, &filter).await?;
-            view::list(&keys, json)
+            view::list(&keys, narrowed, json)
         }
         KeyCommand::Info { key, json } => {
             let gateway = reach.gateway(env)?;

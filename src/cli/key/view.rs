@@ -113,9 +113,13 @@ fn last_used(row: &Value) -> Option<Timestamp> {
 }
 
 /// All keys as a table, or as the API's objects.
-pub fn list(keys: &[Value], json: bool) -> Result<(), Failure> {
+pub fn list(keys: &[Value], narrowed: bool, json: bool) -> Result<(), Failure> {
     if json {
         return put(show::json(&Value::Array(keys.to_vec())));
+    }
+    if keys.is_empty() && narrowed {
+        say("No key is theirs; `tollkeeper key list` shows all.");
+        return Ok(());
     }
     if keys.is_empty() {
         say("There are no keys yet. Make one: tollkeeper key create --name my-app --budget 5");

@@ -307,7 +307,12 @@ pub async fn ping(url: &Secret) -> Result<Duration, String> {
     });
     match asked.await {
         Ok(Ok(took)) => Ok(took),
-        Ok(Err(e)) => Err(plain(&e)),
+        Ok(Err(e)) => Err(match e.code() {
+            Some(code @ ("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
+                format!("it lets nobody in without the right password ({code})")
+            }
+            _ => plain(&e),
+        }),
         Err(_) => Err("it does not answer in time".into()),
     }
 }
