@@ -173,3 +173,19 @@ async fn tell(stream: &mut UnixStream, told: &Told) -> io::Result<()> {
     line.push(b'\n');
     tokio::time::timeout(TO_SPEAK, stream.write_all(&line)).await?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_taken_while_somebody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_taken(dir.path()));
+        let socket = open(dir.path()).unwrap();
+        assert!(is_taken(dir.path()));
+        // Its file stays when the process goes.
+        drop(socket);
+        assert!(path(dir.path()).exists() && !is_taken(dir.path()));
+    }
+}
