@@ -68,7 +68,14 @@ pub(super) fn sections(conf: &Conf) -> Said {
             let (own, meters) = (&conf.tollkeeper, &conf.meters);
             let zone = meters.zone.as_ref().and_then(|zone| zone.iana_name());
             let redis = meters.redis.as_ref().map(conf::Secret::expose);
-            let limits = (&meters.gateway, &meters.queue, zone, meters.rolling, redis, &meters.redis_prefix);
+            let limits = (
+                &meters.gateway,
+                &meters.queue,
+                zone,
+                meters.rolling,
+                redis,
+                &meters.redis_prefix,
+            );
             format!("{own:?}{}{limits:?}", own.tracing.fingerprint())
         }),
     ]

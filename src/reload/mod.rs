@@ -30,7 +30,7 @@ use files::{contents, digest, keep, read_off};
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use filters::model::key::MasterKey;
-pub use fit::{meter_settings, problems};
+pub use fit::problems;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
