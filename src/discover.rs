@@ -1,4 +1,5 @@
-//! Finds model servers on this machine when there is no config: by their answer, not by their port.
+//! Finds model servers on this machine when there is no config: by their answer, not by their port. When it is done
+//! again is the reload's.
 
 use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,8 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// For one probe, answer included.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// For a list of models, and for what kind of server it is. Where nobody listens the answer is there at once.
+const PATIENCE: Duration = Duration::from_secs(1);
 const MAX_ANSWER: usize = 1 << 20;
 
 /// Where model servers listen by default.
@@ -35,17 +36,15 @@ pub async fn servers() -> Vec<Server> {
 }
 
 async fn probe(port: u16) -> Option<Server> {
-    tokio::time::timeout(PATIENCE, async {
-        let models = ids(&get(port, "/v1/models").await?)?;
-        Some(Server {
-            kind: kind(port).await,
-            port,
-            models,
-        })
+    let within = |path| tokio::time::timeout(PATIENCE, get(port, path));
+    let models = ids(&within("/v1/models").await.ok()??)?;
+    // One that is too busy to say what it is serves all the same.
+    let kind = tokio::time::timeout(PATIENCE, kind(port)).await;
+    Some(Server {
+        kind: kind.unwrap_or("OpenAI-compatible server"),
+        port,
+        models,
     })
-    .await
-    .ok()
-    .flatten()
 }
 
 /// What kind of server it is: each has a page of its own.
@@ -123,6 +122,13 @@ fn dechunk(mut rest: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
+/// Whether there is a model among them that is none of `names`.
+pub fn is_new<'a>(found: &[Server], names: impl Iterator<Item = &'a str>) -> bool {
+    let names: std::collections::BTreeSet<&str> = names.collect();
+    let mut models = found.iter().flat_map(|server| &server.models);
+    models.any(|model| !names.contains(model.as_str()))
+}
+
 /// The config that makes what was found callable under the names it goes by.
 pub fn config(servers: &[Server], openai_key: bool) -> String {
     let mut models = Vec::new();
@@ -179,5 +185,11 @@ mod tests {
         let names: Vec<_> = loaded.conf.models.iter().map(|m| m.model_name.as_str()).collect();
         assert_eq!(names, ["a:1", "b", "openai/*"]);
         assert_eq!(loaded.conf.models[0].params.upstream_model, "a:1");
+        assert!(
+            !is_new(&servers, ["b", "a:1", "c"].into_iter()),
+            "one that went stays"
+        );
+        assert!(is_new(&servers, ["b", "c"].into_iter()));
+        assert!(!is_new(&[], [].into_iter()));
     }
 }

@@ -20,6 +20,8 @@ pub struct Greeting {
     pub key: Key,
     pub data_dir: PathBuf,
     pub store: &'static str,
+    /// The store has answered.
+    pub reached: bool,
     pub models: Vec<String>,
 }
 
@@ -79,7 +81,8 @@ impl Greeting {
                 }
                 if found.is_empty() {
                     eprintln!(
-                        "    none found. Start Ollama, llama.cpp, vLLM or LM Studio, or write a config.yaml."
+                        "    none found. Start Ollama, llama.cpp, vLLM or LM Studio: it is noticed within ten seconds. \
+                         Or write\n    a config.yaml and start again."
                     );
                 }
             }
@@ -105,7 +108,12 @@ impl Greeting {
                 "$LITELLM_MASTER_KEY".to_string()
             }
         };
-        eprintln!("  Data       {} ({})", self.data_dir.display(), self.store);
+        let away = if self.reached {
+            ""
+        } else {
+            ", which does not answer yet"
+        };
+        eprintln!("  Data       {} ({}{away})", self.data_dir.display(), self.store);
         if let Some(model) = self.models.iter().find(|m| !m.contains('*')) {
             let body = serde_json::json!({"model": model, "stream": true, "messages": [{"role": "user", "content": "Hello!"}]});
             eprintln!("\n  Try it:");
@@ -114,6 +122,10 @@ impl Greeting {
             );
             eprintln!("      -H 'Content-Type: application/json' -d '{body}'");
         }
+        // As it was called: what a build from source made is on nobody's PATH.
+        let program = std::env::args().next().unwrap_or_else(|| "tollkeeper".into());
+        eprintln!("\n  A key for an application:  {program} key create --name my-app");
+        eprintln!("  What is not well:          {program} doctor");
         eprintln!("\n  Press Ctrl-C to stop.");
     }
 }

@@ -44,10 +44,9 @@ pub fn look(conf: &Conf, data_dir: &Path) -> std::io::Result<Option<Key>> {
             made: None,
             read: Some(path),
         })),
-        Ok(_) => Err(std::io::Error::other(format!(
-            "{} does not hold a key that starts with sk-; remove it to get a new one",
-            path.display()
-        ))),
+        Ok(_) => Err(std::io::Error::other(
+            "it does not hold a key that starts with sk-; remove it to get a new one",
+        )),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }

@@ -337,7 +337,7 @@ impl Alerts {
 
     /// A call was refused: told if that was for a budget.
     pub fn refused(&self, refused: &Refused) {
-        let Why::Budget { spent, budget } = refused.why else {
+        let Why::Budget { spent, budget, .. } = refused.why else {
             return;
         };
         let model = refused.model.as_deref().unwrap_or_default();

@@ -73,6 +73,17 @@ pub fn report(
             path: String::new(),
         });
     }
+    for message in conf.as_ref().map(crate::reload::problems).unwrap_or_default() {
+        report.problems.push(Problem {
+            severity: Severity::Error,
+            code: "build",
+            message,
+            at: None,
+            label: None,
+            help: None,
+            path: String::new(),
+        });
+    }
     for message in conf.as_ref().map(crate::tls::problems).unwrap_or_default() {
         report.problems.push(Problem {
             severity: Severity::Error,

@@ -56,7 +56,13 @@ pub async fn status(args: AskArgs, env: &Env) -> Result<(), Failure> {
     }
     let text = |name: &str| text_of(&status, name);
     show::put(format_args!("version      {}", text("gateway_version")))?;
-    show::put(format_args!("config       {}", text("path")))?;
+    show::put(format_args!(
+        "config       {}",
+        match text("path").as_str() {
+            "-" => "no file: model servers of this machine are looked for",
+            path => path,
+        }
+    ))?;
     show::put(format_args!(
         "generation   {}, {} {}",
         text("generation"),
@@ -152,6 +158,7 @@ fn cause(origin: &str) -> &str {
         "api" => "by a call",
         "database" => "by the database",
         "rollback" => "by a rollback",
+        "found" => "by a model server that was found",
         other => other,
     }
 }
@@ -160,7 +167,7 @@ fn restart(of: &Value) {
     let waiting = names(of, "restart_required");
     if !waiting.is_empty() {
         show::say(format_args!(
-            "{YELLOW}a restart is needed for{YELLOW:#} {}",
+            "{YELLOW}a restart is needed for{YELLOW:#} {}\n  tollkeeper upgrade is one that cuts no call off",
             waiting.join(", ")
         ));
     }

@@ -92,9 +92,9 @@ fn traefik(args: &TraefikArgs, env: &Env) -> Result<(), Failure> {
 
 #[derive(Args)]
 pub struct LitellmArgs {
-    /// LiteLLM's own DATABASE_URL.
-    #[arg(long, value_name = "URL", hide_env_values = true)]
-    database_url: String,
+    /// LiteLLM's own DATABASE_URL; else $LITELLM_DATABASE_URL, which others of this machine cannot read.
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
     /// Read and compare everything, write nothing.
     #[arg(long)]
     dry_run: bool,
@@ -116,6 +116,17 @@ pub fn run(from: From, env: &Env) -> i32 {
         From::Litellm(args) => args,
         From::Traefik(args) => return super::told(traefik(&args, env)),
     };
+    let given = args.database_url.as_deref().map(Secret::new);
+    let variable = || {
+        env.get("LITELLM_DATABASE_URL")
+            .map(|url| Secret::new(url.expose()))
+    };
+    let Some(source) = given.or_else(variable) else {
+        return super::told(Err(Failure::usage(
+            "where is LiteLLM's database? Set LITELLM_DATABASE_URL to what LiteLLM has as DATABASE_URL, or say it with \
+             --database-url",
+        )));
+    };
     let conf = match conf::load(args.config.as_deref(), env) {
         Ok(loaded) => loaded.conf,
         Err(report) => {
@@ -135,7 +146,7 @@ pub fn run(from: From, env: &Env) -> i32 {
             return 1;
         }
     };
-    match runtime.block_on(import(&args, &conf)) {
+    match runtime.block_on(import(&args, source, &conf)) {
         Ok(text) => {
             anstream::print!("{text}");
             0
@@ -147,13 +158,13 @@ pub fn run(from: From, env: &Env) -> i32 {
     }
 }
 
-async fn import(args: &LitellmArgs, conf: &Conf) -> Result<String, (i32, String)> {
+async fn import(args: &LitellmArgs, source: Secret, conf: &Conf) -> Result<String, (i32, String)> {
     let store = own_store(conf, args.dry_run).await?;
     let known = |secret: &Option<conf::Secret>| secret.as_ref().map(|s| Secret::new(s.expose()));
     let salts = [known(&conf.general.salt_key), known(&conf.general.master_key)];
     let env = conf.env.clone();
     let order = Order {
-        source: Secret::new(args.database_url.as_str()),
+        source,
         spend_logs: args.spend_logs,
         salts: Salts::new(salts.into_iter().flatten()),
         vault: vault(conf),

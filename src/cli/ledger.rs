@@ -39,6 +39,13 @@ pub fn check(config: Option<&Path>, as_json: bool, env: &Env) -> i32 {
                 return EXIT_CONFIG;
             }
         };
+        // Whoever asks wants to know at once why it cannot be.
+        if let Ok(address) = &address
+            && let Err(e) = store::probe::facts(address, &store::Settings::default()).await
+        {
+            anstream::eprintln!("error: {e}");
+            return 69;
+        }
         let store = match opened {
             Ok(store) => store,
             Err(e) => {

@@ -58,7 +58,7 @@ const IGNORED: &[(&str, bool, &str)] = &[
     (
         "keepalive_timeout",
         true,
-        "idle connections are closed when they are in the way",
+        "see tollkeeper.timeouts.keepalive in the config",
     ),
     ("max_requests_before_restart", true, "there is no need to restart"),
     ("num_requests", true, "it belongs to a test of LiteLLM's"),

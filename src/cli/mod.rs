@@ -14,6 +14,8 @@ pub mod ledger;
 mod litellm_flags;
 mod log;
 mod logs;
+#[cfg(test)]
+mod manual;
 mod paper;
 mod reach;
 mod routes;

@@ -172,6 +172,7 @@ impl Sums {
         let none = match by {
             By::Team => "(no team)",
             By::User => "(no user)",
+            By::Model => "(no model)",
             _ => "(none)",
         };
         match (id, self.aliases.get(id), by) {

@@ -283,10 +283,11 @@ impl Reader<'_> {
         let bytes = match read_bounded(path, MAX_FILE) {
             Ok(bytes) => bytes,
             Err(why) => {
-                refuse(
-                    format!("cannot read {}: {why}", shown(&name)),
-                    "check the path; -c FILE names another file",
-                );
+                let help = match why.starts_with("permission") {
+                    true => "let the user that the gateway runs as read it, or run this as that user",
+                    false => "check the path; -c FILE names another file",
+                };
+                refuse(format!("cannot read {}: {why}", shown(&name)), help);
                 return None;
             }
         };

@@ -137,6 +137,16 @@ pub(super) fn litellms(root: &Node, env: &Env, notes: &Notes, out: &mut Meters) 
     }
 }
 
+/// How an address of Redis begins.
+const SCHEMES: [&str; 6] = [
+    "redis://",
+    "rediss://",
+    "valkey://",
+    "valkeys://",
+    "redis+unix://",
+    "unix://",
+];
+
 /// What stands below `tollkeeper:`, but for what `limits` holds besides.
 pub(super) fn own(fields: &Fields<'_>, out: &mut Meters) {
     if let Some(budgets) = fields.child("budgets") {
@@ -149,7 +159,16 @@ pub(super) fn own(fields: &Fields<'_>, out: &mut Meters) {
     }
     if let Some(redis) = fields.child("redis") {
         if let Some(url) = redis.secret("url").filter(|u| !u.is_empty()) {
-            out.redis = Some(url);
+            let known = SCHEMES.iter().any(|scheme| url.expose().starts_with(scheme));
+            match redis.entry("url").filter(|_| !known) {
+                None => out.redis = Some(url),
+                Some(entry) => drop(
+                    redis
+                        .error("url", "`url` is no address of Redis", entry.value.at)
+                        .label("it begins with redis://, or rediss:// for TLS")
+                        .help("for example redis://:password@redis:6379"),
+                ),
+            }
         }
         if let Some(prefix) = redis.text("prefix") {
             out.redis_prefix = prefix;
@@ -368,6 +387,10 @@ tollkeeper:
     fn bad_values_name_their_field() {
         for (text, want) in [
             ("litellm_settings: {max_budget: -1}", "max_budget"),
+            (
+                "tollkeeper: {redis: {url: 'localhost:6379'}}",
+                "no address of Redis",
+            ),
             (
                 "litellm_settings: {budget_exceeded_status_code: 200}",
                 "budget_exceeded_status_code",

@@ -1,6 +1,6 @@
 //! What an import took and what it left, for people and for programs.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -131,10 +131,11 @@ impl Report {
         let mut out = String::new();
         let mut table = Table::new();
         table
-            .load_style(UTF8_HORIZONTAL_ONLY)
+            .load_style(NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled)
             .set_header(["", "read", "new", "changed", "unchanged", "kept", "left"]);
-        for (what, l) in &self.lines {
+        // What there is none of is not worth a line.
+        for (what, l) in self.lines.iter().filter(|(_, l)| *l != Line::default()) {
             let mut cells = vec![(*what).to_string()];
             cells.extend([l.read, l.new, l.changed, l.unchanged, l.kept, l.left].map(|n| n.to_string()));
             table.add_row(cells);
@@ -142,7 +143,9 @@ impl Report {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let _ = writeln!(out, "{table}");
+        for line in table.lines() {
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
         if self.lines.iter().any(|(_, l)| l.kept > 0) {
             let _ = writeln!(
                 out,

@@ -10,9 +10,11 @@ use super::watch::{Watched, watch};
 use super::{Gateway, State, respond};
 use bytes::{Bytes, BytesMut};
 use filters::contract::{Fault, Stop};
+use filters::model::call::Endpoint;
 use filters::model::deployment::Deployment;
 use filters::model::record::Status;
 use http::{Version, header, response};
+use memchr::memmem;
 use pingora::prelude::*;
 use pingora_proxy::Session;
 use std::time::Instant;
@@ -73,9 +75,11 @@ impl Gateway {
         let mut begun = std::mem::take(&mut ready.begun).into_iter();
         // With a length, the last byte is the end for the client, whatever else the upstream sends.
         let mut left = has_length.then_some(length).flatten();
+        let mut last_word = LastWord::wanted(&ready, state);
         loop {
             let (mut chunk, mut end) = match begun.next() {
                 Some(chunk) => (chunk, false),
+                None if last_word.as_ref().is_some_and(|w| w.closed) => (Bytes::new(), true),
                 None => match watch(session, ready.reading.next()).await {
                     Watched::Upstream(Ok(got)) => got,
                     // After the stream's own last word nothing is missing.
@@ -89,6 +93,21 @@ impl Gateway {
             if let Some(left) = &mut left {
                 *left = left.saturating_sub(chunk.len() as u64);
                 end |= *left == 0;
+            }
+            if let Some(word) = &mut last_word {
+                word.look(&chunk);
+                if end && !word.was_said(state) {
+                    if word.closed {
+                        let e = Error::explain(
+                            ErrorType::ConnectionClosed,
+                            "the connection ended before the stream said that it is complete",
+                        );
+                        return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
+                    }
+                    // What came with the end goes on first.
+                    word.closed = true;
+                    end = false;
+                }
             }
             if let Err(stop) = lane.chain.response_body_filter(&mut state.cx, &mut chunk, end) {
                 let e = Error::explain(ErrorType::InternalError, stop.shown().to_string());
@@ -187,6 +206,51 @@ impl Gateway {
             Some("upstream_error"),
         );
         Ok(())
+    }
+}
+
+/// Looks for the last word of a chat's stream where the upstream's connection ends with it: closed is also what the
+/// connection of a server is that died. Where HTTP itself says that an answer is whole, a stream needs no last word.
+#[derive(Default)]
+struct LastWord {
+    /// What may be the beginning of it.
+    tail: Vec<u8>,
+    said: bool,
+    /// The connection has ended.
+    closed: bool,
+}
+
+impl LastWord {
+    /// `None`: it is not needed.
+    fn wanted(ready: &Ready, state: &State) -> Option<Self> {
+        let cx = &state.cx;
+        let endpoint = cx.call.as_ref().map(|call| call.endpoint);
+        let is_chat = matches!(endpoint, Some(Endpoint::Chat | Endpoint::Completions));
+        let looks = cx.event_stream && is_chat && cx.translator.is_none();
+        (looks && ready.reading.ends_with_connection()).then(Self::default)
+    }
+
+    fn look(&mut self, chunk: &[u8]) {
+        /// Longer than any word that is looked for.
+        const TAIL: usize = 32;
+        if self.said || chunk.is_empty() {
+            return;
+        }
+        self.tail.extend_from_slice(chunk);
+        self.said = memmem::find(&self.tail, b"[DONE]").is_some()
+            || memmem::find_iter(&self.tail, b"\"finish_reason\"").any(|at| {
+                let rest = self.tail.get(at + 15..).unwrap_or_default().trim_ascii_start();
+                let value = rest.strip_prefix(b":").unwrap_or_default().trim_ascii_start();
+                value.starts_with(b"\"")
+            });
+        let old = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..old);
+    }
+
+    /// Usage comes last, and an error is one.
+    fn was_said(&self, state: &State) -> bool {
+        let metered = &state.cx.metered;
+        self.said || metered.done || metered.told.is_some() || metered.error.is_some()
     }
 }
 

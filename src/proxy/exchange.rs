@@ -12,7 +12,7 @@ use filters::contract::Upstream;
 use filters::model::deployment::Deployment;
 use filters::wire::splice::Rope;
 use futures::FutureExt;
-use http::response;
+use http::{Version, header, response};
 use pingora::prelude::*;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
@@ -299,6 +299,19 @@ impl Reading {
             Client::Plain(reply) => Some(reply.take_head()),
             Client::Session(client) => client.response_header().map(head::from_upstream),
         }
+    }
+
+    /// Whether nothing but the end of the connection tells where the answer ends, so that a server that died looks like
+    /// one that is done.
+    pub(super) fn ends_with_connection(&self) -> bool {
+        let Client::Session(client) = &self.client else {
+            return false;
+        };
+        client.response_header().is_some_and(|head| {
+            head.version <= Version::HTTP_11
+                && !head.headers.contains_key(header::CONTENT_LENGTH)
+                && !head.headers.contains_key(header::TRANSFER_ENCODING)
+        })
     }
 
     /// For each further read.

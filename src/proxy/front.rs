@@ -1,7 +1,7 @@
 //! What a person or a coding agent finds at `/` and `/llms.txt`: what this is, and where to go on. Served only
 //! where no lane of the config has the path.
 
-use filters::contract::Answer;
+use filters::contract::{Answer, Refusal};
 use serde_json::json;
 
 const LINKS: [(&str, &str); 6] = [
@@ -37,6 +37,20 @@ pub fn page(path: &str, accept: Option<&str>) -> Option<Answer> {
     })
 }
 
+/// What any other path gets. Most who come here have pasted a whole address where a base URL belongs.
+pub fn not_here(path: &str) -> Refusal {
+    let twice = ["/chat/completions/", "/v1/v1/", "/responses/", "/embeddings/"];
+    let what = if path == "/ui" || path.starts_with("/ui/") {
+        "There is no admin UI here yet: `tollkeeper key`, `usage` and `logs` show what one would, and /openapi.json \
+         describes the management API."
+    } else if twice.iter().any(|part| path.contains(part)) {
+        "There is nothing at this path: a client appends it to its base URL, which has to end with /v1."
+    } else {
+        "There is nothing at this path. The API is at /v1: /v1/models, /v1/chat/completions, …"
+    };
+    Refusal::new(404, "invalid_request_error", what).code("not_found")
+}
+
 fn root() -> String {
     let links: serde_json::Map<_, _> = LINKS
         .iter()
@@ -61,7 +75,7 @@ fn html() -> String {
          content=\"width=device-width\">\n<title>Tollkeeper</title>\n<style>body{{font:1rem/1.5 system-ui;max-width:40rem;\
          margin:3rem auto;padding:0 1rem;color-scheme:light dark}}</style>\n<h1>Tollkeeper {}</h1>\n<p>The edge and the \
          gate in front of every model. Point an OpenAI client at <code>/v1</code> of this address and give it a \
-         key.</p>\n<ul>\n{links}</ul>\n</html>\n",
+         key. No key yet? Whoever runs this makes one: <code>tollkeeper key create --name you</code>.</p>\n<ul>\n{links}</ul>\n</html>\n",
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -73,8 +87,9 @@ fn llms() -> String {
         .collect();
     format!(
         "# Tollkeeper\n\n> A gateway for language models: OpenAI's API under /v1 for every model behind it, and LiteLLM's \
-         management API (/key, /user, /team, /model, /spend).\n\nSend `Authorization: Bearer sk-...` with every call. \
-         `GET /v1/models` lists the models that the key may call. Errors are OpenAI's: `{{\"error\": {{\"message\", \
+         management API (/key, /user, /team, /model, /spend).\n\nSend `Authorization: Bearer sk-...` with every call; a \
+         key is made by `POST /key/generate` with an admin's key, or by `tollkeeper key create` where this runs. \
+         `GET /v1/models` lists the models that the key may call; chats go to `POST /v1/chat/completions`. Errors are OpenAI's: `{{\"error\": {{\"message\", \
          \"type\", \"param\", \"code\"}}}}`.\n\n## Where to go on\n\n{links}"
     )
 }
@@ -92,6 +107,15 @@ mod tests {
         assert!(kind("/", None).unwrap().starts_with("text/html"));
         assert!(kind("/llms.txt", None).unwrap().starts_with("text/plain"));
         assert!(page("/nothing", None).is_none());
+        for (path, word) in [
+            ("/nothing", "The API is at /v1"),
+            ("/v1/chat/completions/chat/completions", "has to end with /v1"),
+            ("/v1/v1/models", "has to end with /v1"),
+            ("/ui/login", "no admin UI"),
+            ("/uix", "The API is at /v1"),
+        ] {
+            assert!(not_here(path).message.contains(word), "{path}");
+        }
         let root: serde_json::Value =
             serde_json::from_slice(&page("/", Some("application/json")).unwrap().body).unwrap();
         assert_eq!(root["openai_base"], "/v1");

@@ -293,7 +293,9 @@ impl Gateway {
             {
                 return self.send(session, state, page).await;
             }
-            return self.guarded_preflight(session, state, not_here()).await;
+            return self
+                .guarded_preflight(session, state, front::not_here(head.uri.path()))
+                .await;
         };
         let allowed = api.methods();
         if !allowed.contains(&head.method.as_str()) {
@@ -539,13 +541,4 @@ fn read_only(method: &Method) -> Refusal {
         format!("{method} is not offered here; use GET or HEAD."),
     )
     .header("allow", "GET, HEAD")
-}
-
-fn not_here() -> Refusal {
-    Refusal::new(
-        404,
-        "invalid_request_error",
-        "There is nothing at this path. The API is at /v1: /v1/models, /v1/chat/completions, …",
-    )
-    .code("not_found")
 }

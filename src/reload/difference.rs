@@ -19,6 +19,14 @@ pub(super) fn fixed(conf: &Conf) -> Said {
         ("tollkeeper.ledger", format!("{:?}", own.ledger)),
         ("tollkeeper.timeouts.drain", format!("{:?}", own.timeouts.drain)),
         (
+            "tollkeeper.timeouts.shutdown_delay",
+            format!("{:?}", own.timeouts.shutdown_delay),
+        ),
+        (
+            "tollkeeper.timeouts.keepalive (of HTTP/2)",
+            format!("{:?}", own.timeouts.keepalive),
+        ),
+        (
             "general_settings.database_url",
             secret(&conf.general.database_url),
         ),
@@ -57,8 +65,18 @@ pub(super) fn sections(conf: &Conf) -> Said {
         ("litellm_settings", format!("{:?}", conf.litellm)),
         ("router_settings", format!("{:?}", conf.router)),
         ("tollkeeper", {
-            let own = &conf.tollkeeper;
-            format!("{own:?}{}", own.tracing.fingerprint())
+            let (own, meters) = (&conf.tollkeeper, &conf.meters);
+            let zone = meters.zone.as_ref().and_then(|zone| zone.iana_name());
+            let redis = meters.redis.as_ref().map(conf::Secret::expose);
+            let limits = (
+                &meters.gateway,
+                &meters.queue,
+                zone,
+                meters.rolling,
+                redis,
+                &meters.redis_prefix,
+            );
+            format!("{own:?}{}{limits:?}", own.tracing.fingerprint())
         }),
     ]
 }
@@ -120,4 +138,58 @@ fn fingerprint(entry: &ModelEntry) -> Digested {
     let info = entry.info.all.iter().filter(|(name, _)| !name.ends_with("_at"));
     all.update(format!("{:?}", info.collect::<Vec<_>>()));
     all.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::Env;
+    use crate::conf::load::load_text;
+
+    /// What waits for a restart, and the sections that differ, when an empty config becomes this one.
+    fn changed(text: &str) -> (Vec<&'static str>, Vec<&'static str>) {
+        let conf = |text| load_text("test", text, &Env::default()).unwrap().conf;
+        let (before, after) = (conf("{}"), conf(text));
+        (
+            differing(&fixed(&before), &fixed(&after)),
+            differing(&sections(&before), &sections(&after)),
+        )
+    }
+
+    #[test]
+    fn what_is_read_at_the_start_alone_is_told() {
+        for (text, name) in [
+            (
+                "tollkeeper: {listeners: [{address: 0.0.0.0:1}]}",
+                "tollkeeper.listeners",
+            ),
+            ("tollkeeper: {redis: {url: 'redis://a'}}", "tollkeeper.redis"),
+            (
+                "tollkeeper: {timeouts: {shutdown_delay: 1s}}",
+                "tollkeeper.timeouts.shutdown_delay",
+            ),
+            (
+                "general_settings: {maximum_spend_logs_retention_period: 30d}",
+                "general_settings.maximum_spend_logs_retention_period",
+            ),
+        ] {
+            let (restart, sections) = changed(text);
+            assert_eq!(restart, [name], "{text}");
+            let section = name.split('.').next().unwrap();
+            assert_eq!(sections, [section], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_reload_takes_is_told_and_waits_for_nothing() {
+        for text in [
+            "tollkeeper: {limits: {json_body: 1MiB}, timeouts: {total: 5m}, rate_limit: {average: 1}}",
+            "tollkeeper: {limits: {queue: {max_wait: 1s}}}",
+            "tollkeeper: {limits: {models: {a: {rpm: 1}}}}",
+            "tollkeeper: {budgets: {timezone: Europe/Berlin}}",
+            "tollkeeper: {budgets: {reset: rolling}}",
+        ] {
+            assert_eq!(changed(text), (Vec::new(), vec!["tollkeeper"]), "{text}");
+        }
+    }
 }

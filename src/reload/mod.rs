@@ -5,14 +5,16 @@
 //! in [`History`], from where it can be put back.
 //!
 //! Here a generation is made and taken into use. `files` reads off what the files hold, `stored` makes models
-//! of what the store holds, `difference` says in what two configs differ.
+//! of what the store holds, `difference` says in what two configs differ, `fit` what a start would refuse.
 
 mod difference;
 mod files;
+mod fit;
 mod stored;
 
 use crate::alerts::Alerts;
 use crate::conf::{Conf, Env, ModelEntry};
+use crate::discover;
 use crate::history::{Files, History, Version};
 use crate::master_key;
 use crate::shared::meters;
@@ -28,6 +30,7 @@ use files::{contents, digest, keep, read_off};
 use filters::contract::Registry;
 use filters::contract::ports::Ports;
 use filters::model::key::MasterKey;
+pub use fit::problems;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -42,6 +45,8 @@ pub const MOST_STORED: usize = 10_000;
 const QUIET: Duration = Duration::from_millis(200);
 /// How often the files are looked at, for places where nobody tells of changes (network drives).
 const LOOK: Duration = Duration::from_secs(2);
+/// How often model servers of this machine are looked for, where there is no config.
+const SEEK: Duration = Duration::from_secs(10);
 
 /// Why a generation was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub enum Origin {
     Store,
     /// An earlier config was put back.
     Rollback,
+    /// There is no config, and a model server of this machine has something new.
+    Found,
 }
 
 impl Origin {
@@ -65,6 +72,7 @@ impl Origin {
             Origin::Api => "api",
             Origin::Store => "database",
             Origin::Rollback => "rollback",
+            Origin::Found => "found",
         }
     }
 }
@@ -149,6 +157,8 @@ struct Turn {
     stored: Vec<Doc>,
     /// Whether they could be read at all so far.
     stored_read: bool,
+    /// Why they could not be read the last time; told once.
+    not_read: Option<String>,
     /// What was made of each, by its id and version.
     built: HashMap<String, (i64, Result<ModelEntry, String>)>,
     /// What serves was made of this.
@@ -214,6 +224,7 @@ impl Reload {
                 conf_of: held,
                 stored: Vec::new(),
                 stored_read: false,
+                not_read: None,
                 built: HashMap::new(),
                 serves: whole(&held, &[]),
             }),
@@ -406,11 +417,17 @@ impl Reload {
             Ok(docs) => {
                 turn.stored = docs;
                 turn.stored_read = true;
+                turn.not_read = None;
             }
             // The files can be taken into use all the same; we come back here when the store answers.
             Err(e) => {
                 turn.stored_read = false;
-                log::warn!("event=models_not_read cause=\"{e}\" those read before stay");
+                // They are asked for every two seconds until they are read.
+                let why = e.to_string();
+                if turn.not_read.as_ref() != Some(&why) {
+                    log::warn!("event=models_not_read cause=\"{why}\" those read before stay");
+                    turn.not_read = Some(why);
+                }
             }
         }
         let all = whole(&conf_of, &turn.stored);
@@ -425,6 +442,10 @@ impl Reload {
             ports.master = Some(MasterKey::new(key.secret.expose().into()));
             ports.traces = self.traces.generation(&conf.tollkeeper.tracing)?;
             let snapshot = Snapshot::new(&conf, &self.registry, &ports)?;
+            // What a reload does not read must not wait for the next start to be refused.
+            if let Some(why) = problems(&conf).into_iter().next() {
+                return Err(why);
+            }
             if let Some(tls) = self.tls.as_ref().filter(|_| origin != Origin::Store) {
                 tls.apply(&conf.tollkeeper.tls)?;
             }
@@ -442,6 +463,9 @@ impl Reload {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut store_speaks = true;
+        let mut seek = tokio::time::interval_at(tokio::time::Instant::now() + SEEK, SEEK);
+        seek.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = Vec::new();
         loop {
             tokio::select! {
                 heard = news.recv(), if store_speaks => match heard {
@@ -460,6 +484,16 @@ impl Reload {
                     } else if !self.turn.lock().await.stored_read {
                         let _ = self.apply(Origin::Store).await;
                     }
+                }
+                _ = seek.tick(), if self.path.is_none() => {
+                    let found = discover::servers().await;
+                    let serves = self.snapshot.load_full();
+                    let names = serves.models.deployments().map(|d| d.model_name.as_str());
+                    // What cannot be used is tried once, and what is away for a moment stays.
+                    if found != seen && discover::is_new(&found, names) {
+                        let _ = self.apply(Origin::Found).await;
+                    }
+                    seen = found;
                 }
             }
         }

@@ -121,10 +121,18 @@ impl Running {
                 if threads.block_on(opened.wait_for(|n| *n >= services)).is_err() {
                     return;
                 }
+                let alone = inherited.is_some() || !control::is_taken(&data_dir);
                 if inherited.is_some_and(|inherited| !inherited.ready()) {
                     log::warn!("upgrade: the process before this one goes on; leaving");
                     stages.send_replace(Stage::Leaving(Why::Stop));
                     return;
+                }
+                if !alone {
+                    log::warn!(
+                        "event=data_dir_shared another gateway serves on {}: `tollkeeper upgrade` and `drain` reach \
+                         this one from now on. Give each a data directory of its own",
+                        data_dir.display()
+                    );
                 }
                 if let Err(e) = upgrade::write_pid(&data_dir) {
                     log::warn!("the process id cannot be written: {e}");

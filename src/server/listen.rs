@@ -111,6 +111,8 @@ pub(super) struct Doors<'a> {
     pub(super) caps: &'a Arc<Caps>,
     pub(super) good_bye: &'a Arc<GoodBye>,
     pub(super) opened: &'a Arc<watch::Sender<usize>>,
+    /// There is no config: a newcomer reads the log, and nobody has chosen limits.
+    pub(super) quiet: bool,
 }
 
 /// One service for the listeners with HTTP/2 and one for those without; what is behind them is the same.
@@ -123,8 +125,15 @@ pub(super) fn services(
     let idle = snapshot.load().timeouts.keepalive;
     let files = caps::file_limit();
     let wanted = snapshot.load().limits.connections;
+    // Without a config nobody asked for so many.
+    let level = if doors.quiet {
+        log::Level::Debug
+    } else {
+        log::Level::Info
+    };
     if caps::within(wanted, files) < wanted {
-        log::info!(
+        log::log!(
+            level,
             "at most {} connections: the process may have {} files open. Raise the limit (LimitNOFILE=, ulimit -n) for \
              the {wanted} that limits.connections allows",
             caps::within(wanted, files),
@@ -240,12 +249,16 @@ pub(super) fn listeners(options: &Serve, conf: &Conf) -> Vec<Listener> {
 }
 
 pub(super) fn cannot_listen(address: SocketAddr, e: &std::io::Error) -> Failed {
+    let port = address.port();
     let hint = match e.kind() {
-        std::io::ErrorKind::AddrInUse => "Something listens there already; choose another port with --port.",
+        std::io::ErrorKind::AddrInUse => format!(
+            "Something listens there already (ss -ltnp 'sport = :{port}' tells what); choose another port with --port."
+        ),
         std::io::ErrorKind::PermissionDenied => {
             "Ports below 1024 need a right: setcap cap_net_bind_service=+ep, or AmbientCapabilities in the unit."
+                .into()
         }
-        _ => "Choose an address of this machine with --host.",
+        _ => "Choose an address of this machine with --host.".into(),
     };
     Failed::Other(
         EXIT_UNAVAILABLE,

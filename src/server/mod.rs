@@ -179,8 +179,11 @@ fn start(
             ),
         )
     })?;
-    let key = master_key::find(&conf, &data_dir)
-        .map_err(|e| Failed::Other(EXIT_FAILED, format!("the master key file cannot be used: {e}")))?;
+    let key = master_key::find(&conf, &data_dir).map_err(|e| {
+        let file = master_key::file(&data_dir);
+        let what = format!("the master key file {} cannot be used: {e}", file.display());
+        Failed::Other(EXIT_FAILED, what)
+    })?;
     let listeners = listeners(options, &conf);
     let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
     let sockets = sockets(&listeners, inherited)?;
@@ -278,7 +281,7 @@ fn start(
         traces: Arc::clone(&traces),
     }));
     // The models of the store serve from the first call on. One that is away is asked again later.
-    let _ = background.block_on(async {
+    let reached = background.block_on(async {
         tokio::time::timeout(FIRST_READING, async {
             store.ready().await;
             reload.apply(Origin::Store).await
@@ -385,6 +388,7 @@ fn start(
         caps: &caps,
         good_bye: &good_bye,
         opened: &opened,
+        quiet: conf.source.path.is_none(),
     };
     let services = services(gateway, &server.configuration, &doors).map_err(Failed::Unusable)?;
     let count = services.len();
@@ -409,6 +413,7 @@ fn start(
             key,
             data_dir: data_dir.clone(),
             store: store.kind(),
+            reached: reached.is_ok(),
             models,
         },
         notify: Arc::clone(&notify),
@@ -435,5 +440,9 @@ fn start(
 }
 
 fn make_private_dir(dir: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => std::io::Error::new(e.kind(), "it is a file and no directory"),
+        _ => e,
+    })
 }

@@ -58,7 +58,7 @@ pub(super) fn agreement(
         return Ok(None);
     };
     let url = url.expose().into();
-    Agreement::check(&url).map_err(|e| Failed::Unusable(format!("the address of Redis: {e}")))?;
+    Agreement::check(&url).map_err(Failed::Unusable)?;
     let replica = Replica::claim(data_dir)
         .map_err(|e| Failed::Other(EXIT_FAILED, format!("the replica's name cannot be kept: {e}")))?;
     let _context = background.enter();
@@ -113,7 +113,11 @@ pub(super) fn open_store(
     if let Some(n) = conf.general.database_connection_pool_limit {
         settings.pool_size = n as usize;
     }
+    let which = match &address {
+        Address::Sqlite(file) => format!("the database {}", file.display()),
+        Address::Postgres(_) => "the database".to_string(),
+    };
     background
         .block_on(store::open(&address, &settings))
-        .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("the database cannot be opened: {e}")))
+        .map_err(|e| Failed::Other(EXIT_UNAVAILABLE, format!("{which} cannot be opened: {e}")))
 }

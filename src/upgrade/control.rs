@@ -83,6 +83,11 @@ pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(SOCKET)
 }
 
+/// Whether a process takes orders there: another gateway on this data directory, or the one before this.
+pub fn is_taken(data_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(path(data_dir)).is_ok()
+}
+
 /// Opens the socket; a process that had it before is not found there any more. Needs a Tokio runtime.
 pub fn open(data_dir: &Path) -> io::Result<UnixListener> {
     let aside = data_dir.join(format!("control.{}", std::process::id()));
@@ -167,4 +172,20 @@ async fn tell(stream: &mut UnixStream, told: &Told) -> io::Result<()> {
     let mut line = serde_json::to_vec(told)?;
     line.push(b'\n');
     tokio::time::timeout(TO_SPEAK, stream.write_all(&line)).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_taken_while_somebody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_taken(dir.path()));
+        let socket = open(dir.path()).unwrap();
+        assert!(is_taken(dir.path()));
+        // Its file stays when the process goes.
+        drop(socket);
+        assert!(path(dir.path()).exists() && !is_taken(dir.path()));
+    }
 }

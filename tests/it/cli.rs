@@ -251,9 +251,20 @@ async fn a_keys_life() {
     ];
     let updated = shell.run(&line).await.ok();
     assert!(
-        updated.err.contains("models small · no budget · never expires"),
+        updated
+            .err
+            .contains("models small · no budget · 60 requests a minute · never expires"),
         "{}",
         updated.err
+    );
+    let mistyped = ["key", "update", "My Project", "--models", "small,smal"];
+    let mistyped = shell.run(&mistyped).await.ok();
+    assert!(
+        mistyped
+            .err
+            .contains("no model is called smal: did you mean small?"),
+        "{}",
+        mistyped.err
     );
     let row = shell.run(&["key", "info", &hash, "--json"]).await.ok().json();
     assert_eq!(row["metadata"], json!({"who": "me", "more": "x"}));

@@ -229,6 +229,34 @@ async fn a_stream_without_done_is_still_an_end() {
 }
 
 #[tokio::test]
+async fn a_closed_connection_is_an_end_only_after_the_last_word() {
+    let finish = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}).to_string();
+    for (last, whole) in [
+        (None, false),
+        (Some(finish), true),
+        (Some("[DONE]".to_string()), true),
+        (Some(usage(4, 1)), true),
+    ] {
+        let told = last.clone();
+        let upstream = Upstream::start(move |_| {
+            let events: Vec<String> = [Some(delta("one")), last.clone()].into_iter().flatten().collect();
+            let body: String = events.iter().map(|e| format!("data: {e}\n\n")).collect();
+            Script::nothing()
+                .raw("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+                .raw(body)
+                .close()
+        })
+        .await;
+        let gateway = before(&upstream).await;
+        let (id, events, _) = stream(&gateway, false).await;
+        let broke_off = events.iter().any(|e| !e["error"].is_null());
+        assert_eq!(broke_off, !whole, "{told:?}: {events:?}");
+        let expected = if whole { Status::Success } else { Status::Cut };
+        assert_eq!(gateway.row(&id).await.status, expected, "{told:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_error_within_a_stream_passes() {
     let error = r#"{"error": {"message": "out of memory", "type": "server_error"}}"#;
     let upstream = Upstream::start(move |_| Script::sse(&[&delta("one"), error]).end()).await;

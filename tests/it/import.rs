@@ -51,8 +51,12 @@ impl Stage {
     }
 
     fn run(&self, ours: &str, args: &[&str]) -> Output {
+        self.run_from(&[("LITELLM_DATABASE_URL", &self.theirs)], ours, args)
+    }
+
+    fn run_from(&self, from: &[(&str, &str)], ours: &str, args: &[&str]) -> Output {
         Command::new(BINARY)
-            .args(["import", "litellm", "--database-url", &self.theirs])
+            .args(["import", "litellm"])
             .args(args)
             .current_dir(self.dir.path())
             .env_clear()
@@ -61,6 +65,7 @@ impl Stage {
             .env("DATABASE_URL", ours)
             .env("LITELLM_MASTER_KEY", MASTER)
             .env("LITELLM_SALT_KEY", SALT)
+            .envs(from.iter().copied())
             .output()
             .unwrap()
     }
@@ -774,4 +779,12 @@ async fn what_cannot_be_read_is_said_plainly() {
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(said.contains("dry run: nothing was written"), "{said}");
     assert!(said.contains("Not taken"), "{said}");
+
+    // The address may stand on the command line, and has to stand somewhere.
+    let out = stage.run_from(&[], &stage.ours, &["--dry-run", "--database-url", &stage.theirs]);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), said);
+    let out = stage.run_from(&[], &stage.ours, &["--dry-run"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(said.contains("Set LITELLM_DATABASE_URL"), "{said}");
 }

@@ -162,6 +162,9 @@ pub fn lists(models: &[String], catalog: &dyn Catalog, name: &str, in_team: bool
 
 fn available(caller: &Caller, catalog: &dyn Catalog) -> String {
     let visible = visible(caller, catalog);
+    if catalog.names().is_empty() {
+        return "This gateway has no models yet; whoever runs it adds them.".into();
+    }
     if visible.is_empty() {
         return "No model is available to this key.".into();
     }

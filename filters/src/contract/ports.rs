@@ -112,6 +112,8 @@ pub enum Why {
     Budget {
         spent: i64,
         budget: i64,
+        /// When the budget starts anew, such as `2026-11-20 12:00:00 UTC`. None = never.
+        anew: Option<String>,
     },
     Rate {
         measure: Measure,

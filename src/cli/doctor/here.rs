@@ -25,9 +25,9 @@ const FILES_WELL: u64 = 8_192;
 /// Days left of a certificate below which its renewal is late.
 const DAYS_WELL: i64 = 21;
 const DAY: i64 = 86_400;
-/// For an answer of whoever holds a port, and for `df`.
 /// Largest page of metrics, bytes.
 const MOST_METRICS: usize = 32 << 20;
+/// For an answer of whoever holds a port, and for `df`.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub async fn look(ward: &Ward<'_>) -> Vec<Finding> {
@@ -133,7 +133,11 @@ async fn free(dir: &Path) -> Option<u64> {
 
 async fn ports(ward: &Ward<'_>) -> Vec<Finding> {
     let own = &ward.conf.tollkeeper;
-    let default = [Listener::plain(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4000)))];
+    let anybody = match ward.conf.source.path {
+        Some(_) => Ipv4Addr::UNSPECIFIED,
+        None => Ipv4Addr::LOCALHOST,
+    };
+    let default = [Listener::plain(SocketAddr::from((anybody, 4000)))];
     let listeners: &[Listener] = match own.listeners.is_empty() {
         true => &default,
         false => &own.listeners,

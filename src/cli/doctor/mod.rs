@@ -156,15 +156,15 @@ fn config(file: Option<&std::path::Path>, env: &Env, registry: &Registry) -> (Fi
         }
     };
     let conf = loaded.conf;
-    let path = match &conf.source.path {
-        Some(path) => path.display().to_string(),
+    let summary = match &conf.source.path {
+        Some(path) => format!(
+            "{} ({}, {})",
+            path.display(),
+            counted(conf.models.len(), "deployment"),
+            counted(conf.general.pass_through_endpoints.len(), "pass-through path")
+        ),
         None => "none found: model servers of this machine are looked for".into(),
     };
-    let summary = format!(
-        "{path} ({}, {})",
-        counted(conf.models.len(), "deployment"),
-        counted(conf.general.pass_through_endpoints.len(), "pass-through path")
-    );
     let finding = match (judged, count("errors"), count("warnings")) {
         (Ok(0), _, 0) => Finding::ok("config", summary),
         (Ok(0), _, warnings) => Finding::warn(

@@ -4,6 +4,7 @@ use super::super::client::EXIT_UNAVAILABLE;
 use super::super::show::counted;
 use super::here::{metric, version};
 use super::{Finding, Ward};
+use crate::discover;
 use crate::health::probe::{self, Seen, Target, Verdict};
 use crate::proxy::models::Models;
 use crate::shared::agreement;
@@ -43,10 +44,12 @@ pub async fn database(ward: &Ward<'_>) -> Finding {
     let found = match asked {
         Ok(Ok(found)) => found,
         Ok(Err(e)) => {
+            let why = e.to_string();
+            let next = refused_by_database(&why);
             return Finding::fail(
                 name,
-                e.to_string(),
-                "is it running, and may this user connect? known keys go on working, new ones do not",
+                why,
+                format!("{next}; meanwhile known keys go on working, new ones do not"),
             );
         }
         Err(_) => {
@@ -60,6 +63,20 @@ pub async fn database(ward: &Ward<'_>) -> Finding {
     match found {
         None => Finding::ok(name, "an SQLite file that is made at the first start"),
         Some(found) => judge(name, &found, is_file),
+    }
+}
+
+/// What to do about a database that does not let us in. The codes are Postgres' own.
+fn refused_by_database(why: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    if has(&["(28P01)", "(28000)"]) {
+        "are user and password in database_url right, and does pg_hba.conf let them in from here?"
+    } else if has(&["(3D000)"]) {
+        "make it with createdb, or name another in database_url"
+    } else if has(&["lookup address", "Name or service"]) {
+        "is the host in database_url right, and known where the gateway runs?"
+    } else {
+        "is it running, and is this its port?"
     }
 }
 
@@ -103,11 +120,17 @@ pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
     let asked = tokio::time::timeout_at(ward.deadline, agreement::ping(&url)).await;
     Some(match asked {
         Ok(Ok(took)) => Finding::ok(name, format!("it answers, {} ms", took.as_millis())),
-        Ok(Err(why)) => Finding::fail(
-            name,
-            why,
-            "is it running? meanwhile each replica counts for itself",
-        ),
+        Ok(Err(why)) => {
+            let next = match why.contains("password") {
+                true => "write it into the address, redis://:PASSWORD@host:6379",
+                false => "is it running?",
+            };
+            Finding::fail(
+                name,
+                why,
+                format!("{next}; meanwhile each replica counts for itself"),
+            )
+        }
         Err(_) => Finding::fail(
             name,
             "no answer in time",
@@ -116,8 +139,11 @@ pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
     })
 }
 
-/// One finding per upstream, whatever number of deployments it serves.
+/// One finding per upstream, whatever number of deployments it serves; without a config, what a start would find.
 pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
+    if ward.conf.source.path.is_none() {
+        return found(discover::servers().await);
+    }
     let models = match Models::new(ward.conf) {
         Ok(models) => models,
         // It was told as the config's.
@@ -156,6 +182,25 @@ pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
         }
     });
     futures::stream::iter(looks).buffered(AT_ONCE).collect().await
+}
+
+fn found(servers: Vec<discover::Server>) -> Vec<Finding> {
+    let one = |server: &discover::Server| {
+        let models = server.models.iter().map(String::as_str);
+        let message = match server.models.is_empty() {
+            true => format!("http://127.0.0.1:{}: it has no models yet", server.port),
+            false => format!("http://127.0.0.1:{}: {}", server.port, list(models)),
+        };
+        Finding::ok(server.kind, message)
+    };
+    match servers.as_slice() {
+        [] => vec![Finding::warn(
+            "models",
+            "no model server was found on this machine",
+            "start Ollama, llama.cpp, vLLM or LM Studio on its usual port, or write a config.yaml",
+        )],
+        servers => servers.iter().map(one).collect(),
+    }
 }
 
 fn named(of: &[Arc<Deployment>]) -> String {
@@ -228,6 +273,8 @@ fn said(name: &str, base: &str, target: &Target, of: &[Arc<Deployment>], seen: &
             let why = why.to_ascii_lowercase();
             fail(if why.contains("refused") {
                 "is it running, and is this its port?"
+            } else if why.contains("corrupt message") {
+                "it does not speak TLS there: is it http:// in place of https://?"
             } else if why.contains("certificate") || why.contains("unknownissuer") {
                 "is its certificate for this name, and is its authority in the system's store?"
             } else {
@@ -337,8 +384,8 @@ pub async fn gateway(ward: &Ward<'_>) -> Finding {
             let names = list(waiting.iter().filter_map(Value::as_str));
             Finding::warn(
                 name,
-                format!("{message}; {names} wait for a restart"),
-                "restart it",
+                format!("{message}; changed, and read only at the start: {names}"),
+                "tollkeeper upgrade takes them in and cuts no call off",
             )
         }
         None => Finding::ok(name, message),
@@ -373,6 +420,24 @@ mod tests {
             (State::Ok, State::Warn, State::Warn)
         );
         assert_eq!((judge(5, 3), judge(4, 300)), (State::Warn, State::Warn));
+    }
+
+    #[test]
+    fn a_refusing_database_has_a_remedy() {
+        for (why, next) in [
+            (
+                "password authentication failed for user \"u\" (28P01)",
+                "password",
+            ),
+            ("database \"x\" does not exist (3D000)", "createdb"),
+            (
+                "failed to lookup address information: Name or service not known",
+                "host",
+            ),
+            ("Connection refused (os error 111)", "running"),
+        ] {
+            assert!(refused_by_database(why).contains(next), "{why}");
+        }
     }
 
     #[test]

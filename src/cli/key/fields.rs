@@ -19,22 +19,22 @@ pub struct Fields {
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     models: Option<Vec<String>>,
     /// Dollars it may spend.
-    #[arg(long, value_name = "DOLLARS")]
+    #[arg(long, value_name = "DOLLARS", allow_negative_numbers = true)]
     budget: Option<String>,
     /// After how long the budget starts anew, such as 30d.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", allow_negative_numbers = true)]
     budget_duration: Option<String>,
     /// How long the key lives from now on, such as 30d, 12h or 1mo.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", allow_negative_numbers = true)]
     duration: Option<String>,
     /// Requests per minute.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     rpm: Option<String>,
     /// Tokens per minute.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     tpm: Option<String>,
     /// Requests at the same time.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     parallel: Option<String>,
     /// The user whom it belongs to.
     #[arg(long, value_name = "ID")]
@@ -84,6 +84,13 @@ impl Fields {
             ));
         }
         Ok(body)
+    }
+
+    /// The models that are named, but for words that mean a set of them.
+    pub fn models(&self) -> Vec<&str> {
+        const WORDS: [&str; 4] = ["all", "all-team-models", "all-proxy-models", "no-default-models"];
+        let named = self.models.iter().flatten().map(|m| m.trim());
+        named.filter(|m| !m.is_empty() && !WORDS.contains(m)).collect()
     }
 
     fn common(&self) -> Result<Map<String, Value>, Failure> {
@@ -218,6 +225,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused_here() {
         for line in [
+            "--rpm -1",
             "--budget much",
             "--rpm 1.5",
             "--parallel x",

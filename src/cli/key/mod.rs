@@ -1,9 +1,11 @@
 //! `tollkeeper key …`: virtual keys of a running gateway, made, looked at, changed and taken away.
 //!
 //! A new key is alone on its line of stdout, once; all else that is said goes to stderr. What a key
-//! looks like is in [`view`], which key is meant in [`name`], what is asked for in [`fields`].
+//! looks like is in [`view`], which key is meant in [`name`], what is asked for in [`fields`], whether its models are
+//! there in [`known`].
 
 mod fields;
+mod known;
 pub mod name;
 mod view;
 
@@ -146,12 +148,15 @@ pub async fn run(args: KeyArgs, env: &Env) -> Result<(), Failure> {
                 body.insert("key".into(), json!(from_stdin()?));
             }
             let made = gateway.post("/key/generate", &Value::Object(body)).await?;
-            hand_over(&gateway, &made, "Created", quiet, json)
+            hand_over(&gateway, &made, "Created", quiet, json)?;
+            known::warn(&gateway, &fields.models()).await;
+            Ok(())
         }
         KeyCommand::List { user, team, json } => {
+            let narrowed = user.is_some() || team.is_some();
             let filter = name::Filter { user, team };
             let keys = name::all(&reach.gateway(env)?, &filter).await?;
-            view::list(&keys, json)
+            view::list(&keys, narrowed, json)
         }
         KeyCommand::Info { key, json } => {
             let gateway = reach.gateway(env)?;
@@ -175,6 +180,7 @@ pub async fn run(args: KeyArgs, env: &Env) -> Result<(), Failure> {
             }
             say(format_args!("{GREEN}✓{GREEN:#} Changed {}", view::title(&row)));
             say(format_args!("  {}", view::terms(&row)));
+            known::warn(&gateway, &fields.models()).await;
             Ok(())
         }
         KeyCommand::Block { key, json } => {

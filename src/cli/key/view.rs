@@ -34,6 +34,7 @@ pub fn terms(row: &Value) -> String {
         Some(most) => format!("budget {}{}", dollars(most), period(row)),
         None => "no budget".into(),
     });
+    terms.extend(limits(row).filter(|limits| !limits.is_empty()));
     terms.push(match row.get("expires").and_then(show::moment) {
         Some(at) => format!("expires {}", when(at)),
         None => "never expires".into(),
@@ -58,10 +59,11 @@ fn period(row: &Value) -> String {
 fn when(at: Timestamp) -> String {
     let seconds = at.duration_since(Timestamp::now()).as_secs();
     let stretch = show::stretch(seconds);
-    let distance = if seconds < 0 {
-        format!("{stretch} ago")
-    } else {
-        format!("in {stretch}")
+    let distance = match seconds {
+        // The gateway's clock may be a little ahead.
+        -1..=1 => "just now".to_string(),
+        ..-1 => format!("{stretch} ago"),
+        _ => format!("in {stretch}"),
     };
     format!("{} ({distance})", show::local(at))
 }
@@ -111,9 +113,13 @@ fn last_used(row: &Value) -> Option<Timestamp> {
 }
 
 /// All keys as a table, or as the API's objects.
-pub fn list(keys: &[Value], json: bool) -> Result<(), Failure> {
+pub fn list(keys: &[Value], narrowed: bool, json: bool) -> Result<(), Failure> {
     if json {
         return put(show::json(&Value::Array(keys.to_vec())));
+    }
+    if keys.is_empty() && narrowed {
+        say("No key is theirs; `tollkeeper key list` shows all.");
+        return Ok(());
     }
     if keys.is_empty() {
         say("There are no keys yet. Make one: tollkeeper key create --name my-app --budget 5");

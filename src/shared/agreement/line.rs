@@ -54,7 +54,12 @@ pub struct Line {
 pub fn client(url: &Secret, settings: &Settings) -> Result<Client, String> {
     let said = |e: RedisError| match e.kind() {
         // Its detail quotes what stands in the address.
-        ErrorKind::InvalidClientConfig => format!("the Redis address: {}", plain(&e)),
+        ErrorKind::InvalidClientConfig => {
+            format!(
+                "the Redis address cannot be used: {}",
+                plain(&e).replace(" - InvalidClientConfig", "")
+            )
+        }
         _ => "the Redis address is not understood".to_string(),
     };
     if url.expose().ends_with("#insecure") {
@@ -201,13 +206,15 @@ impl Line {
 
     /// Connects, watches over the connection and connects again, until it is dropped.
     pub async fn keep(self: Arc<Self>, client: Client) {
+        // Host and port, without user and password.
+        let at = client.get_connection_info().addr().to_string();
         for number in 1.. {
             let connecting = self.reach(&client);
             tokio::pin!(connecting);
             let reached = match timeout(self.settings.bound, &mut connecting).await {
                 Ok(reached) => reached,
                 Err(_) => {
-                    self.give_up_waiting("no connection in time");
+                    self.give_up_waiting(&format!("no connection in time, to {at}"));
                     connecting.await
                 }
             };
@@ -222,7 +229,7 @@ impl Line {
                         && matches!(*self.state.borrow(), State::Connecting)
                 }
                 Err(why) => {
-                    self.give_up_waiting(&why);
+                    self.give_up_waiting(&format!("{why}, at {at}"));
                     false
                 }
             };
@@ -300,7 +307,12 @@ pub async fn ping(url: &Secret) -> Result<Duration, String> {
     });
     match asked.await {
         Ok(Ok(took)) => Ok(took),
-        Ok(Err(e)) => Err(plain(&e)),
+        Ok(Err(e)) => Err(match e.code() {
+            Some(code @ ("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
+                format!("it lets nobody in without the right password ({code})")
+            }
+            _ => plain(&e),
+        }),
         Err(_) => Err("it does not answer in time".into()),
     }
 }

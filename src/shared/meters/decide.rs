@@ -282,6 +282,7 @@ impl Look<'_> {
             Err(Why::Budget {
                 spent: money.spent(),
                 budget,
+                anew: money.period().end.map(|end| moment(end, 0)),
             })
         };
         if budget <= 0 {

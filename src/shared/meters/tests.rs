@@ -137,7 +137,8 @@ async fn a_thousand_calls_at_once_pass_a_budget_for_three_by_one_at_most() {
         refused.why,
         Why::Budget {
             spent: 3_500,
-            budget: 3_500
+            budget: 3_500,
+            anew: None,
         }
     );
 }

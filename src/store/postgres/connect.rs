@@ -27,6 +27,27 @@ pub struct Target {
     pub greeting: String,
 }
 
+impl Target {
+    /// Where the server is, for the log: host, port and database, without user and password.
+    pub fn place(&self) -> String {
+        let ports = self.config.get_ports();
+        let hosts = self.config.get_hosts().iter().enumerate().map(|(n, host)| {
+            let port = ports.get(n).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                #[cfg(unix)]
+                Host::Unix(path) => path.display().to_string(),
+            }
+        });
+        let hosts: Vec<String> = hosts.collect();
+        format!(
+            "{}/{}",
+            hosts.join(","),
+            self.config.get_dbname().unwrap_or_default()
+        )
+    }
+}
+
 /// Prisma's parameters that mean nothing here.
 const IGNORED: [&str; 5] = [
     "pgbouncer",

@@ -184,7 +184,10 @@ async fn migrate_until_done(target: Target, tell: watch::Sender<bool>) {
         let Err(e) = answer else { break };
         let text = e.to_string();
         if text != said {
-            log::warn!("store=postgres retrying in the background: {text}");
+            log::warn!(
+                "store=postgres at={} retrying in the background: {text}",
+                target.place()
+            );
             said = text;
         }
         tokio::time::sleep(pause).await;

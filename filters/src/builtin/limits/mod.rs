@@ -84,10 +84,17 @@ impl Limits {
 
     fn refusal(&self, caller: &Caller, refused: &Refused) -> Refusal {
         let mut refusal = match &refused.why {
-            Why::Budget { spent, budget } => Refusal::new(
+            Why::Budget { spent, budget, anew } => Refusal::new(
                 self.budget_status,
                 "budget_exceeded",
-                overspent(caller, refused, Nanos(*spent), Nanos(*budget)),
+                format!(
+                    "{}. {}",
+                    overspent(caller, refused, Nanos(*spent), Nanos(*budget)),
+                    match anew {
+                        Some(at) => format!("It starts anew at {at}; an admin can raise it before."),
+                        None => "Ask an admin to raise it.".to_string(),
+                    }
+                ),
             )
             .header("x-should-retry", "false"),
             Why::Rate {
@@ -160,7 +167,7 @@ fn overspent(caller: &Caller, refused: &Refused, spent: Nanos, budget: Nanos) ->
     let id = whose(refused);
     let key_name = caller.key().map(|k| k.key_name.as_str()).unwrap_or_default();
     let both = format!("Current cost: {spent}, Max budget: {budget}");
-    let what = match (refused.kind, &refused.model) {
+    match (refused.kind, &refused.model) {
         (Kind::Key, Some(model)) => {
             let alias = refused.alias.as_deref().unwrap_or_default();
             format!(
@@ -186,8 +193,7 @@ fn overspent(caller: &Caller, refused: &Refused, spent: Nanos, budget: Nanos) ->
             format!("ExceededBudget: End User={id} over budget. Spend={spent}, Budget={budget}")
         }
         (Kind::Gateway, None) => format!("Budget has been exceeded! {both}"),
-    };
-    format!("{what}. Ask an admin to raise it.")
+    }
 }
 
 /// The subject's id for people: a member's two ids with a mark between them.
@@ -414,6 +420,7 @@ mod tests {
         let budget = Why::Budget {
             spent: 2_500_000_000,
             budget: 2_000_000_000,
+            anew: Some("2026-12-01 00:00:00 UTC".into()),
         };
         let hash = crate::model::key::KeyHash::of("sk-abcdef").hex();
         for (kind, id, model, start) in [
@@ -452,6 +459,8 @@ mod tests {
             let refusal = refused(&kit, Settings::default()).await;
             assert!(refusal.message.starts_with(start), "{}", refusal.message);
             assert_eq!((refusal.status, refusal.kind), (429, "budget_exceeded"));
+            let end = "It starts anew at 2026-12-01 00:00:00 UTC; an admin can raise it before.";
+            assert!(refusal.message.ends_with(end), "{}", refusal.message);
             assert!(refusal.headers.contains(&("x-should-retry", "false".to_string())));
         }
         let told = refused(
