@@ -53,7 +53,7 @@ struct Told<'a> {
     deployment: &'a str,
     alias: &'a str,
     duration: u64,
-    first_byte: Option<u64>,
+    began: Option<u64>,
     tokens: Option<(u64, u64)>,
     cost: Option<Nanos>,
     error: &'a str,
@@ -67,7 +67,7 @@ impl<'a> Told<'a> {
             deployment: text(cx.deployment.as_ref().map(|d| d.id.as_str()), MOST_NAME),
             alias: text(cx.caller.key().and_then(|k| k.key_alias.as_deref()), MOST_NAME),
             duration: millis(cx.started, Instant::now()),
-            first_byte: cx.first_byte.map(|at| millis(cx.started, at)),
+            began: cx.answer_began().map(|at| millis(cx.started, at)),
             tokens: cx.metered.used.map(|u| (u.prompt_tokens, u.completion_tokens)),
             cost: cx.cost_nanos.map(Nanos),
             error: text(outcome.error.as_deref(), MOST_ERROR),
@@ -87,7 +87,7 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
     line.text("model", told.model);
     line.int("status", u64::from(outcome.http_status));
     line.int("duration_ms", told.duration);
-    if let Some(ttft) = told.first_byte {
+    if let Some(ttft) = told.began {
         line.int("ttft_ms", ttft);
     }
     if let Some((tokens_in, tokens_out)) = told.tokens {
@@ -142,7 +142,7 @@ pub fn text(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome, coloure
     if let Some(cost) = told.cost {
         let _ = write!(out, "  ${cost}");
     }
-    if let Some(ttft) = told.first_byte {
+    if let Some(ttft) = told.began {
         let _ = write!(out, "  ttft {ttft} ms");
     }
     if !told.alias.is_empty() {
