@@ -25,9 +25,9 @@ const FILES_WELL: u64 = 8_192;
 /// Days left of a certificate below which its renewal is late.
 const DAYS_WELL: i64 = 21;
 const DAY: i64 = 86_400;
-/// For an answer of whoever holds a port, and for `df`.
 /// Largest page of metrics, bytes.
 const MOST_METRICS: usize = 32 << 20;
+/// For an answer of whoever holds a port, and for `df`.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub async fn look(ward: &Ward<'_>) -> Vec<Finding> {
