@@ -1,6 +1,7 @@
 //! A call as OpenTelemetry's semantic conventions for generative AI have it: a server's span for the call,
 //! and a client's span for each try. The names are still in development there, so all of them stand here.
 
+use super::answer;
 use super::langfuse::{Flavour, Scratch};
 use super::proto::{Frame, Kind, Span};
 use super::story::{self, Story};
@@ -176,6 +177,16 @@ fn int(span: &mut Span<'_>, name: &str, value: &str) {
 
 fn answered(span: &mut Span<'_>, story: &Story<'_>) {
     let t = story.trace;
+    if let Some(signed) = t.output.as_ref().map(|o| answer::signed(t.endpoint, o)) {
+        span.some("gen_ai.response.id", signed.id.as_deref());
+        span.some("gen_ai.response.model", signed.model.as_deref());
+        if !signed.reasons.is_empty() {
+            span.texts(
+                "gen_ai.response.finish_reasons",
+                signed.reasons.iter().map(String::as_str),
+            );
+        }
+    }
     if let Some(u) = t.usage {
         span.int("gen_ai.usage.input_tokens", u.prompt_tokens);
         span.int("gen_ai.usage.output_tokens", u.completion_tokens);
@@ -192,8 +203,13 @@ fn answered(span: &mut Span<'_>, story: &Story<'_>) {
             }
         }
     }
-    if let Some(first) = t.first_byte_micros.filter(|_| t.stream) {
-        let micros = first.saturating_sub(t.started_micros);
+    if let Some(began) = t.began_micros.filter(|_| t.stream) {
+        // Of this try, and not of those before it.
+        let asked = t
+            .tries
+            .last()
+            .map_or(t.started_micros, |last| last.started_micros);
+        let micros = began.saturating_sub(asked).max(0);
         span.float("gen_ai.response.time_to_first_chunk", micros as f64 / 1e6);
     }
 }

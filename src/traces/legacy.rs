@@ -49,8 +49,22 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
         ("name", json!(name)),
         ("userId", json!(story.user)),
         ("sessionId", json!(story.session)),
-        ("input", input.clone()),
-        ("output", if failed { Value::Null } else { output.clone() }),
+        (
+            "input",
+            if story.tells_trace("input") {
+                input.clone()
+            } else {
+                Value::Null
+            },
+        ),
+        (
+            "output",
+            if failed || !story.tells_trace("output") {
+                Value::Null
+            } else {
+                output.clone()
+            },
+        ),
         ("tags", json!(flavour.tags(story))),
         ("version", json!(version)),
         ("release", json!(release)),
@@ -95,10 +109,7 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
         });
         let parent = story.asked_parent().map(|p| p.to_string());
         let prompt = story.prompt();
-        let first = t
-            .first_byte_micros
-            .filter(|_| t.stream && is_last)
-            .map(story::iso);
+        let first = t.began_micros.filter(|_| t.stream && is_last).map(story::iso);
         let generation = body([
             ("id", id.to_string().into()),
             ("traceId", trace_id.clone().into()),
