@@ -170,14 +170,30 @@ pub fn signed(endpoint: Endpoint, output: &Output) -> Signed {
     let mut splitter = Splitter::default();
     splitter.push(output.bytes.clone(), |event| {
         // All of it is in the first event and in the last ones; those between say the same again.
-        let may_end = || memmem::find(&event, b"\"finish_reason\":\"").is_some();
-        if (signed.id.is_none() || may_end())
+        if (signed.id.is_none() || ends(&event))
             && let Some(data) = sse::data(&event)
         {
             signed.take(&data);
         }
     });
     signed
+}
+
+/// Whether an event says why an answer ended; most say that it has not.
+fn ends(event: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"finish_reason\"";
+    let behind = |at: usize| {
+        let value = event
+            .get(at + NAME.len()..)
+            .unwrap_or_default()
+            .trim_ascii_start();
+        value
+            .strip_prefix(b":")
+            .unwrap_or_default()
+            .trim_ascii_start()
+            .starts_with(b"\"")
+    };
+    memmem::find_iter(event, NAME).any(behind)
 }
 
 fn streamed(endpoint: Endpoint, output: &Output) -> Option<Cow<'static, str>> {
@@ -301,7 +317,7 @@ mod tests {
         let chat = r#"{"id":"c","model":"m-1","choices":[{"message":{"content":"a"},"finish_reason":"stop"},{"finish_reason":null}]}"#;
         check(Endpoint::Chat, false, chat, "c", "m-1", &["stop"]);
         let events = "data: {\"id\":\"c\",\"model\":\"m-1\",\"choices\":[{\"delta\":{},\"finish_reason\":null}]}\n\n\
-            data: {\"id\":\"d\",\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n";
+            data: {\"id\":\"d\",\"choices\":[{\"delta\":{},\"finish_reason\": \"length\"}]}\n\ndata: [DONE]\n\n";
         check(Endpoint::Chat, true, events, "c", "m-1", &["length"]);
         let events = "event: response.created\ndata: {\"response\":{\"id\":\"r\",\"model\":\"m-1\"}}\n\n";
         check(Endpoint::Responses, true, events, "r", "m-1", &[]);

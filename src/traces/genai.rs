@@ -64,7 +64,7 @@ pub fn write(
     root.int("http.response.status_code", u64::from(t.http_status));
     root.some("user_agent.original", t.user_agent.as_deref());
     root.text("tollkeeper.request.id", &t.request_id);
-    root.text("tollkeeper.model", &t.requested_model);
+    root.text("tollkeeper.model", &story.requested_model());
     root.some("user.id", story.user.as_deref());
     if !flavour.redact_keys {
         let key = t.caller.key();
@@ -93,7 +93,8 @@ pub fn write(
     let last = t.tries.len().saturating_sub(1);
     for (n, attempt) in t.tries.iter().enumerate() {
         let operation = operation(t.endpoint);
-        called(name, operation, &attempt.model);
+        let model = story::clean(&attempt.model, story::LONGEST_NAME);
+        called(name, operation, &model);
         let frame = Frame {
             trace: t.context.trace.0,
             span: attempt.span.0,
@@ -106,7 +107,8 @@ pub fn write(
         };
         let mut span = Span::begin(spans, &frame);
         span.text("gen_ai.operation.name", operation);
-        attempted(&mut span, attempt);
+        span.text("gen_ai.request.model", &model);
+        attempted(&mut span, attempt, t.error_kind);
         if let Some(parameters) = &parameters {
             asked(&mut span, &t.parameters, parameters);
         }
@@ -121,10 +123,9 @@ pub fn write(
     }
 }
 
-fn attempted(span: &mut Span<'_>, attempt: &Try) {
+fn attempted(span: &mut Span<'_>, attempt: &Try, kind: Option<&'static str>) {
     let d = &attempt.deployment;
     span.text("gen_ai.provider.name", provider(&d.provider));
-    span.text("gen_ai.request.model", &attempt.model);
     span.text("server.address", &d.base.host);
     span.int("server.port", u64::from(d.base.port));
     span.text("tollkeeper.deployment.id", &d.id);
@@ -134,6 +135,8 @@ fn attempted(span: &mut Span<'_>, attempt: &Try) {
     if let Some(error) = &attempt.error {
         match attempt.status {
             0 => span.text("error.type", "no_answer"),
+            // It answered well, and then something went wrong.
+            200..=299 => span.text("error.type", kind.unwrap_or("broke_off")),
             status => span.text("error.type", &status.to_string()),
         }
         span.failed(story::cut(error, 4096));

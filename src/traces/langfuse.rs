@@ -165,7 +165,7 @@ impl Flavour {
         );
         span.some(
             "langfuse.observation.metadata.user_api_key_end_user_id",
-            story.trace.end_user.as_deref(),
+            story.end_user.as_deref(),
         );
         let Some(key) = caller.key() else { return };
         span.some(
@@ -194,7 +194,8 @@ impl Flavour {
     ) {
         let t = story.trace;
         span.text("langfuse.observation.type", observation_type(t.endpoint));
-        span.text("langfuse.observation.model.name", &attempt.model);
+        let model = story::clean(&attempt.model, story::LONGEST_NAME);
+        span.text("langfuse.observation.model.name", &model);
         if t.parameters.len() > 2 {
             span.text("langfuse.observation.model.parameters", &t.parameters);
         }
@@ -225,7 +226,7 @@ impl Flavour {
         span.text("langfuse.observation.metadata.model_group", &t.model_group);
         span.text(
             "langfuse.observation.metadata.requested_model",
-            &t.requested_model,
+            &story.requested_model(),
         );
         span.text("langfuse.observation.metadata.deployment", &attempt.deployment.id);
         span.text(

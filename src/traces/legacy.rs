@@ -124,7 +124,7 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
             ("startTime", story::iso(attempt.started_micros).into()),
             ("endTime", story::iso(attempt.ended_micros).into()),
             ("completionStartTime", json!(first)),
-            ("model", attempt.model.clone().into()),
+            ("model", story::clean(&attempt.model, story::LONGEST_NAME).into()),
             ("modelParameters", parameters(&t.parameters)),
             ("input", if is_last { input.clone() } else { Value::Null }),
             (
@@ -208,7 +208,7 @@ fn metadata(flavour: &Flavour, story: &Story<'_>, deployment: &str, provider: &s
             key.and_then(|k| k.team.as_ref()?.alias.as_deref()),
         ),
         whose("user_api_key_org_id", key.and_then(|k| k.organization_id())),
-        whose("user_api_key_end_user_id", t.end_user.as_deref()),
+        whose("user_api_key_end_user_id", story.end_user.as_deref()),
         ("request_id".into(), t.request_id.clone().into()),
         ("endpoint".into(), story::route(t.endpoint).into()),
         ("model_group".into(), t.model_group.clone().into()),

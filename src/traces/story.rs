@@ -17,8 +17,8 @@ use std::fmt::Write;
 
 /// Longest id of a session or user, characters: Langfuse drops longer ones.
 const LONGEST_ID: usize = 200;
-/// Longest name of a span, and longest key and value of what callers add, bytes.
-const LONGEST_NAME: usize = 256;
+/// Longest name of a span or a model, and longest key and value of what callers add, bytes.
+pub const LONGEST_NAME: usize = 256;
 const LONGEST_KEY: usize = 128;
 const LONGEST_VALUE: usize = 4096;
 /// Most tags, and most keys of what callers add.
@@ -32,6 +32,8 @@ pub struct Story<'t> {
     pub trace: &'t Trace,
     meta: Map<String, Value>,
     pub user: Option<Cow<'t, str>>,
+    /// The request's `user`.
+    pub end_user: Option<Cow<'t, str>>,
     pub session: Option<String>,
     pub tags: Vec<Cow<'t, str>>,
     pub input: Option<Cow<'t, str>>,
@@ -46,9 +48,10 @@ impl<'t> Story<'t> {
             .iter()
             .find_map(|n| text(&meta, n))
             .map(|s| id(&s).into_owned());
+        let end_user = trace.end_user.as_deref().map(id);
         let user = match text(&meta, "trace_user_id") {
             Some(user) => Some(Cow::Owned(id(&user).into_owned())),
-            None => trace.end_user.as_deref().map(id),
+            None => end_user.clone(),
         };
         // What was cut on the way here says so already.
         let room = most.saturating_add(CUT.len());
@@ -89,6 +92,7 @@ impl<'t> Story<'t> {
             trace,
             meta,
             user,
+            end_user,
             session,
             tags,
             input,
@@ -152,6 +156,11 @@ impl<'t> Story<'t> {
                 let name = clean(name, LONGEST_KEY).into_owned();
                 (!name.is_empty() && !is_secret(&name)).then_some((name, value))
             })
+    }
+
+    /// The model as the caller named it.
+    pub fn requested_model(&self) -> Cow<'t, str> {
+        clean(&self.trace.requested_model, LONGEST_NAME)
     }
 
     /// The caller's whole `metadata`, as it was written, but for what is a secret by its name: some send the keys
@@ -268,7 +277,7 @@ pub fn cut(text: &str, most: usize) -> &str {
 
 /// The same without control characters: what callers name things must not command a terminal or break a
 /// line.
-fn clean(text: &str, most: usize) -> Cow<'_, str> {
+pub fn clean(text: &str, most: usize) -> Cow<'_, str> {
     let text = cut(text, most);
     if text.chars().any(char::is_control) {
         return Cow::Owned(text.chars().filter(|c| !c.is_control()).collect());

@@ -256,3 +256,53 @@ async fn a_caller_may_have_its_words_left_out() {
         "{sent}"
     );
 }
+
+/// What callers name things must not command a terminal, whoever shows it.
+#[tokio::test]
+async fn names_hold_nothing_that_acts() {
+    let upstream = Upstream::good().await;
+    let receiver = Receiver::start("3.100.0").await;
+    let langfuse = json!({"host": receiver.host(), "public_key": "pk-lf", "secret_key": "sk-lf"});
+    let gateway = Setup::new()
+        .setting("tracing", json!({"flush_every": "20ms", "langfuse": langfuse}))
+        .deployment("*", &upstream.base(), json!({"model": "openai/*"}))
+        .start()
+        .await;
+    let bad = "a\u{1b}[31m\u{7}\u{0}";
+    let body = json!({"model": bad, "user": bad, "tags": [bad], "messages": [], "metadata": {"session_id": bad,
+        "trace_name": bad, "generation_name": bad, "trace_metadata": {bad: bad}, "version": bad}});
+    let answer = ask(&gateway, "POST", "/v1/chat/completions", &[], body.to_string()).await;
+    let spans = receiver
+        .spans_once(if answer.status() == 200 { 2 } else { 1 })
+        .await;
+    for span in &spans {
+        assert!(!span.name.contains(char::is_control), "{:?}", span.name);
+        for a in &span.attributes {
+            let text = attribute(span, &a.key);
+            assert!(
+                !(a.key.clone() + &text).contains(char::is_control),
+                "{}: {text:?}",
+                a.key
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_try_that_broke_off_says_so_to_opentelemetry() {
+    let upstream = Upstream::start(|_| Script::sse(&[&delta("Half")]).close()).await;
+    let receiver = Receiver::start("").await;
+    let gateway = Setup::new()
+        .setting(
+            "tracing",
+            json!({"flush_every": "20ms", "otlp": {"endpoint": format!("{}/v1/traces", receiver.host())}}),
+        )
+        .model("small", &upstream)
+        .start()
+        .await;
+    let body = json!({"model": "small", "stream": true, "messages": [{"role": "user", "content": "Hi"}]});
+    post(&gateway, "/v1/chat/completions", &body).await;
+    let tried = told(&receiver).await;
+    assert_eq!(attribute(&tried, "error.type"), "upstream_cut");
+    assert_eq!(attribute(&tried, "http.response.status_code"), "200");
+}

@@ -5,8 +5,10 @@ use crate::contract::cx::{Question, Traced};
 use crate::contract::{Call, Scanned};
 use crate::model::trace::{Capture, Hints, Input};
 use crate::wire::media;
+use crate::wire::multipart::Part;
 use crate::wire::peek::{self, Kind};
 use memchr::memmem::Finder;
+use serde_json::{Map, Value};
 use smallvec::SmallVec;
 use std::sync::LazyLock;
 
@@ -98,6 +100,9 @@ pub fn redacts(call: &Call) -> bool {
             .is_some_and(|m| peek::scan(m, &[NAME], peek::DEFAULT_DEPTH).is_ok_and(|object| says(&object, m)))
 }
 
+/// The same of a form.
+const FORM_PARAMETERS: [&str; 4] = ["language", "response_format", "temperature", "stream"];
+
 /// What is told of the question, as far as it is wanted.
 pub fn question(call: &Call, traced: &Traced) -> Question {
     let full = traced.wanted.capture == Capture::Full;
@@ -109,8 +114,15 @@ pub fn question(call: &Call, traced: &Traced) -> Question {
 
 /// Where the content stands in the body; what is said in it when that is too long to be held on to.
 fn input(call: &Call, most: usize) -> Option<Input> {
-    let Scanned::Json(object) = &call.scanned else {
-        return None;
+    let object = match &call.scanned {
+        Scanned::Json(object) => object,
+        Scanned::Form { parts, .. } => {
+            let asked = texts(call, parts, &["prompt"], most)?;
+            return Some(Input::Short {
+                text: asked,
+                cut: false,
+            });
+        }
     };
     let mut fields = object
         .fields
@@ -143,8 +155,25 @@ fn input(call: &Call, most: usize) -> Option<Input> {
     (!text.is_empty()).then_some(Input::Short { text, cut })
 }
 
+/// Fields of a form, as one JSON object; those that are longer than `most` bytes are left out. None = there are none.
+fn texts(call: &Call, parts: &[Part], names: &[&str], most: usize) -> Option<String> {
+    let named = parts
+        .iter()
+        .filter(|part| part.filename.is_none() && names.contains(&part.name.as_str()));
+    let fields: Map<String, Value> = named
+        .filter_map(|part| {
+            let value = call.body.get(part.value.clone()).filter(|v| v.len() <= most)?;
+            Some((part.name.clone(), std::str::from_utf8(value).ok()?.into()))
+        })
+        .collect();
+    (!fields.is_empty()).then(|| Value::Object(fields).to_string())
+}
+
 /// The parameters as they stand in the body, as one JSON object.
 fn parameters(call: &Call) -> String {
+    if let Scanned::Form { parts, .. } = &call.scanned {
+        return texts(call, parts, &FORM_PARAMETERS, LONGEST_PARAMETER).unwrap_or_else(|| "{}".into());
+    }
     let mut out = String::with_capacity(PARAMETERS_ROOM);
     out.push('{');
     if let Scanned::Json(object) = &call.scanned {
