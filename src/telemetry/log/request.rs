@@ -1,7 +1,7 @@
 //! The one line that each request leaves: what was asked for, what came of it, what it took and cost. No
 //! prompt, no key, no path: some paths hold keys.
 
-use super::line::{Json, begin, column, paint, shown};
+use super::line::{Json, Moment, begin, column, paint, shown};
 use filters::contract::{Cx, Outcome};
 use filters::model::money::Nanos;
 use filters::model::record::Status;
@@ -76,9 +76,9 @@ impl<'a> Told<'a> {
 }
 
 /// For machines.
-pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
+pub fn json(out: &mut Vec<u8>, at: Moment, level: Level, cx: &Cx, outcome: &Outcome) {
     let told = Told::of(cx, outcome);
-    let mut line = Json::open(out, level, "request");
+    let mut line = Json::open(out, at, level, "request");
     line.text("request_id", &cx.request_id);
     if let Some(id) = cx.trace_id {
         line.text("trace_id", id.hex_in(&mut [0; 32]));
@@ -110,9 +110,9 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
 }
 
 /// For people: `17:22:50 INFO  200   812 ms  gpt-4   12 → 340 tok  $0.00123  My Project  019f…`.
-pub fn text(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome, coloured: bool) {
+pub fn text(out: &mut Vec<u8>, at: Moment, level: Level, cx: &Cx, outcome: &Outcome, coloured: bool) {
     let told = Told::of(cx, outcome);
-    begin(out, level, coloured);
+    begin(out, at, level, coloured);
     let colour = match outcome.http_status {
         500.. => "31",
         400.. => "33",
