@@ -137,7 +137,12 @@ impl Desk {
             match change {
                 Change::InsertKey(key) | Change::UpdateKey { key, .. } => self.keys.forget(&key.hash),
                 Change::DeleteKeys(hashes) => hashes.iter().for_each(|hash| self.keys.forget(hash)),
-                _ => {}
+                // The news of it comes a moment later, and who asked for it may call before.
+                Change::Put { table, doc } => self.keys.forget_party(*table, &doc.id),
+                Change::Delete { table, ids } => {
+                    ids.iter().for_each(|id| self.keys.forget_party(*table, id));
+                }
+                Change::Open { .. } => {}
             }
         }
         if done.is_ok() {

@@ -11,6 +11,7 @@ use super::table::Found;
 use crate::snapshot::Snapshot;
 use crate::tls::ServerName;
 use bytes::Bytes;
+use filters::builtin::trace;
 use filters::contract::cx::{Arrival, Purpose};
 use filters::contract::ports::Catalog;
 use filters::contract::{Call, Cx, Outcome, Refusal};
@@ -163,9 +164,13 @@ impl State {
     }
 
     /// The answer flows, so nobody will be sent the call's body again: its memory and its room are for
-    /// others, unless the body is to be told to those who watch.
+    /// others, unless the body is what is told to those who watch.
     pub fn let_go_of_body(&mut self) {
-        if self.cx.traced.is_none() && self.cx.call.as_mut().is_some_and(Call::let_go_of_body) {
+        let is_worth_it = self.cx.call.as_ref().is_some_and(Call::is_worth_letting_go);
+        if is_worth_it
+            && !trace::remember(&mut self.cx)
+            && self.cx.call.as_mut().is_some_and(Call::let_go_of_body)
+        {
             self.room = None;
         }
     }

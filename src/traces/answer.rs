@@ -3,15 +3,19 @@
 
 use super::story;
 use filters::model::call::Endpoint;
+use filters::model::pieces::{CUT, Pieces};
 use filters::model::trace::Output;
 use filters::wire::sse::{self, Splitter};
+use memchr::memmem;
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
-/// Answers to one call, and tools called in one, that are put together at most.
+/// Answers to one call that are put together at most.
 const MOST: usize = 128;
+/// The longest id, model and reason, bytes.
+const LONGEST_SIGNATURE: usize = 256;
 
 /// The answer as JSON or plain text. None = there is nothing to tell.
 pub fn said(endpoint: Endpoint, output: &Output) -> Option<Cow<'_, str>> {
@@ -23,7 +27,13 @@ pub fn said(endpoint: Endpoint, output: &Output) -> Option<Cow<'_, str>> {
     // What cannot be read is told as it is: half an answer, or one of another shape.
     put_together.or_else(|| {
         let text = story::lossy(&output.bytes);
-        (!text.trim().is_empty()).then_some(text)
+        if text.trim().is_empty() {
+            return None;
+        }
+        Some(match output.cut {
+            true => Cow::Owned(text.into_owned() + CUT),
+            false => text,
+        })
     })
 }
 
@@ -59,13 +69,6 @@ struct Field<'a> {
 #[derive(Deserialize)]
 struct Heard {
     text: String,
-}
-
-/// One event of a transcription: a piece, or all of it at the end.
-#[derive(Deserialize)]
-struct HeardPiece {
-    delta: Option<String>,
-    text: Option<String>,
 }
 
 fn whole(endpoint: Endpoint, bytes: &[u8]) -> Option<Cow<'_, str>> {
@@ -104,200 +107,103 @@ fn whole(endpoint: Endpoint, bytes: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-/// One event of a chat or of a completion.
-#[derive(Deserialize)]
-struct Piece {
-    #[serde(default)]
-    choices: Vec<PieceOf>,
+/// What an answer says of itself, for those who tell answers apart by it. Bounded.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Signed {
+    pub id: Option<String>,
+    /// The model that answered, in its own words.
+    pub model: Option<String>,
+    /// Why each of its choices ended.
+    pub reasons: Vec<String>,
 }
 
 #[derive(Deserialize)]
-struct PieceOf {
-    #[serde(default)]
-    index: usize,
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    text: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Delta {
-    #[serde(default)]
-    role: Option<String>,
-    #[serde(default)]
-    content: Option<String>,
-    #[serde(default, alias = "reasoning")]
-    reasoning_content: Option<String>,
-    #[serde(default)]
-    refusal: Option<String>,
-    #[serde(default)]
-    tool_calls: Option<Vec<ToolPiece>>,
-}
-
-#[derive(Deserialize)]
-struct ToolPiece {
-    #[serde(default)]
-    index: usize,
+struct Signature {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    function: Option<FunctionPiece>,
-}
-
-#[derive(Deserialize, Default)]
-struct FunctionPiece {
+    model: Option<String>,
     #[serde(default)]
-    name: Option<String>,
+    choices: Vec<Ending>,
+    /// Of an event of `/responses`.
     #[serde(default)]
-    arguments: Option<String>,
+    response: Option<Box<Signature>>,
 }
 
-/// One answer growing.
-#[derive(Default)]
-struct Growing {
-    role: Option<String>,
-    content: Option<String>,
-    reasoning: String,
-    refusal: String,
-    tools: Vec<Tool>,
+#[derive(Deserialize)]
+struct Ending {
+    #[serde(default)]
+    finish_reason: Option<String>,
 }
 
-#[derive(Default)]
-struct Tool {
-    id: String,
-    name: String,
-    arguments: String,
-}
-
-/// The element at `at`, made if need be; None beyond the bound.
-fn grow<T: Default>(list: &mut Vec<T>, at: usize) -> Option<&mut T> {
-    if at < MOST && at >= list.len() {
-        list.resize_with(at + 1, T::default);
+impl Signed {
+    /// What is said first stands, but for why it ended.
+    fn take(&mut self, json: &[u8]) {
+        let Ok(mut said) = serde_json::from_slice::<Signature>(json) else {
+            return;
+        };
+        if let Some(inner) = said.response.take() {
+            said = *inner;
+        }
+        let short = |text: String| story::cut(&text, LONGEST_SIGNATURE).to_owned();
+        self.id = self.id.take().or_else(|| said.id.map(short));
+        self.model = self.model.take().or_else(|| said.model.map(short));
+        let reasons = said.choices.into_iter().filter_map(|c| c.finish_reason);
+        let room = MOST.saturating_sub(self.reasons.len());
+        self.reasons.extend(reasons.take(room).map(short));
     }
-    list.get_mut(at)
 }
 
-impl Growing {
-    fn take(&mut self, piece: PieceOf) {
-        if let Some(text) = piece.text {
-            self.content.get_or_insert_default().push_str(&text);
-        }
-        let Some(delta) = piece.delta else { return };
-        if self.role.is_none() {
-            self.role = delta.role;
-        }
-        if let Some(text) = delta.content {
-            self.content.get_or_insert_default().push_str(&text);
-        }
-        self.reasoning
-            .push_str(&delta.reasoning_content.unwrap_or_default());
-        self.refusal.push_str(&delta.refusal.unwrap_or_default());
-        for call in delta.tool_calls.unwrap_or_default() {
-            let Some(tool) = grow(&mut self.tools, call.index) else {
-                continue;
-            };
-            let function = call.function.unwrap_or_default();
-            tool.id.push_str(&call.id.unwrap_or_default());
-            tool.name.push_str(&function.name.unwrap_or_default());
-            tool.arguments.push_str(&function.arguments.unwrap_or_default());
-        }
+/// Who answered, and why that ended.
+pub fn signed(endpoint: Endpoint, output: &Output) -> Signed {
+    let mut signed = Signed::default();
+    if !matches!(
+        endpoint,
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Responses
+    ) {
+        return signed;
     }
+    if !output.event_stream {
+        signed.take(&output.bytes);
+        return signed;
+    }
+    let mut splitter = Splitter::default();
+    splitter.push(output.bytes.clone(), |event| {
+        // All of it is in the first event and in the last ones; those between say the same again.
+        if (signed.id.is_none() || ends(&event))
+            && let Some(data) = sse::data(&event)
+        {
+            signed.take(&data);
+        }
+    });
+    signed
+}
 
-    fn message(self) -> Value {
-        let mut message = Map::new();
-        message.insert(
-            "role".into(),
-            self.role.unwrap_or_else(|| "assistant".into()).into(),
-        );
-        message.insert("content".into(), json!(self.content));
-        for (name, text) in [("reasoning_content", self.reasoning), ("refusal", self.refusal)] {
-            if !text.is_empty() {
-                message.insert(name.into(), text.into());
-            }
-        }
-        if !self.tools.is_empty() {
-            let tools = self.tools.into_iter().map(|t| {
-                json!({"id": t.id, "type": "function", "function": {"name": t.name, "arguments": t.arguments}})
-            });
-            message.insert("tool_calls".into(), tools.collect());
-        }
-        Value::Object(message)
-    }
+/// Whether an event says why an answer ended; most say that it has not.
+fn ends(event: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"finish_reason\"";
+    let behind = |at: usize| {
+        let value = event
+            .get(at + NAME.len()..)
+            .unwrap_or_default()
+            .trim_ascii_start();
+        value
+            .strip_prefix(b":")
+            .unwrap_or_default()
+            .trim_ascii_start()
+            .starts_with(b"\"")
+    };
+    memmem::find_iter(event, NAME).any(behind)
 }
 
 fn streamed(endpoint: Endpoint, output: &Output) -> Option<Cow<'static, str>> {
-    let mut growing: Vec<Growing> = Vec::new();
-    // Of a stream of named events: its text, and the whole answer that its last event holds.
-    let (mut text, mut last) = (String::new(), None);
-    let hears = matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations);
-    let mut take = |event: &[u8]| {
-        let Some(data) = sse::data(event) else { return };
-        if endpoint == Endpoint::Responses {
-            let name = sse::name(event).unwrap_or_default();
-            if name == b"response.output_text.delta" {
-                #[derive(Deserialize)]
-                struct TextDelta {
-                    delta: String,
-                }
-                if let Ok(piece) = serde_json::from_slice::<TextDelta>(&data) {
-                    text.push_str(&piece.delta);
-                }
-            } else if [&b"response.completed"[..], b"response.incomplete"].contains(&name) {
-                #[derive(Deserialize)]
-                struct Last<'a> {
-                    #[serde(borrow)]
-                    response: Field<'a>,
-                }
-                last = serde_json::from_slice::<Last>(&data)
-                    .ok()
-                    .map(|l| l.response.output.get().to_owned());
-            }
-            return;
-        }
-        if hears {
-            match serde_json::from_slice::<HeardPiece>(&data) {
-                Ok(HeardPiece {
-                    delta: Some(piece), ..
-                }) => text.push_str(&piece),
-                Ok(HeardPiece {
-                    text: Some(whole), ..
-                }) => last = Some(whole),
-                _ => {}
-            }
-            return;
-        }
-        if let Ok(piece) = serde_json::from_slice::<Piece>(&data) {
-            for one in piece.choices {
-                if let Some(answer) = grow(&mut growing, one.index) {
-                    answer.take(one);
-                }
-            }
-        }
-    };
+    let mut pieces = Pieces::new(endpoint);
     let mut splitter = Splitter::default();
-    splitter.push(output.bytes.clone(), |event| take(&event));
+    splitter.push(output.bytes.clone(), |event| pieces.take(&event));
     if let Some(rest) = splitter.finish().filter(|_| !output.cut) {
-        take(&rest);
+        pieces.take(&rest);
     }
-    if hears || endpoint == Endpoint::Responses {
-        return last
-            .or_else(|| (!text.is_empty()).then_some(text))
-            .map(Cow::Owned);
-    }
-    let plain = endpoint == Endpoint::Completions;
-    let mut all = growing.into_iter().map(|g| match plain {
-        true => json!(g.content.unwrap_or_default()),
-        false => g.message(),
-    });
-    let first = all.next()?;
-    let rest: Vec<Value> = all.collect();
-    let whole = match first {
-        Value::String(text) if rest.is_empty() => text,
-        one if rest.is_empty() => one.to_string(),
-        one => Value::from_iter(std::iter::once(one).chain(rest)).to_string(),
-    };
-    Some(Cow::Owned(whole))
+    pieces.said(output.cut).map(Cow::Owned)
 }
 
 #[cfg(test)]
@@ -392,5 +298,34 @@ mod tests {
         let last =
             format!("{responses}event: response.completed\ndata: {{\"response\":{{\"output\":[1]}}}}\n\n");
         check(Endpoint::Responses, true, &last, "[1]");
+    }
+    #[test]
+    fn an_answer_says_who_it_is() {
+        let check = |endpoint, event_stream, text: &str, id, model, reasons: &[&str]| {
+            let output = Output {
+                bytes: Bytes::copy_from_slice(text.as_bytes()),
+                event_stream,
+                cut: false,
+            };
+            let want = Signed {
+                id: Some(String::from(id)),
+                model: Some(String::from(model)),
+                reasons: reasons.iter().map(|r| r.to_string()).collect(),
+            };
+            assert_eq!(signed(endpoint, &output), want);
+        };
+        let chat = r#"{"id":"c","model":"m-1","choices":[{"message":{"content":"a"},"finish_reason":"stop"},{"finish_reason":null}]}"#;
+        check(Endpoint::Chat, false, chat, "c", "m-1", &["stop"]);
+        let events = "data: {\"id\":\"c\",\"model\":\"m-1\",\"choices\":[{\"delta\":{},\"finish_reason\":null}]}\n\n\
+            data: {\"id\":\"d\",\"choices\":[{\"delta\":{},\"finish_reason\": \"length\"}]}\n\ndata: [DONE]\n\n";
+        check(Endpoint::Chat, true, events, "c", "m-1", &["length"]);
+        let events = "event: response.created\ndata: {\"response\":{\"id\":\"r\",\"model\":\"m-1\"}}\n\n";
+        check(Endpoint::Responses, true, events, "r", "m-1", &[]);
+        let none = Output {
+            bytes: Bytes::from_static(b"no"),
+            event_stream: false,
+            cut: true,
+        };
+        assert_eq!(signed(Endpoint::Chat, &none), Signed::default());
     }
 }

@@ -1,6 +1,7 @@
 //! A call as OpenTelemetry's semantic conventions for generative AI have it: a server's span for the call,
 //! and a client's span for each try. The names are still in development there, so all of them stand here.
 
+use super::answer;
 use super::langfuse::{Flavour, Scratch};
 use super::proto::{Frame, Kind, Span};
 use super::story::{self, Story};
@@ -63,7 +64,7 @@ pub fn write(
     root.int("http.response.status_code", u64::from(t.http_status));
     root.some("user_agent.original", t.user_agent.as_deref());
     root.text("tollkeeper.request.id", &t.request_id);
-    root.text("tollkeeper.model", &t.requested_model);
+    root.text("tollkeeper.model", &story.requested_model());
     root.some("user.id", story.user.as_deref());
     if !flavour.redact_keys {
         let key = t.caller.key();
@@ -92,7 +93,8 @@ pub fn write(
     let last = t.tries.len().saturating_sub(1);
     for (n, attempt) in t.tries.iter().enumerate() {
         let operation = operation(t.endpoint);
-        called(name, operation, &attempt.model);
+        let model = story::clean(&attempt.model, story::LONGEST_NAME);
+        called(name, operation, &model);
         let frame = Frame {
             trace: t.context.trace.0,
             span: attempt.span.0,
@@ -105,7 +107,8 @@ pub fn write(
         };
         let mut span = Span::begin(spans, &frame);
         span.text("gen_ai.operation.name", operation);
-        attempted(&mut span, attempt);
+        span.text("gen_ai.request.model", &model);
+        attempted(&mut span, attempt, t.error_kind);
         if let Some(parameters) = &parameters {
             asked(&mut span, &t.parameters, parameters);
         }
@@ -120,10 +123,9 @@ pub fn write(
     }
 }
 
-fn attempted(span: &mut Span<'_>, attempt: &Try) {
+fn attempted(span: &mut Span<'_>, attempt: &Try, kind: Option<&'static str>) {
     let d = &attempt.deployment;
     span.text("gen_ai.provider.name", provider(&d.provider));
-    span.text("gen_ai.request.model", &attempt.model);
     span.text("server.address", &d.base.host);
     span.int("server.port", u64::from(d.base.port));
     span.text("tollkeeper.deployment.id", &d.id);
@@ -133,6 +135,8 @@ fn attempted(span: &mut Span<'_>, attempt: &Try) {
     if let Some(error) = &attempt.error {
         match attempt.status {
             0 => span.text("error.type", "no_answer"),
+            // It answered well, and then something went wrong.
+            200..=299 => span.text("error.type", kind.unwrap_or("broke_off")),
             status => span.text("error.type", &status.to_string()),
         }
         span.failed(story::cut(error, 4096));
@@ -176,6 +180,16 @@ fn int(span: &mut Span<'_>, name: &str, value: &str) {
 
 fn answered(span: &mut Span<'_>, story: &Story<'_>) {
     let t = story.trace;
+    if let Some(signed) = t.output.as_ref().map(|o| answer::signed(t.endpoint, o)) {
+        span.some("gen_ai.response.id", signed.id.as_deref());
+        span.some("gen_ai.response.model", signed.model.as_deref());
+        if !signed.reasons.is_empty() {
+            span.texts(
+                "gen_ai.response.finish_reasons",
+                signed.reasons.iter().map(String::as_str),
+            );
+        }
+    }
     if let Some(u) = t.usage {
         span.int("gen_ai.usage.input_tokens", u.prompt_tokens);
         span.int("gen_ai.usage.output_tokens", u.completion_tokens);
@@ -192,8 +206,13 @@ fn answered(span: &mut Span<'_>, story: &Story<'_>) {
             }
         }
     }
-    if let Some(first) = t.first_byte_micros.filter(|_| t.stream) {
-        let micros = first.saturating_sub(t.started_micros);
+    if let Some(began) = t.began_micros.filter(|_| t.stream) {
+        // Of this try, and not of those before it.
+        let asked = t
+            .tries
+            .last()
+            .map_or(t.started_micros, |last| last.started_micros);
+        let micros = began.saturating_sub(asked).max(0);
         span.float("gen_ai.response.time_to_first_chunk", micros as f64 / 1e6);
     }
 }

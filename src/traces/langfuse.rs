@@ -38,13 +38,19 @@ impl Flavour {
     pub fn write(&self, story: &Story<'_>, scratch: &mut Scratch, spans: &mut Vec<u8>) {
         let t = story.trace;
         let asked = story.asked_trace();
-        let trace = asked.unwrap_or(t.context.trace).0;
+        let id = asked.unwrap_or(t.context.trace);
+        let trace = id.0;
         // A span of another trace cannot be the one above.
         let inherited = t
             .context
             .parent
             .filter(|_| asked.is_none_or(|id| id == t.context.trace));
-        let parent = story.asked_parent().or(inherited).map(|id| id.0);
+        let above = story.asked_parent().or(inherited);
+        // Langfuse takes a trace's question and answer from its root.
+        let [asks, answers] = ["input", "output"].map(|what| story.tells_trace(what));
+        let is_root = above.is_none() && (asks || answers);
+        let above = above.or_else(|| (!is_root).then(|| story::unknown_parent(id)));
+        let parent = above.map(|id| id.0);
         let Scratch {
             name: call_name,
             json,
@@ -77,11 +83,15 @@ impl Flavour {
         let mut root = Span::begin(spans, &frame);
         root.same(same);
         root.text("langfuse.observation.type", "span");
-        if parent.is_none() {
+        if is_root {
             root.flag("langfuse.internal.is_app_root", true);
         }
-        root.some("langfuse.observation.input", story.input.as_deref());
-        root.some("langfuse.observation.output", story.output.as_deref());
+        if asks || !is_root {
+            root.some("langfuse.observation.input", story.input.as_deref());
+        }
+        if answers || !is_root {
+            root.some("langfuse.observation.output", story.output.as_deref());
+        }
         root.text("langfuse.observation.metadata.request_id", &t.request_id);
         root.text("langfuse.observation.metadata.endpoint", story::route(t.endpoint));
         root.int(
@@ -155,7 +165,7 @@ impl Flavour {
         );
         span.some(
             "langfuse.observation.metadata.user_api_key_end_user_id",
-            story.trace.end_user.as_deref(),
+            story.end_user.as_deref(),
         );
         let Some(key) = caller.key() else { return };
         span.some(
@@ -184,7 +194,8 @@ impl Flavour {
     ) {
         let t = story.trace;
         span.text("langfuse.observation.type", observation_type(t.endpoint));
-        span.text("langfuse.observation.model.name", &attempt.model);
+        let model = story::clean(&attempt.model, story::LONGEST_NAME);
+        span.text("langfuse.observation.model.name", &model);
         if t.parameters.len() > 2 {
             span.text("langfuse.observation.model.parameters", &t.parameters);
         }
@@ -200,7 +211,7 @@ impl Flavour {
             if story::cost_details(t, json) {
                 span.text("langfuse.observation.cost_details", json);
             }
-            if let Some(first) = t.first_byte_micros.filter(|_| t.stream) {
+            if let Some(first) = t.began_micros.filter(|_| t.stream) {
                 json.clear();
                 let _ = write!(json, "\"{}\"", story::iso(first));
                 span.text("langfuse.observation.completion_start_time", json);
@@ -215,7 +226,7 @@ impl Flavour {
         span.text("langfuse.observation.metadata.model_group", &t.model_group);
         span.text(
             "langfuse.observation.metadata.requested_model",
-            &t.requested_model,
+            &story.requested_model(),
         );
         span.text("langfuse.observation.metadata.deployment", &attempt.deployment.id);
         span.text(

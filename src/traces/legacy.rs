@@ -49,8 +49,22 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
         ("name", json!(name)),
         ("userId", json!(story.user)),
         ("sessionId", json!(story.session)),
-        ("input", input.clone()),
-        ("output", if failed { Value::Null } else { output.clone() }),
+        (
+            "input",
+            if story.tells_trace("input") {
+                input.clone()
+            } else {
+                Value::Null
+            },
+        ),
+        (
+            "output",
+            if failed || !story.tells_trace("output") {
+                Value::Null
+            } else {
+                output.clone()
+            },
+        ),
         ("tags", json!(flavour.tags(story))),
         ("version", json!(version)),
         ("release", json!(release)),
@@ -95,10 +109,7 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
         });
         let parent = story.asked_parent().map(|p| p.to_string());
         let prompt = story.prompt();
-        let first = t
-            .first_byte_micros
-            .filter(|_| t.stream && is_last)
-            .map(story::iso);
+        let first = t.began_micros.filter(|_| t.stream && is_last).map(story::iso);
         let generation = body([
             ("id", id.to_string().into()),
             ("traceId", trace_id.clone().into()),
@@ -113,7 +124,7 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
             ("startTime", story::iso(attempt.started_micros).into()),
             ("endTime", story::iso(attempt.ended_micros).into()),
             ("completionStartTime", json!(first)),
-            ("model", attempt.model.clone().into()),
+            ("model", story::clean(&attempt.model, story::LONGEST_NAME).into()),
             ("modelParameters", parameters(&t.parameters)),
             ("input", if is_last { input.clone() } else { Value::Null }),
             (
@@ -197,7 +208,7 @@ fn metadata(flavour: &Flavour, story: &Story<'_>, deployment: &str, provider: &s
             key.and_then(|k| k.team.as_ref()?.alias.as_deref()),
         ),
         whose("user_api_key_org_id", key.and_then(|k| k.organization_id())),
-        whose("user_api_key_end_user_id", t.end_user.as_deref()),
+        whose("user_api_key_end_user_id", story.end_user.as_deref()),
         ("request_id".into(), t.request_id.clone().into()),
         ("endpoint".into(), story::route(t.endpoint).into()),
         ("model_group".into(), t.model_group.clone().into()),

@@ -5,11 +5,13 @@
 //! `proto`'s bytes), packs (`batch`) and carries (`road`, `send`). Memory is bounded over all of this: what
 //! does not fit is counted and let go of. Which project a call belongs to is in `project`.
 
+mod address;
 mod answer;
 mod batch;
 mod genai;
 mod langfuse;
 mod legacy;
+pub mod probe;
 mod project;
 mod proto;
 mod road;

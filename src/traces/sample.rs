@@ -56,7 +56,7 @@ pub fn trace() -> Trace {
         parameters: r#"{"temperature":0.5,"stream":true}"#.into(),
         user_agent: Some("curl/8".into()),
         started_micros: 1_700_000_000_000_000,
-        first_byte_micros: Some(1_700_000_000_500_000),
+        began_micros: Some(1_700_000_000_500_000),
         ended_micros: 1_700_000_001_000_000,
         tries: vec![attempt(2, Some("it answered 500")), attempt(3, None)],
         status: Status::Success,

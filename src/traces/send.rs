@@ -106,7 +106,7 @@ pub async fn send(client: &Client, to: &Address, parcel: &Parcel) -> Outcome {
 }
 
 /// The innermost reason, which is what helps.
-fn cause(e: &reqwest::Error) -> String {
+pub fn cause(e: &reqwest::Error) -> String {
     let mut inner: &dyn std::error::Error = e;
     while let Some(next) = inner.source() {
         inner = next;
@@ -206,14 +206,22 @@ pub async fn ask(client: &Client, to: &Address) -> Option<Format> {
     };
     let asked = client.get(url.clone()).timeout(ASKING).send();
     let answer = asked.await.ok().filter(|a| !a.status().is_server_error())?;
+    Some(told(answer).await.map_or(Format::Otlp, |v| format_of(&v)))
+}
+
+/// The version that a Langfuse says it is.
+pub async fn version(client: &Client, health: &Url) -> Option<String> {
+    let asked = client.get(health.clone()).timeout(ASKING).send();
+    told(asked.await.ok()?).await
+}
+
+async fn told(answer: Response) -> Option<String> {
     #[derive(Deserialize)]
     struct Health {
         version: String,
     }
-    let health = read(answer)
-        .await
-        .and_then(|body| serde_json::from_slice::<Health>(&body).ok());
-    Some(health.map_or(Format::Otlp, |h| format_of(&h.version)))
+    let body = read(answer).await?;
+    serde_json::from_slice::<Health>(&body).ok().map(|h| h.version)
 }
 
 /// Spans are taken from 3.22.0 on. What says no version that can be read is new, or no Langfuse.

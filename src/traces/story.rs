@@ -4,26 +4,26 @@
 use super::answer;
 use filters::model::call::Endpoint;
 use filters::model::money::Nanos;
+use filters::model::pieces::CUT;
+use filters::model::price::ServiceTier;
 use filters::model::record::Status;
 use filters::model::trace::{Capture, Input, SpanId, Trace, TraceId};
-use memchr::memmem;
+use filters::model::usage::Usage;
+use filters::wire::media;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::sync::LazyLock;
 
 /// Longest id of a session or user, characters: Langfuse drops longer ones.
 const LONGEST_ID: usize = 200;
-/// Longest name of a span, and longest key and value of what callers add, bytes.
-const LONGEST_NAME: usize = 256;
+/// Longest name of a span or a model, and longest key and value of what callers add, bytes.
+pub const LONGEST_NAME: usize = 256;
 const LONGEST_KEY: usize = 128;
 const LONGEST_VALUE: usize = 4096;
 /// Most tags, and most keys of what callers add.
 const MOST_TAGS: usize = 64;
 const MOST_KEYS: usize = 64;
-/// Encoded bytes longer than this within content are told by their length.
-const LONGEST_ENCODED: usize = 512;
 /// What stands where content must not, as LiteLLM has it.
 pub const REDACTED: &str = "redacted-by-litellm";
 
@@ -32,6 +32,8 @@ pub struct Story<'t> {
     pub trace: &'t Trace,
     meta: Map<String, Value>,
     pub user: Option<Cow<'t, str>>,
+    /// The request's `user`.
+    pub end_user: Option<Cow<'t, str>>,
     pub session: Option<String>,
     pub tags: Vec<Cow<'t, str>>,
     pub input: Option<Cow<'t, str>>,
@@ -46,18 +48,21 @@ impl<'t> Story<'t> {
             .iter()
             .find_map(|n| text(&meta, n))
             .map(|s| id(&s).into_owned());
+        let end_user = trace.end_user.as_deref().map(id);
         let user = match text(&meta, "trace_user_id") {
             Some(user) => Some(Cow::Owned(id(&user).into_owned())),
-            None => trace.end_user.as_deref().map(id),
+            None => end_user.clone(),
         };
+        // What was cut on the way here says so already.
+        let room = most.saturating_add(CUT.len());
         let (mut input, mut output) = match trace.capture.min(capture) {
             Capture::Full => (
-                trace.input.as_ref().map(|i| bounded(asked(i), most)),
+                trace.input.as_ref().map(|i| bounded(asked(i), room)),
                 trace
                     .output
                     .as_ref()
                     .and_then(|o| answer::said(trace.endpoint, o))
-                    .map(|o| bounded(o, most)),
+                    .map(|o| bounded(without_media(o), room)),
             ),
             _ if trace.redacted => (Some(REDACTED.into()), Some(REDACTED.into())),
             _ => (None, None),
@@ -75,8 +80,10 @@ impl<'t> Story<'t> {
         }
         let own = trace.caller.key().map_or(&[][..], |k| &k.tags);
         let mut tags: Vec<Cow<'t, str>> = Vec::new();
-        for tag in own.iter().chain(&trace.tags).take(2 * MOST_TAGS) {
-            let tag = clean(tag, LONGEST_ID);
+        let given = own.iter().chain(&trace.tags).map(|tag| clean(tag, LONGEST_ID));
+        let named = header_tags(trace);
+        let named = named.iter().map(|tag| clean(tag, LONGEST_ID).into_owned().into());
+        for tag in given.chain(named).take(2 * MOST_TAGS) {
             if tags.len() < MOST_TAGS && !tag.is_empty() && !tags.contains(&tag) {
                 tags.push(tag);
             }
@@ -85,6 +92,7 @@ impl<'t> Story<'t> {
             trace,
             meta,
             user,
+            end_user,
             session,
             tags,
             input,
@@ -108,6 +116,13 @@ impl<'t> Story<'t> {
     /// The trace is there already and keeps its name.
     pub fn continues(&self) -> bool {
         self.meta.contains_key("existing_trace_id")
+    }
+
+    /// Whether this call says what the trace's `input` or `output` is. Of a trace that is there already it does so
+    /// where LiteLLM's `update_trace_keys` names that.
+    pub fn tells_trace(&self, what: &str) -> bool {
+        let keys = self.meta.get("update_trace_keys").and_then(Value::as_array);
+        !self.continues() || keys.is_some_and(|keys| keys.iter().any(|key| key == what))
     }
 
     pub fn asked_parent(&self) -> Option<SpanId> {
@@ -139,14 +154,27 @@ impl<'t> Story<'t> {
                     other => cut(&other.to_string(), LONGEST_VALUE).to_owned(),
                 };
                 let name = clean(name, LONGEST_KEY).into_owned();
-                (!name.is_empty()).then_some((name, value))
+                (!name.is_empty() && !is_secret(&name)).then_some((name, value))
             })
     }
 
-    /// The caller's whole `metadata`, as it was written.
+    /// The model as the caller named it.
+    pub fn requested_model(&self) -> Cow<'t, str> {
+        clean(&self.trace.requested_model, LONGEST_NAME)
+    }
+
+    /// The caller's whole `metadata`, as it was written, but for what is a secret by its name: some send the keys
+    /// of a Langfuse project along.
     pub fn requester_metadata(&self) -> Option<Cow<'t, str>> {
         let bytes = self.trace.metadata.as_deref().filter(|m| m.len() > 2)?;
-        Some(bounded(lossy(bytes), 4 * LONGEST_VALUE))
+        let text = if self.meta.keys().any(|name| is_secret(name)) {
+            let all: Map<String, Value> = serde_json::from_slice(bytes).unwrap_or_default();
+            let told = all.into_iter().filter(|(name, _)| !is_secret(name));
+            Cow::Owned(Value::Object(told.collect()).to_string())
+        } else {
+            lossy(bytes)
+        };
+        Some(bounded(text, 4 * LONGEST_VALUE))
     }
 
     /// The call did not end as it should.
@@ -163,6 +191,14 @@ impl<'t> Story<'t> {
     }
 }
 
+/// Nobody is told of what is called so.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["secret", "password", "api_key", "apikey", "authorization"]
+        .iter()
+        .any(|word| name.contains(word))
+}
+
 /// The caller's `metadata`, and what headers said over it.
 fn meta(trace: &Trace) -> Map<String, Value> {
     let mut meta: Map<String, Value> = trace
@@ -171,9 +207,22 @@ fn meta(trace: &Trace) -> Map<String, Value> {
         .and_then(|m| serde_json::from_slice(m).ok())
         .unwrap_or_default();
     for (name, value) in &trace.hints {
-        meta.insert(name.to_string(), value.to_string().into());
+        // A header has room for text alone, so structures come as JSON.
+        let json = Some(value).filter(|v| v.starts_with(['{', '[']));
+        let value = json
+            .and_then(|v| serde_json::from_str(v).ok())
+            .unwrap_or_else(|| Value::from(&**value));
+        meta.insert(name.to_string(), value);
     }
     meta
+}
+
+/// Tags that a header named, as a list or with commas between.
+fn header_tags(trace: &Trace) -> Vec<String> {
+    let Some((_, text)) = trace.hints.iter().find(|(name, _)| **name == *"tags") else {
+        return Vec::new();
+    };
+    serde_json::from_str(text).unwrap_or_else(|_| text.split(',').map(|tag| tag.trim().to_owned()).collect())
 }
 
 /// A text, or a number as one; nothing when it is empty or anything else.
@@ -186,6 +235,11 @@ fn text<'m>(meta: &'m Map<String, Value>, name: &str) -> Option<Cow<'m, str>> {
         Value::Number(n) => Some(Cow::Owned(n.to_string())),
         _ => None,
     }
+}
+
+/// Stands for whatever began a trace that is there already, which nobody has named.
+pub fn unknown_parent(trace: TraceId) -> SpanId {
+    span_id(&format!("{trace} began elsewhere"))
 }
 
 fn trace_id(given: &str) -> TraceId {
@@ -223,7 +277,7 @@ pub fn cut(text: &str, most: usize) -> &str {
 
 /// The same without control characters: what callers name things must not command a terminal or break a
 /// line.
-fn clean(text: &str, most: usize) -> Cow<'_, str> {
+pub fn clean(text: &str, most: usize) -> Cow<'_, str> {
     let text = cut(text, most);
     if text.chars().any(char::is_control) {
         return Cow::Owned(text.chars().filter(|c| !c.is_control()).collect());
@@ -248,10 +302,8 @@ fn bounded(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
 /// What was asked, as one JSON object of the body's fields, byte for byte.
 fn asked(input: &Input) -> Cow<'_, str> {
     match input {
-        Input::Cut { name, begin } => {
-            let begin = String::from_utf8_lossy(begin);
-            Cow::Owned(format!("{{\"{name}\":{begin}… [cut]"))
-        }
+        Input::Short { text, cut: false } => Cow::Borrowed(text),
+        Input::Short { text, cut: true } => Cow::Owned(format!("{text}{CUT}")),
         Input::Fields { body, fields } => {
             let mut out = String::with_capacity(body.len() + 2);
             for (name, value) in fields {
@@ -260,7 +312,7 @@ fn asked(input: &Input) -> Cow<'_, str> {
                 out.push('"');
                 out.push_str(name);
                 out.push_str("\":");
-                without_media(&lossy(value), &mut out);
+                media::write(&lossy(value), usize::MAX, &mut out);
             }
             out.push('}');
             Cow::Owned(out)
@@ -268,33 +320,24 @@ fn asked(input: &Input) -> Cow<'_, str> {
     }
 }
 
+/// The same without pictures and sounds, if there are any.
+fn without_media(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.len() <= media::LONGEST {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len());
+    media::write(&text, usize::MAX, &mut out);
+    if out.len() == text.len() {
+        text
+    } else {
+        Cow::Owned(out)
+    }
+}
+
 /// Bytes as text; what is none in them is replaced.
 pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     // Nearly everything is UTF-8, and this looks at it many bytes at a time.
     std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
-}
-
-/// Pictures and sounds within content are told by their length.
-fn without_media(text: &str, out: &mut String) {
-    const MARK: &str = ";base64,";
-    static FINDER: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new(MARK));
-    let mut rest = text;
-    while let Some(at) = FINDER.find(rest.as_bytes()) {
-        let (before, encoded) = rest.split_at(at + MARK.len());
-        out.push_str(before);
-        let len = encoded
-            .bytes()
-            .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'-' | b'_'))
-            .count();
-        let (encoded, more) = encoded.split_at(len);
-        if len > LONGEST_ENCODED {
-            let _ = write!(out, "[{} bytes]", len / 4 * 3);
-        } else {
-            out.push_str(encoded);
-        }
-        rest = more;
-    }
-    out.push_str(rest);
 }
 
 /// Microseconds since 1970 as ISO 8601.
@@ -346,14 +389,49 @@ pub fn usage_details(trace: &Trace, out: &mut String) -> bool {
     true
 }
 
-/// What the call cost, dollars, as one JSON object.
+/// What the call cost, dollars, as one JSON object: what the ledger has, and where the price parts them what of it
+/// the question and the answer cost.
 pub fn cost_details(trace: &Trace, out: &mut String) -> bool {
-    let Some(nanos) = trace.cost_nanos else {
-        return false;
+    let total = match trace.cost_nanos {
+        Some(nanos) => nanos,
+        // Langfuse would guess a price by the model's name. Nobody is owed for a server of one's own.
+        None if trace.tries.last().is_some_and(|t| t.deployment.is_internal()) => 0,
+        None => return false,
     };
     out.clear();
-    let _ = write!(out, "{{\"total\":{}}}", Nanos(nanos));
+    let _ = match question_cost(trace, total) {
+        Some(input) => write!(
+            out,
+            "{{\"input\":{},\"output\":{},\"total\":{}}}",
+            Nanos(input),
+            Nanos(total - input),
+            Nanos(total)
+        ),
+        None => write!(out, "{{\"total\":{}}}", Nanos(total)),
+    };
     true
+}
+
+/// What of `total` the question cost. None where that cannot be told.
+fn question_cost(trace: &Trace, total: i64) -> Option<i64> {
+    use Endpoint::{Chat, Completions, Embeddings, Responses};
+    let usage = trace.usage.filter(|u| u.prompt_tokens > 0)?;
+    let price = trace.tries.last()?.deployment.price.as_ref()?;
+    if total == 0 || !matches!(trace.endpoint, Chat | Completions | Embeddings | Responses) {
+        return None;
+    }
+    let of = |usage: &Usage, tier| price.cost(usage, trace.endpoint.into(), tier).map(|cost| cost.0);
+    // The tier that the call was charged at is the one that makes it cost this much.
+    let mut tiers = ServiceTier::ALL.into_iter();
+    let tier = tiers.find(|tier| of(&usage, *tier) == Some(total))?;
+    let question = Usage {
+        completion_tokens: 0,
+        reasoning_tokens: 0,
+        audio_completion_tokens: 0,
+        image_tokens: 0,
+        ..usage
+    };
+    of(&question, tier).filter(|nanos| (0..=total).contains(nanos))
 }
 
 /// The path of an endpoint as clients know it.
@@ -377,6 +455,8 @@ mod tests {
     use super::*;
     use crate::traces::sample;
     use bytes::Bytes;
+    use filters::model::price::{Meter, Price, Rate};
+    use filters::testkit;
 
     fn with(metadata: &str) -> Trace {
         Trace {
@@ -416,6 +496,44 @@ mod tests {
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    #[test]
+    fn headers_say_what_a_body_says() {
+        let mut trace = with(r#"{"tags":["ignored: they are the call's already"]}"#);
+        trace.hints = [
+            ("tags", "red, blue,tag"),
+            ("trace_metadata", r#"{"k":"v"}"#),
+            ("mask_input", "True"),
+            ("session_id", "[not json"),
+        ]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into();
+        let s = Story::of(&trace, Capture::Full, 1000);
+        assert_eq!(s.tags, ["tag", "red", "blue"]);
+        assert_eq!(s.trace_metadata().collect::<Vec<_>>(), [("k".into(), "v".into())]);
+        assert_eq!(
+            (s.input.as_deref(), s.session.as_deref()),
+            (Some(REDACTED), Some("[not json"))
+        );
+    }
+
+    #[test]
+    fn secrets_are_told_nobody() {
+        let given =
+            r#"{"langfuse_secret_key":"sk-lf-1","API_KEY":"sk-2","Password":"p","trace_id":"t","n":[1]}"#;
+        let trace = with(given);
+        let told = Story::of(&trace, Capture::Full, 1000)
+            .requester_metadata()
+            .unwrap()
+            .into_owned();
+        assert_eq!(told, r#"{"trace_id":"t","n":[1]}"#);
+        let plain = with("{ \"n\": 1.50 }");
+        let told = Story::of(&plain, Capture::Full, 1000)
+            .requester_metadata()
+            .unwrap()
+            .into_owned();
+        assert_eq!(told, "{ \"n\": 1.50 }", "byte for byte");
     }
 
     #[test]
@@ -487,14 +605,6 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_told_by_their_length() {
-        let mut out = String::new();
-        let picture = "A".repeat(4000);
-        without_media(&format!("x;base64,{picture}\" y;base64,AAAA z"), &mut out);
-        assert_eq!(out, "x;base64,[3000 bytes]\" y;base64,AAAA z");
-    }
-
-    #[test]
     fn usage_does_not_overlap() {
         let mut trace = sample::trace();
         let mut out = String::new();
@@ -506,8 +616,57 @@ mod tests {
         assert!(cost_details(&trace, &mut out));
         assert_eq!(out, r#"{"total":0.00051}"#);
         trace.usage = None;
+        assert!(!usage_details(&trace, &mut out));
+    }
+
+    #[test]
+    fn what_a_call_cost_adds_up_to_what_the_ledger_has() {
+        let mut trace = sample::trace();
+        let mut out = String::new();
+        let mut told = |trace: &Trace| cost_details(trace, &mut out).then(|| out.clone());
+        let mut priced = |rates: &[(Meter, ServiceTier, &str)], cost: Option<i64>| {
+            let mut deployment = testkit::deployment("openai");
+            deployment.price = Some(Price::new(rates.iter().map(|(meter, tier, price)| Rate {
+                meter: *meter,
+                above: 0,
+                tier: *tier,
+                price: price.parse().unwrap(),
+            })));
+            trace.tries[1].deployment = deployment.into();
+            trace.cost_nanos = cost;
+            told(&trace).unwrap_or_default()
+        };
+        // 6 tokens, 4 from a cache; 5 said.
+        let rates = [
+            (Meter::Input, ServiceTier::Standard, "0.00001"),
+            (Meter::CacheRead, ServiceTier::Standard, "0.000001"),
+            (Meter::Output, ServiceTier::Standard, "0.00003"),
+        ];
+        let split = r#"{"input":0.000064,"output":0.00015,"total":0.000214}"#;
+        assert_eq!(priced(&rates, Some(214_000)), split);
+        let dear = [
+            rates[0],
+            rates[1],
+            rates[2],
+            (Meter::Output, ServiceTier::Priority, "0.00006"),
+        ];
+        let split = r#"{"input":0.000064,"output":0.0003,"total":0.000364}"#;
+        assert_eq!(
+            priced(&dear, Some(364_000)),
+            split,
+            "at the tier it was charged at"
+        );
+        assert_eq!(
+            priced(&rates, Some(7)),
+            r#"{"total":0.000000007}"#,
+            "another price"
+        );
+        assert_eq!(priced(&rates, None), r#"{"total":0}"#, "a server of one's own");
+        let mut elsewhere = testkit::deployment("openai");
+        elsewhere.model_info.insert("internal".into(), false.into());
+        trace.tries[1].deployment = elsewhere.into();
         trace.cost_nanos = None;
-        assert!(!usage_details(&trace, &mut out) && !cost_details(&trace, &mut out));
+        assert!(!cost_details(&trace, &mut String::new()));
     }
 
     #[test]

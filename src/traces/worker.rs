@@ -3,6 +3,7 @@
 
 mod turnover;
 
+use super::address;
 use super::batch::{Batch, Sender};
 use super::genai;
 use super::langfuse::{Flavour, Scratch};
@@ -252,7 +253,7 @@ impl Worker {
             };
             lane.carrying.abort();
         }
-        let address = match turnover::langfuse_address(&target) {
+        let address = match address::of_langfuse(&target) {
             Ok(address) => address,
             Err(why) => {
                 log::error!(

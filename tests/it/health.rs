@@ -2,6 +2,7 @@
 
 use crate::kit::client::ask;
 use crate::kit::gateway::{BINARY, Gateway, MASTER, PROVIDER, Setup};
+use crate::kit::receiver::Receiver;
 use crate::kit::upstream::{Script, Upstream};
 use crate::kit::{postgres, redis, until};
 use serde_json::{Value, json};
@@ -175,6 +176,7 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     let (code, said) = doctor(&gateway, &config, &[], &url);
     let migrations = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres"));
     let known = migrations.unwrap().count();
+    assert!(!said.contains("langfuse"), "nobody is told of calls: {said}");
     for line in [
         "✓ config ",
         "✓ data ",
@@ -190,6 +192,7 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     assert_eq!(code, 0, "{said}");
 
     // One of everything that goes wrong.
+    let wrong = Upstream::start(|_| Script::error(401, "who is that?")).await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let broken = setup()
         .deployment("other", &upstream.base(), json!({"model": "openai/not-listed"}))
@@ -201,6 +204,11 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
             json!([{"address": taken.local_addr().unwrap().to_string()}]),
         )
         .setting("redis", json!({"url": "redis://:hunter2@127.0.0.1:1"}))
+        .setting(
+            "tracing",
+            json!({"langfuse": {"host": format!("http://127.0.0.1:{}", wrong.port), "public_key": "pk", "secret_key": "hunter2"},
+                "otlp": {"endpoint": "http://127.0.0.1:1/v1/traces", "headers": {"authorization": "hunter2"}}}),
+        )
         .setting(
             "tls",
             json!({"certificates": [{"cert": "none.pem", "key": "none.key"}]}),
@@ -221,6 +229,7 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     found("fail", "held by another process");
     found("fail", "none.pem");
     found("fail", "does not accept the key (status 401)");
+    found("fail", "does not accept the keys (status 401)");
     found("fail", "leads nowhere");
     found("fail", "http://127.0.0.1:1/v1: ");
     found("warn", "it does not list not-listed");
@@ -233,7 +242,28 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
         (json!("fail"), json!("fail")),
         "{told:#}"
     );
-    assert!(told["problems"].as_u64().unwrap() >= 7, "{told:#}");
+    assert_eq!(
+        (of("langfuse"), of("otlp")),
+        (json!("fail"), json!("fail")),
+        "{told:#}"
+    );
+    assert!(told["problems"].as_u64().unwrap() >= 9, "{told:#}");
+    for check in told["checks"].as_array().unwrap() {
+        let says = check["state"] == "ok" || check["next"] != "";
+        assert!(says, "nothing is left without saying what to do: {check}");
+    }
+    let receiver = Receiver::start("3.100.0").await;
+    let langfuse = json!({"host": receiver.host(), "public_key": "pk", "secret_key": "sk"});
+    let config = setup().setting("tracing", json!({"langfuse": langfuse})).config();
+    let (_, said) = doctor(&gateway, &config, &[], &[("DATABASE_URL", database.as_str())]);
+    assert!(said.contains("version 3.100.0, the keys are right"), "{said}");
+    assert!(
+        receiver
+            .taken()
+            .iter()
+            .all(|t| t.target == "/api/public/projects"),
+        "it is told nothing"
+    );
 
     let (code, said) = doctor(&gateway, "model_list: 7", &[], &[]);
     assert!(

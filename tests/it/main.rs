@@ -46,6 +46,7 @@ mod tidy;
 mod tls;
 mod traces;
 mod traces_changed;
+mod traces_content;
 mod traces_kinds;
 mod upgrade;
 mod upstream_tls;

@@ -128,7 +128,10 @@ async fn langfuse_is_told_everything_of_a_call() {
             "langfuse.observation.usage_details",
             "{\"input\":7,\"output\":3,\"total\":10}",
         ),
-        ("langfuse.observation.cost_details", "{\"total\":0.013}"),
+        (
+            "langfuse.observation.cost_details",
+            "{\"input\":0.007,\"output\":0.006,\"total\":0.013}",
+        ),
         ("langfuse.observation.metadata.model_group", "small"),
         ("langfuse.observation.level", ""),
     ] {

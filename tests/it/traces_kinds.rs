@@ -180,7 +180,8 @@ async fn what_was_heard_is_told_and_no_sound() {
     })
     .await;
     let (gateway, receiver) = watched(&upstream, "full").await;
-    let stream = "--b\r\ncontent-disposition: form-data; name=\"stream\"\r\n\r\ntrue\r\n";
+    let stream = "--b\r\ncontent-disposition: form-data; name=\"stream\"\r\n\r\ntrue\r\n\
+        --b\r\ncontent-disposition: form-data; name=\"prompt\"\r\n\r\nNames: \"Bob\"\r\n";
     for (n, (more, want)) in [("", "heard once"), (stream, "heard twice")]
         .into_iter()
         .enumerate()
@@ -194,6 +195,17 @@ async fn what_was_heard_is_told_and_no_sound() {
         assert_eq!(root.name, "litellm-atranscription");
         assert_eq!(of(generation, "output"), want);
         assert_eq!(of(generation, "level"), "");
+        let (asked, how) = (of(generation, "input"), of(generation, "model.parameters"));
+        match more {
+            "" => assert_eq!((asked.as_str(), how.as_str()), ("", "")),
+            _ => assert_eq!(
+                (
+                    json_of(generation, "input"),
+                    json_of(generation, "model.parameters")
+                ),
+                (json!({"prompt": "Names: \"Bob\""}), json!({"stream": "true"}))
+            ),
+        }
     }
     assert!(!format!("{:?}", receiver.spans()).contains("sound-of-the-file"));
 }

@@ -1,4 +1,4 @@
-//! Counts each request once, when it is over; of a stream it notes when its first piece came and when it ended.
+//! Counts each request once, when it is over; of a stream it notes when it ended.
 
 use crate::contract::ports::{Metrics as Port, Observation, Ports};
 use crate::contract::{Cx, Filter, Needs, Outcome, Result};
@@ -39,16 +39,10 @@ impl Filter for Metrics {
     }
 
     fn response_body_filter(&self, cx: &mut Cx, _chunk: &mut Bytes, end: bool) -> Result<()> {
-        // The clock is read twice per stream, not once per chunk.
-        if !cx.event_stream || cx.call.is_none() || cx.last_token.is_some() {
-            return Ok(());
-        }
-        let is_first = cx.first_token.is_none() && cx.metered.deltas > 0;
+        // The clock is read once per stream, not once per chunk.
         let is_last = end || cx.metered.done;
-        if is_first || is_last {
-            let now = Instant::now();
-            cx.first_token = cx.first_token.or(is_first.then_some(now));
-            cx.last_token = is_last.then_some(now);
+        if is_last && cx.event_stream && cx.call.is_some() && cx.last_token.is_none() {
+            cx.last_token = Some(Instant::now());
         }
         Ok(())
     }
@@ -203,6 +197,7 @@ mod tests {
             cx.call = Some(testkit::call(Endpoint::Chat, r#"{"model":"m","messages":[]}"#));
             cx.event_stream = true;
             cx.metered.deltas = 1;
+            cx.first_token = Some(cx.started);
             cx.metered.used = Some(Usage {
                 completion_tokens: 1,
                 ..Usage::default()

@@ -80,7 +80,7 @@ impl Spend {
             estimated: used.estimated,
             clamped: used.clamped,
             started_micros: cx.started_micros,
-            first_byte_micros: cx.first_byte.map(micros_at),
+            first_byte_micros: cx.answer_began().map(micros_at),
             ended_micros: self.clock.now_micros().max(cx.started_micros),
             attempts: cx.attempts.clone(),
             tags: tags(key.map_or(&[], |k| &k.tags), &call.tags),

@@ -1,15 +1,19 @@
 //! Keeps of each call what those who watch want to know, and hands it over once the call is over.
 //!
 //! Next to nothing happens here while a call is on its way: bytes are kept as they come, nothing is parsed
-//! and nothing is encoded. Without anybody who watches no hook is called at all.
+//! and nothing is encoded. Without anybody who watches no hook is called at all. What of a question is told is in
+//! `asked`, how an answer is kept in `kept`.
 
-use crate::contract::cx::{Begun, Kept, Traced};
+mod asked;
+mod kept;
+
+use crate::contract::cx::{Begun, Kept, Question, Traced};
 use crate::contract::ports::{Ports, Traces, Wanted};
 use crate::contract::{Call, Cx, Filter, Needs, Outcome, Result, Scanned, Upstream, Verdict};
 use crate::model::call::Endpoint;
 use crate::model::record::Status;
 use crate::model::trace::{Capture, Context, Hints, Input, Output, PARENT_LEN, SpanId, Trace as Told, Try};
-use crate::wire::peek::{self, Kind};
+use crate::wire::peek;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, request, response};
@@ -20,48 +24,10 @@ use std::time::Instant;
 /// Headers that say something of the trace, and how long their values may be, bytes.
 const MOST_HINTS: usize = 24;
 const LONGEST_HINT: usize = 1024;
-/// A parameter longer than this is not told, bytes.
-const LONGEST_PARAMETER: usize = 256;
-/// What the parameters of most calls take, bytes.
-const PARAMETERS_ROOM: usize = 96;
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
-
-/// What of a JSON body is content. The first that is there is the question itself.
-const CONTENT: [&str; 7] = [
-    "messages",
-    "prompt",
-    "input",
-    "query",
-    "tools",
-    "functions",
-    "tool_choice",
-];
-
-/// What of a JSON body are parameters. What stops an answer may be content, so it is not among them.
-const PARAMETERS: [&str; 19] = [
-    "temperature",
-    "top_p",
-    "max_tokens",
-    "max_completion_tokens",
-    "max_output_tokens",
-    "n",
-    "best_of",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "logprobs",
-    "top_logprobs",
-    "parallel_tool_calls",
-    "reasoning_effort",
-    "response_format",
-    "service_tier",
-    "stream",
-    "verbosity",
-    "modalities",
-];
 
 pub struct Trace {
     traces: Arc<dyn Traces>,
@@ -99,7 +65,11 @@ impl Filter for Trace {
         };
         let mut wanted = self.traces.wants(&cx.caller);
         if wanted.capture > Capture::Off && !(self.traces.may_hide() && hides(call)) {
-            let (context, hints) = heard(&head.headers, &mut wanted);
+            let (context, mut hints) = heard(&head.headers, &mut wanted);
+            asked::hints(call, &mut hints);
+            if wanted.capture == Capture::Full && asked::redacts(call) {
+                (wanted.capture, wanted.redacted) = (Capture::Metadata, true);
+            }
             cx.trace_id = Some(context.trace);
             cx.traced = Some(Box::new(Traced {
                 wanted,
@@ -108,6 +78,8 @@ impl Filter for Trace {
                 hints,
                 tries: SmallVec::new(),
                 answer: Kept::default(),
+                max_bytes: self.max_bytes,
+                question: None,
             }));
         }
         Ok(Verdict::Continue)
@@ -150,9 +122,12 @@ impl Filter for Trace {
         let Some(traced) = &mut cx.traced else {
             return Ok(());
         };
-        let says = cx.call.as_ref().is_some_and(|c| says_something(c.endpoint));
-        if says && traced.wanted.capture == Capture::Full && cx.response_status < 400 {
-            keep(&mut traced.answer, chunk, end, self.max_bytes);
+        let Some(call) = cx.call.as_ref().filter(|c| says_something(c.endpoint)) else {
+            return Ok(());
+        };
+        if traced.wanted.capture == Capture::Full && cx.response_status < 400 {
+            let events = cx.event_stream.then_some(call.endpoint);
+            kept::keep(&mut traced.answer, chunk, end, events, traced.max_bytes);
         }
         Ok(())
     }
@@ -161,10 +136,25 @@ impl Filter for Trace {
         if let Some(traced) = cx.traced.take()
             && let Some(call) = &cx.call
         {
-            let told = told(cx, call, *traced, outcome, self.max_bytes);
+            let told = told(cx, call, *traced, outcome);
             self.traces.emit(Box::new(told));
         }
     }
+}
+
+/// The body is about to be let go of: what is told of it is taken down now. True = that is the body itself, so it
+/// stays in memory anyway.
+pub fn remember(cx: &mut Cx) -> bool {
+    let (Some(traced), Some(call)) = (&mut cx.traced, &cx.call) else {
+        return false;
+    };
+    let question = match traced.question.take() {
+        Some(question) => question,
+        None => asked::question(call, traced),
+    };
+    let stays = matches!(question.input, Some(Input::Fields { .. }));
+    traced.question = Some(question);
+    stays
 }
 
 fn parent(context: &Context, span: SpanId) -> Option<HeaderValue> {
@@ -265,22 +255,10 @@ pub fn pass_on(from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-/// Keeps as much of an answer as may be kept.
-fn keep(kept: &mut Kept, chunk: &Bytes, end: bool, most: usize) {
-    if chunk.is_empty() {
-        return;
-    }
-    let room = most.saturating_sub(kept.pieces.len());
-    kept.cut |= chunk.len() > room;
-    if end && kept.pieces.is_empty() && chunk.len() <= room {
-        kept.whole = chunk.clone();
-    } else if let Some(fits) = chunk.get(..chunk.len().min(room)) {
-        kept.pieces.extend_from_slice(fits);
-    }
-}
-
 /// The call in one piece.
-fn told(cx: &Cx, call: &Call, traced: Traced, outcome: &Outcome, max_bytes: usize) -> Told {
+fn told(cx: &Cx, call: &Call, mut traced: Traced, outcome: &Outcome) -> Told {
+    let question = traced.question.take();
+    let Question { input, parameters } = question.unwrap_or_else(|| asked::question(call, &traced));
     let Traced {
         wanted,
         context,
@@ -288,13 +266,13 @@ fn told(cx: &Cx, call: &Call, traced: Traced, outcome: &Outcome, max_bytes: usiz
         hints,
         tries,
         answer,
+        ..
     } = traced;
     let at = |t: Instant| {
         cx.started_micros
             .saturating_add(t.duration_since(cx.started).as_micros() as i64)
     };
     let ended_micros = at(Instant::now());
-    let full = wanted.capture == Capture::Full;
     let last = tries.len().saturating_sub(1);
     let failed = outcome.status != Status::Success;
     let nexts: SmallVec<[Instant; 2]> = tries.iter().skip(1).map(|begun| begun.at).collect();
@@ -346,10 +324,10 @@ fn told(cx: &Cx, call: &Call, traced: Traced, outcome: &Outcome, max_bytes: usiz
         // A slice would hold on to the whole body.
         metadata: call.metadata.as_deref().map(Bytes::copy_from_slice),
         hints,
-        parameters: parameters(call),
+        parameters,
         user_agent: cx.user_agent.clone(),
         started_micros: cx.started_micros,
-        first_byte_micros: cx.first_byte.map(at),
+        began_micros: cx.answer_began().map(at),
         ended_micros,
         tries,
         status: outcome.status,
@@ -358,7 +336,7 @@ fn told(cx: &Cx, call: &Call, traced: Traced, outcome: &Outcome, max_bytes: usiz
         error_kind: outcome.error_kind,
         usage: cx.metered.used,
         cost_nanos: cx.cost_nanos,
-        input: full.then(|| input(call, max_bytes)).flatten(),
+        input,
         output: output(answer, cx.event_stream),
     }
 }
@@ -374,58 +352,6 @@ fn output(kept: Kept, event_stream: bool) -> Option<Output> {
         event_stream,
         cut: kept.cut,
     })
-}
-
-/// Where the content stands in the body; its beginning when it is too long to be held on to.
-fn input(call: &Call, most: usize) -> Option<Input> {
-    let Scanned::Json(object) = &call.scanned else {
-        return None;
-    };
-    if call.body.len() > most {
-        let field = CONTENT.iter().find_map(|name| object.get(name))?;
-        let whole = call.body.get(field.value.clone())?;
-        let begin = whole.get(..whole.len().min(most))?;
-        return Some(Input::Cut {
-            name: field.name,
-            begin: Bytes::copy_from_slice(begin),
-        });
-    }
-    let fields: SmallVec<_> = object
-        .fields
-        .iter()
-        .filter(|f| f.kind != Kind::Null && CONTENT.contains(&f.name))
-        .map(|f| (f.name, f.value.clone()))
-        .collect();
-    (!fields.is_empty()).then(|| Input::Fields {
-        body: call.body.clone(),
-        fields,
-    })
-}
-
-/// The parameters as they stand in the body, as one JSON object.
-fn parameters(call: &Call) -> String {
-    let mut out = String::with_capacity(PARAMETERS_ROOM);
-    out.push('{');
-    if let Scanned::Json(object) = &call.scanned {
-        for field in &object.fields {
-            let value = call.body.get(field.value.clone()).unwrap_or_default();
-            if field.kind != Kind::Null
-                && value.len() <= LONGEST_PARAMETER
-                && PARAMETERS.contains(&field.name)
-                && let Ok(value) = std::str::from_utf8(value)
-            {
-                if out.len() > 1 {
-                    out.push(',');
-                }
-                out.push('"');
-                out.push_str(field.name);
-                out.push_str("\":");
-                out.push_str(value);
-            }
-        }
-    }
-    out.push('}');
-    out
 }
 
 #[cfg(test)]
@@ -485,10 +411,10 @@ mod tests {
         assert_eq!((&output.bytes[..], output.cut), (ANSWER.as_bytes(), false));
 
         let told_of = told(Capture::Full, 20, REQUEST, ANSWER).await.unwrap();
-        let Some(Input::Cut { name, begin }) = told_of.input else {
+        let Some(Input::Short { text, cut }) = told_of.input else {
             panic!("{told_of:?}");
         };
-        assert_eq!((name, &begin[..]), ("messages", &br#"[{"role":"user","con"#[..]));
+        assert_eq!((text.as_str(), cut), (r#"{"messages":[{"role""#, true));
         let output = told_of.output.unwrap();
         assert_eq!((&output.bytes[..], output.cut), (&ANSWER.as_bytes()[..20], true));
     }
@@ -574,14 +500,5 @@ mod tests {
         assert!(d.is_internal(), "loopback is");
         d.model_info.insert("internal".into(), false.into());
         assert!(!d.is_internal(), "the config's word counts");
-    }
-
-    #[test]
-    fn answers_are_kept_up_to_the_bound() {
-        let mut kept = Kept::default();
-        for piece in ["abc", "def", ""] {
-            keep(&mut kept, &Bytes::from(piece), false, 5);
-        }
-        assert_eq!((&kept.pieces[..], kept.cut), (&b"abcde"[..], true));
     }
 }

@@ -15,6 +15,7 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::sync::LazyLock;
+use std::time::Instant;
 
 /// A JSON answer longer than this is not searched for its usage; the usage is estimated.
 const MAX_ANSWER: usize = 16 << 20;
@@ -29,6 +30,7 @@ static TEXTS: LazyLock<[Finder<'static>; 4]> = LazyLock::new(|| {
     ]
     .map(|n| Finder::new(n.as_bytes()))
 });
+static REASONING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"reasoning\""));
 static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"delta\""));
 
 pub struct MeterUsage;
@@ -46,6 +48,7 @@ impl Filter for MeterUsage {
 
     async fn upstream_request_filter(&self, cx: &mut Cx, up: &mut Upstream) -> Result<()> {
         cx.metered = Metered::default();
+        cx.first_token = None;
         // Neither does an earlier attempt's error say anything of this one.
         cx.response_status = 0;
         if let Some(call) = cx.call.as_ref().filter(|c| asks(c)) {
@@ -61,6 +64,7 @@ impl Filter for MeterUsage {
             metered,
             event_stream,
             response_status,
+            first_token,
             ..
         } = cx
         else {
@@ -71,6 +75,10 @@ impl Filter for MeterUsage {
         }
         if *event_stream {
             listen(call, metered, chunk, end);
+            // The clock is read once per stream, not once per chunk.
+            if first_token.is_none() && metered.deltas > 0 {
+                *first_token = Some(Instant::now());
+            }
         } else if !chunk.is_empty() && metered.pieces_len <= MAX_ANSWER {
             metered.pieces_len += chunk.len();
             metered.pieces.push(chunk.clone());
@@ -207,7 +215,14 @@ fn note(endpoint: Endpoint, metered: &mut Metered, event: &[u8]) -> bool {
             _ => {}
         }
     } else {
-        let text: usize = TEXTS.iter().map(|name| text_of(&data, name)).sum();
+        let mut text: usize = TEXTS.iter().map(|name| text_of(&data, name)).sum();
+        if text == 0 {
+            // Some servers call what was thought so, some say it under both names.
+            text = text_of(&data, &REASONING);
+        }
+        if text == 0 && matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations) {
+            text = text_of(&data, &DELTA);
+        }
         if text > 0 {
             metered.deltas += 1;
             metered.text_bytes += text as u64;

@@ -68,7 +68,7 @@ const ROUTING_FIELDS: &[&str] = &[
     "litellm_credential_name",
 ];
 
-/// Further fields whose place must be known: read here, or removed or defaulted by a deployment.
+/// Further fields whose place must be known: read here or by a filter, or removed or defaulted by a deployment.
 const KNOWN_FIELDS: &[&str] = &[
     "model",
     "stream",
@@ -109,6 +109,21 @@ const KNOWN_FIELDS: &[&str] = &[
     "prompt_cache_key",
     "functions",
     "function_call",
+    // What those who watch calls are told of.
+    "instructions",
+    "documents",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "reasoning",
+    "dimensions",
+    "encoding_format",
+    "voice",
+    "speed",
+    "size",
+    "quality",
+    "top_n",
+    "truncation",
 ];
 
 /// What OpenAI takes at most.

@@ -8,7 +8,7 @@ use crate::model::deployment::Deployment;
 use crate::model::key::Caller;
 use crate::model::price::ServiceTier;
 use crate::model::record::Attempt;
-use crate::model::trace::{Context, Hints, SpanId, TraceId};
+use crate::model::trace::{Context, Hints, Input, SpanId, TraceId};
 use crate::model::usage::Usage;
 use crate::wire::sse::Splitter;
 use bytes::Bytes;
@@ -59,8 +59,9 @@ pub struct Cx {
     /// From when on the answer flows through as it comes, without being read whole before. Written by the
     /// driver.
     pub flowing: Option<Instant>,
-    /// The first piece of a stream's answer, and its end. Written by `metrics`.
+    /// The first piece of a stream that says something. Written by `usage`.
     pub first_token: Option<Instant>,
+    /// The end of a stream that said something. Written by `metrics`.
     pub last_token: Option<Instant>,
     /// The answer's status, once there is one. Written by the driver; `usage` clears it before each
     /// attempt, and `translate` corrects it for a translated error.
@@ -149,6 +150,12 @@ impl Cx {
             ext: Extensions::new(),
         }
     }
+
+    /// When the client could begin to read the answer: many servers send a stream's head at once, and its first
+    /// word when they have read the question.
+    pub fn answer_began(&self) -> Option<Instant> {
+        self.first_token.or(self.first_byte)
+    }
 }
 
 /// LiteLLM's groups of routes.
@@ -210,6 +217,17 @@ pub struct Traced {
     pub hints: Hints,
     pub tries: SmallVec<[Begun; 1]>,
     pub answer: Kept,
+    /// How much of a question and of an answer is kept, bytes.
+    pub max_bytes: usize,
+    /// What is told of the question, once the body has been let go of.
+    pub question: Option<Question>,
+}
+
+/// What is told of a question.
+pub struct Question {
+    pub input: Option<Input>,
+    /// As one JSON object.
+    pub parameters: String,
 }
 
 /// One try at one deployment, from its beginning.
@@ -229,4 +247,6 @@ pub struct Kept {
     pub pieces: Vec<u8>,
     /// There was more than is kept.
     pub cut: bool,
+    /// Nearly all that is kept are words: writing them in fewer pieces makes no room.
+    pub dense: bool,
 }

@@ -25,10 +25,15 @@ impl Call {
         }
     }
 
+    /// The body is long enough to be let go of.
+    pub fn is_worth_letting_go(&self) -> bool {
+        self.body.len() > SMALL
+    }
+
     /// For a call whose answer flows, which no other upstream will be asked for: a long prompt would be
     /// held for as long as the answer takes. Says whether the body is gone.
     pub fn let_go_of_body(&mut self) -> bool {
-        if self.body.len() <= SMALL {
+        if !self.is_worth_letting_go() {
             return false;
         }
         self.counted = Some(self.estimated_prompt());

@@ -21,6 +21,10 @@ pub const GATEWAY_ONLY: &[&str] = &[
     "extra_headers",
     "fallbacks",
     "guardrails",
+    "langfuse_host",
+    "langfuse_public_key",
+    "langfuse_secret",
+    "langfuse_secret_key",
     "litellm_metadata",
     "litellm_session_id",
     "litellm_trace_id",
@@ -39,6 +43,7 @@ pub const GATEWAY_ONLY: &[&str] = &[
     "tags",
     "timeout",
     "ttl",
+    "turn_off_message_logging",
 ];
 
 /// Two spellings of one wish: a default in one must not stand beside a client's in the other.

@@ -7,6 +7,7 @@ pub mod key;
 pub mod limits;
 pub mod money;
 pub mod party;
+pub mod pieces;
 pub mod price;
 pub mod record;
 pub mod secret;

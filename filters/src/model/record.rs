@@ -106,6 +106,7 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "is_false")]
     pub clamped: bool,
     pub started_micros: i64,
+    /// The first word of a stream, the first byte of any other answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_micros: Option<i64>,
     pub ended_micros: i64,

@@ -158,8 +158,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// The headers that carry it.
-    pub const HEADERS: [&str; 2] = ["traceparent", "tracestate"];
+    /// The headers that carry it, and what applications tell each other along with it.
+    pub const HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 
     /// A trace that begins here.
     pub fn begin() -> Self {
@@ -251,8 +251,12 @@ pub enum Input {
         body: Bytes,
         fields: SmallVec<[(&'static str, Range<usize>); 4]>,
     },
-    /// The beginning of a field that is too long to be kept.
-    Cut { name: &'static str, begin: Bytes },
+    /// The same as JSON text, of a body that is too long to be kept: pictures and sounds are told by their length.
+    Short {
+        text: String,
+        /// There was more.
+        cut: bool,
+    },
 }
 
 /// What was answered, as the client got it.
@@ -296,7 +300,8 @@ pub struct Trace {
     pub parameters: String,
     pub user_agent: Option<String>,
     pub started_micros: i64,
-    pub first_byte_micros: Option<i64>,
+    /// The answer's first piece that says something; its first byte where that cannot be told.
+    pub began_micros: Option<i64>,
     pub ended_micros: i64,
     pub tries: Vec<Try>,
     pub status: Status,
@@ -327,7 +332,7 @@ impl Trace {
         let input = match &self.input {
             // Read buffers may be larger than what was read into them.
             Some(Input::Fields { body, .. }) => body.len() * 2,
-            Some(Input::Cut { begin, .. }) => begin.len(),
+            Some(Input::Short { text, .. }) => text.len(),
             None => 0,
         };
         let texts = [

@@ -3,6 +3,7 @@
 use super::teams::{as_user, no, ok, user};
 use super::*;
 use crate::store::AuditFilter;
+use filters::contract::ports::Keys;
 
 const SECRET: &str = "lf-secret-of-the-team";
 
@@ -191,4 +192,24 @@ async fn what_cannot_be_told_is_refused_by_name() {
         Some("metadata.logging"),
     )
     .await;
+}
+
+/// Whoever says so may make the next call at once, before anybody hears the news of it.
+#[tokio::test]
+async fn what_is_said_of_a_team_holds_for_its_next_call() {
+    let bench = bench().await;
+    let (secret, _) = bench.holder(json!({"team_id": "red"})).await;
+    let hash = KeyHash::of(&secret);
+    for (route, body) in [
+        ("POST /team/red/disable_logging", Value::Null),
+        ("POST /team/update", json!({"team_id": "red", "max_budget": 1})),
+        ("POST /team/block", json!({"team_id": "red"})),
+    ] {
+        assert!(bench.keys.find(&hash).await.unwrap().is_some());
+        assert!(bench.keys.cached(&hash).is_some());
+        bench.master(route, body).await;
+        assert!(bench.keys.cached(&hash).is_none(), "{route}");
+    }
+    let known = bench.keys.find(&hash).await.unwrap().unwrap();
+    assert!(known.team.as_ref().unwrap().fields["blocked"] == true);
 }

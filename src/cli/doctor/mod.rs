@@ -101,10 +101,11 @@ pub async fn run(args: DoctorArgs, env: &Env, registry: &Registry) -> Result<(),
             reach: &args.reach,
             deadline: Instant::now() + PATIENCE,
         };
-        let (mut all, database, redis, backends, connections, gateway) = tokio::join!(
+        let (mut all, database, redis, receivers, backends, connections, gateway) = tokio::join!(
             here::look(&ward),
             there::database(&ward),
             there::redis(&ward),
+            there::receivers(&ward),
             there::backends(&ward),
             there::connections(&ward),
             there::gateway(&ward),
@@ -112,6 +113,7 @@ pub async fn run(args: DoctorArgs, env: &Env, registry: &Registry) -> Result<(),
         findings.append(&mut all);
         findings.push(database);
         findings.extend(redis);
+        findings.extend(receivers);
         findings.extend(backends);
         findings.extend(clock(&findings));
         findings.extend(connections);

@@ -10,6 +10,7 @@ use crate::proxy::models::Models;
 use crate::shared::agreement;
 use crate::store::probe::{Facts, facts};
 use crate::store::{Address, Settings};
+use crate::traces::probe as traces;
 use filters::model::deployment::{Base, Deployment};
 use futures::StreamExt;
 use serde_json::Value;
@@ -139,6 +140,55 @@ pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
     })
 }
 
+/// One finding for each of those who are told of calls. Calls go on without them, but nobody sees them.
+pub async fn receivers(ward: &Ward<'_>) -> Vec<Finding> {
+    let looked = traces::look(&ward.conf.tollkeeper.tracing);
+    match tokio::time::timeout_at(ward.deadline, looked).await {
+        Ok(seen) => seen.iter().map(receiver).collect(),
+        Err(_) => vec![Finding::fail(
+            "traces",
+            "no answer in time",
+            "is Langfuse or the receiver running, and is a firewall between?",
+        )],
+    }
+}
+
+fn receiver(seen: &traces::Seen) -> Finding {
+    let (name, at) = (seen.exporter, &seen.at);
+    let is_langfuse = name == "langfuse";
+    let fail = |message: String, next: &str| {
+        Finding::fail(name, message, format!("calls are not told of there; {next}"))
+    };
+    match &seen.verdict {
+        traces::Verdict::Well(Some(version)) => {
+            Finding::ok(name, format!("{at}: version {version}, the keys are right"))
+        }
+        traces::Verdict::Well(None) => Finding::ok(name, format!("{at}: it takes what it is sent")),
+        traces::Verdict::KeysRefused(status) => fail(
+            format!("{at}: it does not accept the keys (status {status})"),
+            match is_langfuse {
+                true => "mend LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY: both are of one project there",
+                false => "mend OTEL_EXPORTER_OTLP_HEADERS",
+            },
+        ),
+        traces::Verdict::Strange(status) => fail(
+            format!("{at}: it answers with status {status}"),
+            match is_langfuse {
+                true => "is that Langfuse? mend LANGFUSE_HOST: its address without a path",
+                false => "is that a receiver of OTLP over HTTP? its port is mostly 4318, its path /v1/traces",
+            },
+        ),
+        traces::Verdict::Failing(status) => fail(
+            format!("{at}: it answers with status {status}"),
+            "its own log says why",
+        ),
+        traces::Verdict::Away(why) => fail(
+            format!("{at}: {why}"),
+            "is it running, is the name right, and is a firewall between?",
+        ),
+    }
+}
+
 /// One finding per upstream, whatever number of deployments it serves; without a config, what a start would find.
 pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
     if ward.conf.source.path.is_none() {
@@ -177,7 +227,11 @@ pub async fn backends(ward: &Ward<'_>) -> Vec<Finding> {
         async move {
             match tokio::time::timeout_at(ward.deadline, backend(client, &target, &of)).await {
                 Ok(finding) => finding,
-                Err(_) => Finding::warn(&named(&of), format!("{}: not looked at in time", target.url), ""),
+                Err(_) => Finding::warn(
+                    &named(&of),
+                    format!("{}: not looked at in time", target.url),
+                    "other looks took long: mend what is told above, then run this again",
+                ),
             }
         }
     });
@@ -336,7 +390,13 @@ pub async fn gateway(ward: &Ward<'_>) -> Finding {
     let ours = env!("CARGO_PKG_VERSION");
     let (base, from) = match ward.reach.places(ward.env).address() {
         Ok(found) => found,
-        Err(failure) => return Finding::fail(name, failure.message, ""),
+        Err(failure) => {
+            return Finding::fail(
+                name,
+                failure.message,
+                "say where it is with --url or TOLLKEEPER_URL: http://host:port",
+            );
+        }
     };
     let Some(theirs) = version(base.as_str()).await else {
         return Finding::warn(
@@ -360,7 +420,11 @@ pub async fn gateway(ward: &Ward<'_>) -> Finding {
     let status = match asked {
         Ok(Ok(reply)) => reply.json,
         Ok(Err(failure)) if failure.code == EXIT_UNAVAILABLE => {
-            return Finding::warn(name, format!("{message}; {}", failure.message), "");
+            return Finding::warn(
+                name,
+                format!("{message}; {}", failure.message),
+                "its log says why it does not answer that",
+            );
         }
         Ok(Err(_)) => return Finding::ok(name, format!("{message} (the key at hand may not look further)")),
         Err(_) => {

@@ -27,7 +27,8 @@ impl Flood {
     /// Whether there is room for one more line in this second. Failures have room of their own, so that no
     /// flood of successes hides them.
     pub fn has_room(&self, second: u64, failed: bool) -> bool {
-        if self.second.swap(second, Relaxed) != second {
+        // Looked at before it is written: written, it would be taken from the other threads with each line.
+        if self.second.load(Relaxed) != second && self.second.swap(second, Relaxed) != second {
             self.shown.iter().for_each(|n| n.store(0, Relaxed));
         }
         let at = usize::from(failed);

@@ -14,33 +14,50 @@ thread_local! {
     static SECOND: Cell<(i64, [u8; 19])> = const { Cell::new((i64::MIN, [b'0'; 19])) };
 }
 
-/// `2026-11-20T17:22:50.123Z`. A new second is worked out once per thread.
-pub fn stamp(out: &mut Vec<u8>) {
-    let (text, millis) = now();
-    out.extend_from_slice(&text);
+/// When a line is written. The clock is read once for each.
+#[derive(Clone, Copy)]
+pub struct Moment {
+    /// Seconds since 1970.
+    pub second: u64,
+    millis: u32,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            second: since.as_secs(),
+            millis: since.subsec_millis(),
+        }
+    }
+
+    /// Its second as text, `2026-11-20T17:22:50`. A new one is worked out once per thread.
+    fn text(self) -> [u8; 19] {
+        let second = i64::try_from(self.second).unwrap_or(0);
+        let (known, mut text) = SECOND.get();
+        if known != second {
+            let at = jiff::Timestamp::from_second(second).unwrap_or_default();
+            let new = at.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+            if let Ok(new) = <[u8; 19]>::try_from(new.as_bytes()) {
+                text = new;
+                SECOND.set((second, text));
+            }
+        }
+        text
+    }
+}
+
+/// `2026-11-20T17:22:50.123Z`.
+fn stamp(out: &mut Vec<u8>, at: Moment) {
+    out.extend_from_slice(&at.text());
     let digit = |n: u32| b'0' + (n % 10) as u8;
+    let Moment { millis, .. } = at;
     out.extend_from_slice(&[b'.', digit(millis / 100), digit(millis / 10), digit(millis), b'Z']);
 }
 
 /// `17:22:50`.
-pub fn short_stamp(out: &mut Vec<u8>) {
-    let (text, _) = now();
-    out.extend_from_slice(text.get(11..).unwrap_or_default());
-}
-
-fn now() -> ([u8; 19], u32) {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let second = i64::try_from(since.as_secs()).unwrap_or(0);
-    let (known, mut text) = SECOND.get();
-    if known != second {
-        let at = jiff::Timestamp::from_second(second).unwrap_or_default();
-        let new = at.strftime("%Y-%m-%dT%H:%M:%S").to_string();
-        if let Ok(new) = <[u8; 19]>::try_from(new.as_bytes()) {
-            text = new;
-            SECOND.set((second, text));
-        }
-    }
-    (text, since.subsec_millis())
+fn short_stamp(out: &mut Vec<u8>, at: Moment) {
+    out.extend_from_slice(at.text().get(11..).unwrap_or_default());
 }
 
 /// A JSON object in one line.
@@ -50,9 +67,9 @@ pub struct Json<'a> {
 
 impl<'a> Json<'a> {
     /// Begins with time, level and message.
-    pub fn open(out: &'a mut Vec<u8>, level: log::Level, message: &str) -> Self {
+    pub fn open(out: &'a mut Vec<u8>, at: Moment, level: log::Level, message: &str) -> Self {
         out.extend_from_slice(b"{\"ts\":\"");
-        stamp(out);
+        stamp(out, at);
         out.extend_from_slice(b"\",\"level\":\"");
         out.extend_from_slice(word(level).as_bytes());
         out.extend_from_slice(b"\",\"msg\":\"");
@@ -214,8 +231,8 @@ pub fn column(out: &mut Vec<u8>, text: &str, width: usize) {
 }
 
 /// The beginning of a line for people: time and level.
-pub fn begin(out: &mut Vec<u8>, level: log::Level, coloured: bool) {
-    short_stamp(out);
+pub fn begin(out: &mut Vec<u8>, at: Moment, level: log::Level, coloured: bool) {
+    short_stamp(out, at);
     out.push(b' ');
     let colour = match level {
         log::Level::Error => "31",
@@ -258,7 +275,7 @@ mod tests {
     #[test]
     fn a_line_is_json_whatever_is_in_it() {
         let mut out = Vec::new();
-        let mut line = Json::open(&mut out, log::Level::Warn, BAD);
+        let mut line = Json::open(&mut out, Moment::now(), log::Level::Warn, BAD);
         line.text("key_alias", BAD);
         line.text("nothing", "");
         line.bare("status", 200);

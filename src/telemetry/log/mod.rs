@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use count::Lines;
 use filters::contract::{Cx, Outcome};
 use flood::Flood;
-use line::Json;
+use line::{Json, Moment};
 use log::{Level, LevelFilter, Metadata, Record};
 use parking_lot::Mutex;
 use sink::Sink;
@@ -315,15 +315,16 @@ impl Journal {
             1 if !failed => return,
             _ => {}
         }
-        if !self.flood.has_room(seconds(), failed) {
+        let at = Moment::now();
+        if !self.flood.has_room(at.second, failed) {
             return;
         }
         self.lines.count(level);
         with_buffer(|out| {
             if self.is_json.load(Relaxed) {
-                request::json(out, level, cx, outcome);
+                request::json(out, at, level, cx, outcome);
             } else {
-                request::text(out, level, cx, outcome, self.is_coloured);
+                request::text(out, at, level, cx, outcome, self.is_coloured);
             }
             self.sink.push(out, failed, false);
         });
@@ -331,12 +332,13 @@ impl Journal {
 
     /// A line that is none of a request's.
     fn line(&self, out: &mut Vec<u8>, level: Level, text: &str, pairs: &dyn log::kv::Source) {
+        let at = Moment::now();
         if self.is_json.load(Relaxed) {
-            let mut line = Json::open(out, level, text);
+            let mut line = Json::open(out, at, level, text);
             let _ = pairs.visit(&mut JsonPairs(&mut line));
             line.close();
         } else {
-            line::begin(out, level, self.is_coloured);
+            line::begin(out, at, level, self.is_coloured);
             line::shown(out, text);
             let _ = pairs.visit(&mut TextPairs(out));
             out.push(b'\n');
@@ -359,12 +361,6 @@ fn tell(dropped: u64, out: &mut Vec<u8>) {
         let pairs = [("succeeded", hidden.succeeded), ("failed", hidden.failed)];
         journal.line(out, Level::Info, &text, &pairs);
     }
-}
-
-fn seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }
 
 impl log::Log for Journal {
@@ -482,7 +478,7 @@ mod tests {
         let good = outcome(Status::Success, 200, None);
         assert_eq!(request::level(&good, false), Level::Info);
         assert_eq!(request::level(&good, true), Level::Debug);
-        request::json(&mut out, Level::Info, &cx, &good);
+        request::json(&mut out, Moment::now(), Level::Info, &cx, &good);
         let text = String::from_utf8(out).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         let order = [
@@ -514,13 +510,13 @@ mod tests {
         let mut out = Vec::new();
         let bad = outcome(Status::Failure, 502, Some("it\u{9b} broke\nhere"));
         assert_eq!(request::level(&bad, true), Level::Warn);
-        request::text(&mut out, Level::Warn, &cx, &bad, false);
+        request::text(&mut out, Moment::now(), Level::Warn, &cx, &bad, false);
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("WARN  502 ") && text.contains("gpt-4"), "{text}");
         assert!(text.contains("12 → 340") && text.contains("$0.00123"), "{text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text:?}");
         let mut out = Vec::new();
-        request::text(&mut out, Level::Warn, &cx, &bad, true);
+        request::text(&mut out, Moment::now(), Level::Warn, &cx, &bad, true);
         assert!(String::from_utf8(out).unwrap().contains("\u{1b}[31m502\u{1b}[0m"));
     }
 
@@ -577,7 +573,7 @@ mod tests {
         let begun = Instant::now();
         for _ in 0..10_000 {
             out.clear();
-            request::json(&mut out, Level::Info, &cx, &good);
+            request::json(&mut out, Moment::now(), Level::Info, &cx, &good);
         }
         let each = begun.elapsed() / 10_000;
         println!("{} ns for {} bytes", each.as_nanos(), out.len());

@@ -1,7 +1,7 @@
 //! The one line that each request leaves: what was asked for, what came of it, what it took and cost. No
 //! prompt, no key, no path: some paths hold keys.
 
-use super::line::{Json, begin, column, paint, shown};
+use super::line::{Json, Moment, begin, column, paint, shown};
 use filters::contract::{Cx, Outcome};
 use filters::model::money::Nanos;
 use filters::model::record::Status;
@@ -53,7 +53,7 @@ struct Told<'a> {
     deployment: &'a str,
     alias: &'a str,
     duration: u64,
-    first_byte: Option<u64>,
+    began: Option<u64>,
     tokens: Option<(u64, u64)>,
     cost: Option<Nanos>,
     error: &'a str,
@@ -67,7 +67,7 @@ impl<'a> Told<'a> {
             deployment: text(cx.deployment.as_ref().map(|d| d.id.as_str()), MOST_NAME),
             alias: text(cx.caller.key().and_then(|k| k.key_alias.as_deref()), MOST_NAME),
             duration: millis(cx.started, Instant::now()),
-            first_byte: cx.first_byte.map(|at| millis(cx.started, at)),
+            began: cx.answer_began().map(|at| millis(cx.started, at)),
             tokens: cx.metered.used.map(|u| (u.prompt_tokens, u.completion_tokens)),
             cost: cx.cost_nanos.map(Nanos),
             error: text(outcome.error.as_deref(), MOST_ERROR),
@@ -76,9 +76,9 @@ impl<'a> Told<'a> {
 }
 
 /// For machines.
-pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
+pub fn json(out: &mut Vec<u8>, at: Moment, level: Level, cx: &Cx, outcome: &Outcome) {
     let told = Told::of(cx, outcome);
-    let mut line = Json::open(out, level, "request");
+    let mut line = Json::open(out, at, level, "request");
     line.text("request_id", &cx.request_id);
     if let Some(id) = cx.trace_id {
         line.text("trace_id", id.hex_in(&mut [0; 32]));
@@ -87,7 +87,7 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
     line.text("model", told.model);
     line.int("status", u64::from(outcome.http_status));
     line.int("duration_ms", told.duration);
-    if let Some(ttft) = told.first_byte {
+    if let Some(ttft) = told.began {
         line.int("ttft_ms", ttft);
     }
     if let Some((tokens_in, tokens_out)) = told.tokens {
@@ -110,9 +110,9 @@ pub fn json(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome) {
 }
 
 /// For people: `17:22:50 INFO  200   812 ms  gpt-4   12 → 340 tok  $0.00123  My Project  019f…`.
-pub fn text(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome, coloured: bool) {
+pub fn text(out: &mut Vec<u8>, at: Moment, level: Level, cx: &Cx, outcome: &Outcome, coloured: bool) {
     let told = Told::of(cx, outcome);
-    begin(out, level, coloured);
+    begin(out, at, level, coloured);
     let colour = match outcome.http_status {
         500.. => "31",
         400.. => "33",
@@ -142,7 +142,7 @@ pub fn text(out: &mut Vec<u8>, level: Level, cx: &Cx, outcome: &Outcome, coloure
     if let Some(cost) = told.cost {
         let _ = write!(out, "  ${cost}");
     }
-    if let Some(ttft) = told.first_byte {
+    if let Some(ttft) = told.began {
         let _ = write!(out, "  ttft {ttft} ms");
     }
     if !told.alias.is_empty() {

@@ -228,8 +228,8 @@ families! {
         [api_base, api_provider, litellm_model_name, model_id, requested_model] "attempts",
         "LiteLLM: of these, those that were answered.";
     L_DEPLOYMENT_BAD: Counter "litellm_deployment_failure_responses_total"
-        [api_base, api_provider, litellm_model_name, model_id, requested_model] "attempts",
-        "LiteLLM: of these, those that failed.";
+        [api_base, api_provider, exception_class, exception_status, litellm_model_name, model_id, requested_model] "attempts",
+        "LiteLLM: of these, those that failed; exception_status is None where no answer came.";
     L_DEPLOYMENT_STATE: Gauge "litellm_deployment_state"
         [api_base, api_provider, litellm_model_name, model_id] "0, 1, 2",
         "LiteLLM: 0 healthy, 1 partial outage, 2 outage.";

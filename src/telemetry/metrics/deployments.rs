@@ -3,6 +3,7 @@
 
 use super::catalog as c;
 use super::count::{Counter, Histogram, LONG, Named};
+use super::litellm::exception;
 use super::page::Page;
 use arc_swap::ArcSwap;
 use filters::model::deployment::Deployment;
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 /// Most deployments with counters of their own.
 const MOST: usize = 2_000;
+/// Most statuses of a deployment's failures. An upstream may make some up.
+const MOST_STATUSES: usize = 32;
 /// So many failures in a row are an outage.
 const OUTAGE: u32 = 3;
 
@@ -35,6 +38,8 @@ struct Tried {
     outcomes: [Counter; OUTCOMES.len()],
     took: Histogram,
     failed_in_a_row: AtomicU32,
+    /// Failures by status, 0 where no answer came.
+    failures: Mutex<Vec<(u16, u64)>>,
 }
 
 impl Default for Tried {
@@ -43,6 +48,7 @@ impl Default for Tried {
             outcomes: Default::default(),
             took: Histogram::new(&LONG),
             failed_in_a_row: AtomicU32::new(0),
+            failures: Mutex::default(),
         }
     }
 }
@@ -130,6 +136,14 @@ impl Tried {
         self.took.observe(Duration::from_micros(
             u64::try_from(attempt.duration_micros).unwrap_or(0),
         ));
+        if outcome != ANSWERED {
+            let mut failures = self.failures.lock();
+            if let Some((_, n)) = failures.iter_mut().find(|(s, _)| *s == attempt.status) {
+                *n += 1;
+            } else if failures.len() < MOST_STATUSES {
+                failures.push((attempt.status, 1));
+            }
+        }
         match outcome {
             // Written only when it changes, which it rarely does.
             ANSWERED if self.failed_in_a_row.load(Relaxed) > 0 => self.failed_in_a_row.store(0, Relaxed),
@@ -156,14 +170,19 @@ impl Tried {
         let labels = [base, provider, model, id, &d.model_name];
         let good = self.outcomes.first().map_or(0, Counter::get);
         let all: u64 = self.outcomes.iter().map(Counter::get).sum();
-        for (family, n) in [
-            (&c::L_DEPLOYMENT_TOTAL, all),
-            (&c::L_DEPLOYMENT_GOOD, good),
-            (&c::L_DEPLOYMENT_BAD, all.saturating_sub(good)),
-        ] {
+        for (family, n) in [(&c::L_DEPLOYMENT_TOTAL, all), (&c::L_DEPLOYMENT_GOOD, good)] {
             if n > 0 {
                 page.int(family, &labels, n);
             }
+        }
+        for (status, n) in self.failures.lock().iter() {
+            let text = match status {
+                0 => "None".to_string(),
+                status => status.to_string(),
+            };
+            let class = exception(*status);
+            let labels = [base, provider, class, &text, model, id, &d.model_name];
+            page.int(&c::L_DEPLOYMENT_BAD, &labels, *n);
         }
         page.int(&c::L_DEPLOYMENT_STATE, &place, self.state());
     }
@@ -215,6 +234,16 @@ mod tests {
         for (outcome, n) in OUTCOMES.iter().zip([1, 1, 1, 0, 1, 1]) {
             let counted = text.contains(&format!("outcome=\"{outcome}\"}} 1\n"));
             assert_eq!(counted, n == 1, "{outcome}: {text}");
+        }
+        for labels in [
+            "exception_class=\"APIConnectionError\",exception_status=\"None\"",
+            "exception_class=\"RateLimitError\",exception_status=\"429\"",
+            "exception_class=\"InternalServerError\",exception_status=\"500\"",
+        ] {
+            let bad = text
+                .lines()
+                .find(|l| l.starts_with("litellm_deployment_failure_responses_total{") && l.contains(labels));
+            assert!(bad.is_some_and(|l| l.ends_with(" 1")), "{labels}: {text}");
         }
     }
 

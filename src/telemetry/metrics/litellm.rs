@@ -313,9 +313,10 @@ impl Pair {
     }
 }
 
-/// LiteLLM's class for a status.
-fn exception(status: u16) -> &'static str {
+/// LiteLLM's class for a status; 0 = no answer came.
+pub fn exception(status: u16) -> &'static str {
     match status {
+        0 => "APIConnectionError",
         400 => "BadRequestError",
         401 => "AuthenticationError",
         403 => "PermissionDeniedError",

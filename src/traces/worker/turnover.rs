@@ -5,14 +5,11 @@
 use super::{Former, Lane, Words, Worker};
 use crate::conf::{Otlp, Tracing};
 use crate::traces::Said;
+use crate::traces::address::{main_project, of_otlp};
 use crate::traces::langfuse::Flavour;
 use crate::traces::project::Target;
-use crate::traces::send::{Address, Format};
+use crate::traces::send::Format;
 use crate::traces::stats::{Exporter, Lost};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,7 +44,7 @@ impl Worker {
         if self.otlp.is_none()
             && let Some(otlp) = self.said.tracing.otlp.clone()
         {
-            match otlp_address(&otlp) {
+            match of_otlp(&otlp) {
                 Ok(address) => {
                     self.shared.stats.is_away(Exporter::Otlp, false);
                     let resource = resource(&otlp.service_name);
@@ -126,15 +123,6 @@ fn stays(tracing: &Tracing, main: Option<&Target>, target: &Target, lane: &Lane)
     hosts.any(|host| *host == target.host)
 }
 
-/// The gateway's own project.
-fn main_project(tracing: &Tracing) -> Option<Target> {
-    let langfuse = tracing.langfuse.as_ref()?;
-    Some(Target {
-        host: langfuse.host.clone(),
-        project: langfuse.project.clone()?,
-    })
-}
-
 /// Whether it is the same receiver, told under the same name.
 fn same_otlp(before: Option<&Otlp>, after: Option<&Otlp>) -> bool {
     match (before, after) {
@@ -168,47 +156,4 @@ pub(super) fn resource(name: &str) -> Vec<(String, String)> {
             env!("CARGO_PKG_VERSION").to_string(),
         ),
     ]
-}
-
-pub(super) fn langfuse_address(target: &Target) -> Result<Address, String> {
-    let url = |path: &str| Url::parse(&format!("{}{path}", target.host)).map_err(|e| e.to_string());
-    let project = &target.project;
-    let basic = STANDARD.encode(format!("{}:{}", project.public_key, project.secret_key.expose()));
-    let mut headers = HeaderMap::new();
-    headers.insert("authorization", secret(&format!("Basic {basic}"))?);
-    // The real-time path, from Langfuse 4 on; older ones do not look at it.
-    headers.insert("x-langfuse-ingestion-version", HeaderValue::from_static("4"));
-    headers.insert("x-langfuse-sdk-name", HeaderValue::from_static("tollkeeper"));
-    headers.insert(
-        "x-langfuse-sdk-version",
-        HeaderValue::from_static(env!("CARGO_PKG_VERSION")),
-    );
-    headers.insert("x-langfuse-public-key", secret(&project.public_key)?);
-    Ok(Address {
-        otlp: url("/api/public/otel/v1/traces")?,
-        legacy: Some(url("/api/public/ingestion")?),
-        health: Some(url("/api/public/health")?),
-        headers,
-    })
-}
-
-fn otlp_address(otlp: &Otlp) -> Result<Address, String> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in &otlp.headers {
-        let name = HeaderName::try_from(name.as_str()).map_err(|e| e.to_string())?;
-        headers.insert(name, secret(value.expose())?);
-    }
-    Ok(Address {
-        otlp: Url::parse(&otlp.endpoint).map_err(|e| e.to_string())?,
-        legacy: None,
-        health: None,
-        headers,
-    })
-}
-
-/// A value that is not shown. The error does not quote it.
-fn secret(text: &str) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::from_str(text).map_err(|_| "a header's value cannot be sent".to_string())?;
-    value.set_sensitive(true);
-    Ok(value)
 }

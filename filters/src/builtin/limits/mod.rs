@@ -518,7 +518,11 @@ mod tests {
         assert_eq!(kit.limits.held(), 1);
         let_go(&mut cx);
         assert_eq!(kit.limits.held(), 0);
-        let spent = Why::Budget { spent: 2, budget: 1 };
+        let spent = Why::Budget {
+            spent: 2,
+            budget: 1,
+            anew: None,
+        };
         kit.limits.refuse(Kind::Team, "red", None, spent);
         let stop = limits.request_filter(&mut cx, &head).await.unwrap_err();
         assert_eq!((stop.status(), stop.kind()), (429, "budget_exceeded"));

@@ -63,6 +63,41 @@ fn the_last_word_of_a_stream_settles_it_before_it_closes() {
 }
 
 #[test]
+fn the_first_word_is_what_begins_a_stream() {
+    let began = |endpoint: Endpoint, body: &str, events: &[&str]| {
+        let mut cx = testkit::Kit::default().cx();
+        cx.call = Some(testkit::call(endpoint, body));
+        cx.event_stream = true;
+        cx.response_status = 200;
+        cx.first_byte = Some(cx.started);
+        let began = events.iter().map(|event| {
+            let mut chunk = Bytes::copy_from_slice(event.as_bytes());
+            MeterUsage
+                .response_body_filter(&mut cx, &mut chunk, false)
+                .unwrap();
+            cx.first_token.is_some()
+        });
+        began.collect::<Vec<bool>>()
+    };
+    let chat = r#"{"model":"m","messages":[],"stream":true}"#;
+    let role = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+    let thought = "data: {\"choices\":[{\"delta\":{\"reasoning\":\"Hm\"}}]}\n\n";
+    for first in [DELTAS, thought] {
+        assert_eq!(
+            began(Endpoint::Chat, chat, &[": ping\n\n", role, first, DONE]),
+            [false, false, true, true]
+        );
+    }
+    let created = "event: response.created\ndata: {\"response\":{\"id\":\"r\"}}\n\n";
+    let delta = "event: response.output_text.delta\ndata: {\"delta\":\"Hi\"}\n\n";
+    let asked = r#"{"model":"m","input":"x","stream":true}"#;
+    assert_eq!(
+        began(Endpoint::Responses, asked, &[created, delta]),
+        [false, true]
+    );
+}
+
+#[test]
 fn those_who_asked_see_every_byte() {
     let events = format!("{DELTAS}{USAGE}{DONE}");
     let asked = r#"{"model":"m","messages":[],"stream":true,"stream_options":{"include_usage":true}}"#;

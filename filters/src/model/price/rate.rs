@@ -109,6 +109,16 @@ const TIERS: [(ServiceTier, &str); 5] = [
 ];
 
 impl ServiceTier {
+    /// The standard one first.
+    pub const ALL: [ServiceTier; 6] = [
+        ServiceTier::Standard,
+        ServiceTier::Priority,
+        ServiceTier::Flex,
+        ServiceTier::Batches,
+        ServiceTier::Ultrafast,
+        ServiceTier::Balanced,
+    ];
+
     /// The tier named by a `service_tier` field; `auto`, `default` and whatever is unknown are standard.
     pub fn parse(name: &str) -> ServiceTier {
         let name = name.trim();
