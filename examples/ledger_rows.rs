@@ -78,7 +78,38 @@ async fn main() {
         }
         println!("filled with {rows} rows in {:.0?}", began.elapsed());
     }
+    let began = Instant::now();
+    let mut days = 0;
+    while store.digest_day().await.unwrap() {
+        days += 1;
+    }
+    println!("looked {days} days through in {:.0?}", began.elapsed());
+    first_on_a_connection(&address, &settings).await;
     measure(&*store).await;
+}
+
+/// Each list on a connection that has seen none: what the database must learn of the tables first.
+async fn first_on_a_connection(address: &Address, settings: &Settings) {
+    for (what, order, team) in [
+        ("newest", SpendOrder::Newest, None),
+        ("dearest", SpendOrder::Dearest, None),
+        ("dearest of a team", SpendOrder::Dearest, Some("team 3")),
+        ("of no team", SpendOrder::Newest, Some("nobody")),
+    ] {
+        let store = store::open(address, settings).await.unwrap();
+        store.ready().await;
+        // The connection itself.
+        store.extent().await.unwrap();
+        let filter = page(SpendFilter {
+            order,
+            team_id: team.map(str::to_owned),
+            ..SpendFilter::default()
+        });
+        let began = Instant::now();
+        let rows = store.spend_logs(&filter).await.unwrap().len();
+        let took = began.elapsed().as_secs_f64() * 1e3;
+        println!("first page of a connection: {what:<31} {rows:>8} rows  {took:>7.1} ms");
+    }
 }
 
 fn filled_in(sql: &str, rows: u64) -> String {
@@ -420,6 +451,23 @@ async fn measure(store: &dyn Store) {
             },
         ),
         (
+            "of a model of the upstream and a team that has it never",
+            SpendFilter {
+                team_id: some("team 4"),
+                model: some("seldom"),
+                ..any()
+            },
+        ),
+        (
+            "of a tag and a key, dearest",
+            SpendFilter {
+                order: SpendOrder::Dearest,
+                key_hash: Some(KeyHash::of("10")),
+                tag: some("batch"),
+                ..any()
+            },
+        ),
+        (
             "costing a lot",
             SpendFilter {
                 min_spend_nanos: Some(49_999_000),
@@ -485,10 +533,11 @@ async fn measure(store: &dyn Store) {
         },
         ..any()
     };
-    report("page 5,000 by number", async || {
+    let took = report("page 5,000 by number", async || {
         store.spend_logs(&filter).await.unwrap().len()
     })
     .await;
+    slow.beyond("page 5,000 by number", took, PAGE);
     for (what, by) in [
         ("model", vec![Group::ModelGroup]),
         ("day and model", vec![Group::Day, Group::ModelGroup]),

@@ -9,6 +9,7 @@
 mod accounts;
 pub mod check;
 mod codec;
+pub mod digest;
 pub mod frame;
 mod reader;
 pub mod retention;

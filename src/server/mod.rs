@@ -203,6 +203,7 @@ fn start(
     if let Some(keep) = kept.or(conf.general.maximum_spend_logs_retention_period) {
         background.spawn(ledger::retention::keep_tidy(Arc::clone(&store), keep));
     }
+    background.spawn(ledger::digest::keep_digested(Arc::clone(&store)));
     let telemetry = Arc::new(Telemetry::new());
     let caps = Arc::new(Caps::default());
     let counted = Arc::clone(&caps);

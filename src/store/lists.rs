@@ -34,22 +34,35 @@ pub async fn count(store: &dyn Store, filter: &SpendFilter) -> Result<(u64, bool
     if to.is_some_and(|to| to <= from) {
         return count_at_end(store, filter).await;
     }
-    let usage = UsageFilter {
-        start: Some(rows::date_of(day_of(from)).max(first)),
-        end: to.map(|to| rows::date_of(day_of(to) - 1)),
-        key_hashes: filter.key_hash.map(|k| vec![k]),
-        model_groups: one(&filter.model_group),
-        user_ids: one(&filter.user_id),
-        team_ids: one(&filter.team_id),
-        organization_ids: one(&filter.organization_id),
-        ..UsageFilter::default()
-    };
-    let sums = store.usage(&usage).await?;
-    let sums = sums.first().map(|row| row.usage).unwrap_or_default();
-    let mut counted = match filter.success {
-        Some(true) => sums.successes,
-        Some(false) => sums.requests.saturating_sub(sums.successes),
-        None => sums.requests,
+    let start = rows::date_of(day_of(from)).max(first);
+    let end = to.map(|to| rows::date_of(day_of(to) - 1));
+    let mut counted = if is_plain(filter) {
+        // Nothing comes after the last day.
+        let end = end.into_iter().chain(extent.last).min().unwrap_or(start);
+        match start <= end {
+            true => rows::count(store.calls_of_days(start, end).await?),
+            false => 0,
+        }
+    } else {
+        let usage = UsageFilter {
+            start: Some(start),
+            end,
+            key_hashes: filter.key_hash.map(|k| vec![k]),
+            model_groups: one(&filter.model_group),
+            user_ids: one(&filter.user_id),
+            team_ids: one(&filter.team_id),
+            organization_ids: one(&filter.organization_id),
+            end_users: one(&filter.end_user),
+            tags: one(&filter.tag),
+            ..UsageFilter::default()
+        };
+        let sums = store.usage(&usage).await?;
+        let sums = sums.first().map(|row| row.usage).unwrap_or_default();
+        match filter.success {
+            Some(true) => sums.successes,
+            Some(false) => sums.requests.saturating_sub(sums.successes),
+            None => sums.requests,
+        }
     };
     let mut exact = true;
     let mut ends = Vec::new();
@@ -94,11 +107,15 @@ fn next_midnight(micros: i64) -> i64 {
 /// Whether the days' sums say how many rows there are. Nobody's id is another thing in sums than in rows.
 fn summed(f: &SpendFilter) -> bool {
     let ids = [&f.user_id, &f.team_id, &f.organization_id];
-    !ids.iter().any(|id| id.as_deref() == Some(""))
-        && f.end_user.is_none()
+    let labels = [&f.end_user, &f.tag];
+    // Sums of one label, and of nothing with it but the model group.
+    let labelled = labels.iter().filter(|label| label.is_some()).count();
+    let by_key = f.key_hash.is_some() || ids.iter().any(|id| id.is_some());
+    let nobodys = ids.iter().chain(&labels).any(|id| id.as_deref() == Some(""));
+    !nobodys
+        && (labelled == 0 || labelled == 1 && !by_key)
         && f.model.is_none()
         && f.key_alias.is_none()
-        && f.tag.is_none()
         && f.status.is_none()
         && f.http_status.is_none()
         && f.request_id.is_none()
@@ -107,6 +124,19 @@ fn summed(f: &SpendFilter) -> bool {
         && f.max_spend_nanos.is_none()
         && f.ended_after_micros.is_none()
         && f.after.is_none()
+}
+
+/// Whether the filter, which [`summed`] holds of, names nothing but times.
+fn is_plain(f: &SpendFilter) -> bool {
+    let names = [
+        &f.user_id,
+        &f.team_id,
+        &f.organization_id,
+        &f.model_group,
+        &f.end_user,
+        &f.tag,
+    ];
+    f.key_hash.is_none() && f.success.is_none() && names.iter().all(|name| name.is_none())
 }
 
 /// A page of rows, and where to go on ([`SpendFilter::after`]) if the search for a part of an id has looked at

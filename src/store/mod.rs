@@ -4,6 +4,7 @@
 //! same suite of tests. No call here waits without a bound.
 
 mod ask;
+mod digest;
 pub mod error;
 mod filter;
 pub mod lists;
@@ -385,6 +386,13 @@ pub trait Store: Send + Sync {
     async fn count_up_to(&self, filter: &SpendFilter, most: u64) -> Result<u64>;
 
     async fn extent(&self) -> Result<Extent>;
+
+    /// How many calls began on the days from `first` to `last` (UTC), those of another gateway not counted.
+    async fn calls_of_days(&self, first: Date, last: Date) -> Result<u64>;
+
+    /// Looks through one day that is over, so that lists, counts and pages far back know what it holds; false =
+    /// there is none left to look through, or another replica is at it. Until then they look themselves.
+    async fn digest_day(&self) -> Result<bool>;
 
     async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>>;
 

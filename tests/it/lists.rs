@@ -137,59 +137,69 @@ fn sorted<'a>(f: &SpendFilter, rows: &'a [Record]) -> Vec<&'a Record> {
 async fn agrees(s: &dyn Store, dice: &mut Dice, rows: &[Record], questions: usize) {
     for _ in 0..questions {
         let f = asked(dice);
-        let plain = sorted(&f, rows);
-        let limit = 1 + dice.throw(20) as u32;
-        let offset = dice.throw(plain.len() as u64 + 2);
-        let by_number = SpendFilter {
-            page: Page { limit, offset },
+        agrees_on(s, dice, rows, f).await;
+    }
+}
+
+/// One question, by page, by cursor, and how many.
+async fn agrees_on(s: &dyn Store, dice: &mut Dice, rows: &[Record], f: SpendFilter) {
+    let plain = sorted(&f, rows);
+    let limit = 1 + dice.throw(20) as u32;
+    let offset = dice.throw(plain.len() as u64 + 2);
+    let by_number = SpendFilter {
+        page: Page { limit, offset },
+        ..f.clone()
+    };
+    let found = s.spend_logs(&by_number).await.unwrap();
+    let ids: Vec<&str> = found.iter().map(|r| r.request_id.as_str()).collect();
+    let expected: Vec<&str> = plain
+        .iter()
+        .skip(offset as usize)
+        .take(limit as usize)
+        .map(|r| r.request_id.as_str())
+        .collect();
+    assert_eq!(ids, expected, "{} {by_number:?}", s.kind());
+    for row in &found {
+        assert_eq!(rows.iter().find(|r| r.request_id == row.request_id), Some(row));
+    }
+    let mut after = None;
+    let mut walked = Vec::new();
+    loop {
+        let page = Page {
+            limit: limit + 10,
+            offset: 0,
+        };
+        let part = SpendFilter {
+            after,
+            page,
             ..f.clone()
         };
-        let found = s.spend_logs(&by_number).await.unwrap();
-        let ids: Vec<&str> = found.iter().map(|r| r.request_id.as_str()).collect();
-        let expected: Vec<&str> = plain
-            .iter()
-            .skip(offset as usize)
-            .take(limit as usize)
-            .map(|r| r.request_id.as_str())
-            .collect();
-        assert_eq!(ids, expected, "{} {by_number:?}", s.kind());
-        for row in &found {
-            assert_eq!(rows.iter().find(|r| r.request_id == row.request_id), Some(row));
-        }
-        let mut after = None;
-        let mut walked = Vec::new();
-        loop {
-            let page = Page {
-                limit: limit + 10,
-                offset: 0,
-            };
-            let part = SpendFilter {
-                after,
-                page,
-                ..f.clone()
-            };
-            let part = s.spend_logs(&part).await.unwrap();
-            let Some(last) = part.last() else { break };
-            let value = match f.order {
-                SpendOrder::Newest | SpendOrder::Oldest => last.started_micros,
-                SpendOrder::Dearest | SpendOrder::Cheapest => last.spend_nanos,
-            };
-            after = Some((value, last.request_id.clone()));
-            walked.extend(part.into_iter().map(|r| r.request_id));
-        }
-        let expected: Vec<&str> = plain.iter().map(|r| r.request_id.as_str()).collect();
-        assert_eq!(walked, expected, "{} {f:?}", s.kind());
-        let all = plain.len() as u64;
-        assert_eq!(s.count_records(&f).await.unwrap(), all, "{f:?}");
-        assert_eq!(
-            lists::count(s, &f).await.unwrap(),
-            (all, true),
-            "{} {f:?}",
-            s.kind()
-        );
-        let most = dice.throw(30);
-        assert_eq!(s.count_up_to(&f, most).await.unwrap(), all.min(most), "{f:?}");
+        let part = s.spend_logs(&part).await.unwrap();
+        let Some(last) = part.last() else { break };
+        let value = match f.order {
+            SpendOrder::Newest | SpendOrder::Oldest => last.started_micros,
+            SpendOrder::Dearest | SpendOrder::Cheapest => last.spend_nanos,
+        };
+        after = Some((value, last.request_id.clone()));
+        walked.extend(part.into_iter().map(|r| r.request_id));
     }
+    let expected: Vec<&str> = plain.iter().map(|r| r.request_id.as_str()).collect();
+    assert_eq!(walked, expected, "{} {f:?}", s.kind());
+    let all = plain.len() as u64;
+    assert_eq!(s.count_records(&f).await.unwrap(), all, "{f:?}");
+    assert_eq!(
+        lists::count(s, &f).await.unwrap(),
+        (all, true),
+        "{} {f:?}",
+        s.kind()
+    );
+    let most = dice.throw(30);
+    assert_eq!(s.count_up_to(&f, most).await.unwrap(), all.min(most), "{f:?}");
+}
+
+/// All days that are over.
+async fn look_through(s: &dyn Store) {
+    while s.digest_day().await.unwrap() {}
 }
 
 #[tokio::test]
@@ -200,6 +210,15 @@ async fn every_list_holds_what_a_plain_look_finds() {
         for part in rows.chunks(70) {
             s.append(part).await.unwrap();
         }
+        agrees(&*s, &mut dice, &rows, 60).await;
+        // The same once the days were looked through, and with calls that came to such days afterwards.
+        look_through(&*s).await;
+        agrees(&*s, &mut dice, &rows, 120).await;
+        let late: Vec<Record> = (0..60).map(|n| made(&mut dice, &format!("late{n:03}"))).collect();
+        s.append(&late).await.unwrap();
+        rows.extend(late);
+        agrees(&*s, &mut dice, &rows, 60).await;
+        look_through(&*s).await;
         agrees(&*s, &mut dice, &rows, 60).await;
         let others: Vec<Record> = (0..80).map(|n| made(&mut dice, &format!("old{n:03}"))).collect();
         assert_eq!(s.import_records(&others, false).await.unwrap(), 80);
@@ -225,25 +244,141 @@ async fn one_call_is_found_by_its_id_wherever_it_lies() {
             made(900, "mine".into()),
         ];
         s.append(&rows).await.unwrap();
-        for (id, found) in [
+        let ids = [
             (here, 1),
             (strange, 1),
             ("mine".into(), 1),
             ("nobody's".into(), 0),
-        ] {
-            let f = SpendFilter {
-                request_id: Some(id.clone()),
-                ..SpendFilter::default()
-            };
-            let ids: Vec<String> = s
-                .spend_logs(&f)
-                .await
-                .unwrap()
-                .into_iter()
-                .map(|r| r.request_id)
-                .collect();
-            assert_eq!(ids, vec![id; found], "{}", s.kind());
+            (uuid::Uuid::now_v7().to_string(), 0),
+        ];
+        for _ in 0..2 {
+            for (id, found) in &ids {
+                let f = SpendFilter {
+                    request_id: Some(id.clone()),
+                    ..SpendFilter::default()
+                };
+                let there = s.spend_logs(&f).await.unwrap();
+                let there: Vec<&String> = there.iter().map(|r| &r.request_id).collect();
+                assert_eq!(there, vec![id; *found], "{}", s.kind());
+                assert_eq!(lists::count(&*s, &f).await.unwrap(), (*found as u64, true));
+            }
+            look_through(&*s).await;
         }
+    })
+    .await;
+}
+
+/// Calls at the first and the last moment of days, many of one moment and one price, in days that were looked
+/// through and such that were not.
+#[tokio::test]
+async fn days_that_were_looked_through_keep_to_their_borders() {
+    both(async |s| {
+        let mut dice = Dice(11);
+        let midnight = |days: i64| (now() / DAY - days) * DAY;
+        let border = |dice: &mut Dice| midnight(dice.throw(9) as i64) + [-1, 0, 1][dice.throw(3) as usize];
+        let mut rows = Vec::new();
+        for part in 0..2 {
+            let some: Vec<Record> = (0..150)
+                .map(|n| Record {
+                    started_micros: border(&mut dice),
+                    spend_nanos: dice.throw(2) as i64,
+                    key_hash: Some(KeyHash::of(&dice.of("k", 2))),
+                    key_alias: Some(dice.of("alias", 2)),
+                    team_id: Some(dice.of("t", 2)),
+                    tags: vec![dice.of("tag", 2)],
+                    ..record(&format!("r{part}{:03}", (n * 77) % 150))
+                })
+                .collect();
+            s.append(&some).await.unwrap();
+            rows.extend(some);
+            // The second time half of the calls came to days that were looked through.
+            for looked_through in [false, true] {
+                if looked_through {
+                    look_through(&*s).await;
+                }
+                for n in 0..60 {
+                    let start = border(&mut dice);
+                    let f = SpendFilter {
+                        start_micros: (n % 2 == 0).then_some(start),
+                        end_micros: (n % 3 == 0).then(|| start.max(border(&mut dice))),
+                        key_alias: (n % 5 == 1).then(|| dice.of("alias", 3)),
+                        tag: (n % 5 == 2).then(|| dice.of("tag", 3)),
+                        team_id: (n % 5 > 2).then(|| dice.of("t", 3)),
+                        order: ORDERS[dice.throw(4) as usize],
+                        ..SpendFilter::default()
+                    };
+                    agrees_on(&*s, &mut dice, &rows, f).await;
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pages_far_back_are_found_by_their_number() {
+    both(async |s| {
+        let mut dice = Dice(17);
+        let rows: Vec<Record> = (0..2_400)
+            .map(|n| {
+                let made = made(&mut dice, &format!("r{n:04}"));
+                Record {
+                    started_micros: now() - dice.throw(12) as i64 * DAY,
+                    ..made
+                }
+            })
+            .collect();
+        for part in rows.chunks(800) {
+            s.append(part).await.unwrap();
+        }
+        look_through(&*s).await;
+        for order in [SpendOrder::Newest, SpendOrder::Oldest] {
+            for alias in [None, Some("alias1".to_string())] {
+                for start in [None, Some(now() - 7 * DAY)] {
+                    let f = SpendFilter {
+                        key_alias: alias.clone(),
+                        start_micros: start,
+                        order,
+                        ..SpendFilter::default()
+                    };
+                    let plain = sorted(&f, &rows);
+                    for offset in [1_000, 1_300, 2_350] {
+                        let page = Page { limit: 60, offset };
+                        let found = s.spend_logs(&SpendFilter { page, ..f.clone() }).await.unwrap();
+                        let found: Vec<&str> = found.iter().map(|r| r.request_id.as_str()).collect();
+                        let expected = plain.iter().skip(offset as usize).take(60);
+                        let expected: Vec<&str> = expected.map(|r| r.request_id.as_str()).collect();
+                        assert_eq!(found, expected, "{} {f:?} {offset}", s.kind());
+                    }
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_let_go_of_is_not_counted_any_more() {
+    both(async |s| {
+        let mut dice = Dice(13);
+        let mut rows: Vec<Record> = (0..200)
+            .map(|n| Record {
+                started_micros: now() - dice.throw(20) as i64 * DAY,
+                ..made(&mut dice, &format!("r{n:03}"))
+            })
+            .collect();
+        s.append(&rows).await.unwrap();
+        look_through(&*s).await;
+        let first = now() / DAY - 10;
+        let day = Timestamp::from_microsecond(first * DAY).unwrap();
+        let day = day.to_zoned(jiff::tz::TimeZone::UTC).date();
+        let before = rows.len();
+        rows.retain(|r| r.started_micros >= first * DAY);
+        let dropped = s.drop_rows_before(day).await.unwrap();
+        assert_eq!(dropped, (before - rows.len()) as u64);
+        agrees(&*s, &mut dice, &rows, 60).await;
+        look_through(&*s).await;
+        agrees(&*s, &mut dice, &rows, 30).await;
     })
     .await;
 }

@@ -1,13 +1,16 @@
-//! Lists of the ledger's rows in Postgres: from day to day, by functions of the database (`tk_ledger_walk`),
-//! because to plan a statement over a year of partitions costs more than to read its page.
+//! Lists of the ledger's rows in Postgres: from day to day, by functions of the database (`tk_ledger_page`,
+//! `tk_ledger_extremes`), because to plan a statement over a year of partitions costs more than to read its page.
+//! Days that were looked through and have nothing of what is asked for are left out.
 
 use super::ledger::record;
 use super::{Cells, PostgresStore, boxed};
 use crate::store::ask;
+use crate::store::digest::{self, Need};
 use crate::store::filter::Dialect;
 use crate::store::rows::{self, LEDGER_COLUMNS, uncount};
 use crate::store::{Extent, Result, SpendFilter, SpendOrder};
 use filters::model::record::Record;
+use jiff::civil::Date;
 use std::collections::BTreeSet;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -25,14 +28,27 @@ impl<'a> Values<'a> {
 
     /// What the functions are told of the days.
     fn days(&mut self, days: Days) -> String {
-        let epoch = "DATE '1970-01-01'";
         let (first, last, only) = (self.bind(days.first), self.bind(days.last), self.bind(days.only));
-        format!(
-            "{epoch} + {first}::int, {epoch} + {last}::int, \
-             (SELECT array_agg({epoch} + d) FROM unnest({only}::int[]) AS d)"
-        )
+        format!("{EPOCH} + {first}::int, {EPOCH} + {last}::int, {}", dates(&only))
+    }
+
+    fn known(&mut self, days: Vec<i32>, calls: Vec<Option<i64>>) -> String {
+        let (days, calls) = (self.bind(days), self.bind(calls));
+        format!("{}, {calls}::bigint[]", dates(&days))
     }
 }
+
+const EPOCH: &str = "DATE '1970-01-01'";
+
+/// Days since 1970 as dates.
+fn dates(days: &str) -> String {
+    format!(
+        "(SELECT array_agg({EPOCH} + d ORDER BY o) FROM unnest({days}::int[]) WITH ORDINALITY AS d (d, o))"
+    )
+}
+
+/// Of one list by spend so many rows are gathered whole; of more, the places where they stand.
+const MOST_WHOLE: i64 = 1_000;
 
 /// Which days may have rows of a filter, days since 1970.
 struct Days {
@@ -48,6 +64,17 @@ impl Days {
     }
 }
 
+/// What is known of the days that were looked through, one entry for each.
+#[derive(Default)]
+struct Known {
+    days: Vec<i32>,
+    /// How many calls fit; `None` = some do, perhaps.
+    calls: Vec<Option<i64>>,
+    /// Of lists by spend: what none of the day's calls is beyond.
+    costs: Vec<Option<i64>>,
+    ids: Vec<Option<String>>,
+}
+
 impl PostgresStore {
     pub(super) async fn pg_spend_logs(&self, filter: &SpendFilter) -> Result<Vec<Record>> {
         if let Some(day) = filter.request_id.as_deref().and_then(ask::day_of_id) {
@@ -56,28 +83,44 @@ impl PostgresStore {
                 last: Some(day.saturating_add(1)),
                 only: None,
             };
-            let found = self.page(filter, around).await?;
+            let found = self.page(filter, around, Known::default()).await?;
             // An id is there once, and mostly where it says.
             if !found.is_empty() {
                 return Ok(found);
             }
         }
-        let days = self.days_of(filter).await?;
-        self.page(filter, days).await
+        let need = match filter.page.offset > 0 && digest::countable(filter, Dialect::Postgres) {
+            _ if filter.request_id.is_some() => Need::Any,
+            _ if digest::by_spend(filter.order) => Need::Ends,
+            true => Need::Calls,
+            false => Need::Any,
+        };
+        let known = self.known(filter, need).await?;
+        let days = self.days_of(filter, &known).await?;
+        self.page(filter, days, known).await
     }
 
     pub(super) async fn pg_count_up_to(&self, filter: &SpendFilter, most: u64) -> Result<u64> {
-        let days = self.days_of(filter).await?;
+        let need = match digest::countable(filter, Dialect::Postgres) {
+            true => Need::Calls,
+            false => Need::Any,
+        };
+        let mut known = self.known(filter, need).await?;
+        let days = self.days_of(filter, &known).await?;
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let mut counted = 0;
-        if !days.none() {
+        let mut counted: i64 = 0;
+        for calls in known.calls.iter_mut().flatten() {
+            counted = counted.saturating_add(std::mem::take(calls)).min(most);
+        }
+        if counted < most && !days.none() {
             let (test, texts) = ask::spend_test(filter);
             let mut values = Values::default();
             let (test, texts) = (values.bind(test), values.bind(texts));
             let days = values.days(days);
-            let most = values.bind(most);
-            let sql = format!("SELECT tk_ledger_count({test}, {texts}, {days}, {most})");
-            counted = one(&self.query_values(&sql, &values).await?)?;
+            let known = values.known(known.days, known.calls);
+            let most = values.bind(most - counted);
+            let sql = format!("SELECT tk_ledger_counted({test}, {texts}, {days}, {known}, {most})");
+            counted += one(&self.query_values(&sql, &values).await?)?;
         }
         if counted < most && self.has_imported().await? {
             let clause = ask::spend(filter, Dialect::Postgres);
@@ -117,10 +160,46 @@ impl PostgresStore {
         })
     }
 
-    /// The days that the sums have of what the filter names, within its times.
-    async fn days_of(&self, filter: &SpendFilter) -> Result<Days> {
+    pub(super) async fn pg_calls_of_days(&self, first: Date, last: Date) -> Result<u64> {
+        let (first, last) = (rows::day_number(first), rows::day_number(last));
+        let clause = digest::calls_of_days(first, last, Dialect::Postgres);
+        let found = self.query_filtered(&clause.sql, &clause.args).await?;
+        Ok(uncount(one(&found)?))
+    }
+
+    /// What is known of days within the filter's times.
+    async fn known(&self, filter: &SpendFilter, need: Need) -> Result<Known> {
+        let mut known = Known::default();
+        let Some(clause) = digest::known(filter, need, Dialect::Postgres) else {
+            return Ok(known);
+        };
+        for row in &self.query_filtered(&clause.sql, &clause.args).await? {
+            let mut c = Cells::of(row);
+            let day = c.next()?;
+            let told: Option<i64> = c.next()?;
+            known.days.push(day);
+            known.calls.push(match (need, told) {
+                (_, None) => Some(0),
+                (Need::Calls, Some(calls)) if calls == 0 || digest::whole(filter, day) => Some(calls),
+                (_, Some(_)) => None,
+            });
+            if need == Need::Ends {
+                known.costs.push(told);
+                known.ids.push(c.next()?);
+            }
+        }
+        Ok(known)
+    }
+
+    /// The days that the sums have of what the filter names, within its times; where days were looked through,
+    /// what is known of those says it.
+    async fn days_of(&self, filter: &SpendFilter, known: &Known) -> Result<Days> {
         let mut only: Option<BTreeSet<i32>> = None;
-        for clause in ask::days_of(filter, Dialect::Postgres) {
+        let clauses = match known.days.is_empty() {
+            true => ask::days_of(filter, Dialect::Postgres),
+            false => Vec::new(),
+        };
+        for clause in clauses {
             let found = self.query_filtered(&clause.sql, &clause.args).await?;
             let found: Result<BTreeSet<i32>> = found.iter().map(|row| Cells::of(row).next()).collect();
             let found = found?;
@@ -137,8 +216,8 @@ impl PostgresStore {
         })
     }
 
-    async fn page(&self, filter: &SpendFilter, days: Days) -> Result<Vec<Record>> {
-        let by_spend = matches!(filter.order, SpendOrder::Dearest | SpendOrder::Cheapest);
+    async fn page(&self, filter: &SpendFilter, days: Days, known: Known) -> Result<Vec<Record>> {
+        let by_spend = digest::by_spend(filter.order);
         let falling = matches!(filter.order, SpendOrder::Newest | SpendOrder::Dearest);
         let imported = self.has_imported().await?;
         let order = ask::spend_order(filter.order);
@@ -164,11 +243,23 @@ impl PostgresStore {
             let (test, texts) = ask::spend_test(filter);
             let (test, texts) = (values.bind(test), values.bind(texts));
             let days = values.days(days);
-            let (skip, most) = (values.bind(skip), values.bind(most));
-            sources.push(format!(
-                "SELECT {LEDGER_COLUMNS} \
-                 FROM tk_ledger_walk({test}, {texts}, {days}, {by_spend}, {falling}, {skip}, {most})"
-            ));
+            let walk = if !by_spend {
+                let known = values.known(known.days, known.calls);
+                let (skip, most) = (values.bind(skip), values.bind(most));
+                format!("tk_ledger_page({test}, {texts}, {days}, {known}, {falling}, {skip}, {most})")
+            } else if most <= MOST_WHOLE {
+                let days = format!("{days}, {}", values.known(known.days, known.calls));
+                let (costs, ids) = (values.bind(known.costs), values.bind(known.ids));
+                let most = values.bind(most);
+                format!(
+                    "tk_ledger_extremes({test}, {texts}, {days}, {costs}::bigint[], {ids}::text[], {falling}, \
+                     {most}::bigint::int)"
+                )
+            } else {
+                let (skip, most) = (values.bind(skip), values.bind(most));
+                format!("tk_ledger_walk({test}, {texts}, {days}, true, {falling}, {skip}, {most})")
+            };
+            sources.push(format!("SELECT {LEDGER_COLUMNS} FROM {walk}"));
         }
         if sources.is_empty() {
             return Ok(Vec::new());

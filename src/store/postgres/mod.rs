@@ -4,6 +4,7 @@ mod accounts;
 mod audit;
 mod change;
 pub(super) mod connect;
+mod digest;
 mod import;
 mod keys;
 mod ledger;
@@ -415,6 +416,14 @@ impl Store for PostgresStore {
 
     async fn extent(&self) -> Result<Extent> {
         self.pg_extent().await
+    }
+
+    async fn calls_of_days(&self, first: Date, last: Date) -> Result<u64> {
+        self.pg_calls_of_days(first, last).await
+    }
+
+    async fn digest_day(&self) -> Result<bool> {
+        self.pg_digest_day().await
     }
 
     async fn count_records(&self, filter: &SpendFilter) -> Result<u64> {

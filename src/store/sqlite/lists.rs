@@ -1,24 +1,122 @@
 //! Lists of the ledger's rows in SQLite. There is one table, so a list is as quick as the index it follows; which
 //! one that is, is said here where SQLite would guess.
 
+use super::digest::{days, known};
 use super::ledger::record;
 use super::{Cells, filtered, number};
 use crate::store::ask;
+use crate::store::digest::{self, Need};
 use crate::store::filter::{Arg, Clause, Dialect};
 use crate::store::rows::{self, LEDGER_COLUMNS, moment, uncount};
-use crate::store::{Extent, Result, SpendFilter, SpendOrder};
+use crate::store::{Extent, Page, Result, SpendFilter, SpendOrder};
 use filters::model::record::{Record, Status};
+use jiff::civil::Date;
 use rusqlite::Connection;
 
 /// So many rows are fetched and put in order within the time that a list may take.
 const FEW: u64 = 10_000;
 
+/// Pages by number are counted up to by days from here on.
+const FAR: u64 = 1_000;
+/// Of so many days the dearest or cheapest calls are gathered one day after the other.
+const FEW_DAYS: usize = 60;
+
 pub fn spend_logs(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
     if !may_be(c, filter)? {
         return Ok(Vec::new());
     }
-    let in_time = matches!(filter.order, SpendOrder::Newest | SpendOrder::Oldest);
-    let few = || -> Result<bool> { Ok(count_up_to(c, filter, FEW)? < FEW) };
+    if has_imported(c)? {
+        return in_one(c, filter);
+    }
+    let in_time = !digest::by_spend(filter.order);
+    let far = in_time && filter.page.offset >= FAR && digest::countable(filter, Dialect::Sqlite);
+    // One thing that rows are equal to has its index. Of several only the days know whether they come together.
+    let several = digest::together(filter, Dialect::Sqlite) > 1 && filter.request_id.is_none();
+    if !far && !several {
+        return in_one(c, filter);
+    }
+    let known = known(c, filter, if far { Need::Calls } else { Need::Any })?;
+    if known.is_empty() {
+        return in_one(c, filter);
+    }
+    let mut days: Vec<(i32, Option<i64>)> = days(c, filter)?
+        .into_iter()
+        .map(|day| (day, known.get(&day).copied().flatten()))
+        .filter(|(_, calls)| *calls != Some(0))
+        .collect();
+    if !in_time && days.len() > FEW_DAYS {
+        return in_one(c, filter);
+    }
+    if filter.order == SpendOrder::Newest {
+        days.reverse();
+    }
+    by_days(c, filter, &days)
+}
+
+/// A page from these days, in the order of the list, with the numbers of their calls that fit as far as known.
+fn by_days(c: &Connection, filter: &SpendFilter, days: &[(i32, Option<i64>)]) -> Result<Vec<Record>> {
+    let by_spend = digest::by_spend(filter.order);
+    let limit = u32::try_from(rows::limit(filter.page)).unwrap_or(u32::MAX);
+    let mut skip = filter.page.offset;
+    let mut found: Vec<Record> = Vec::new();
+    for (day, calls) in days {
+        let mut part = of_day(filter, *day);
+        if by_spend {
+            let most = u64::from(limit).saturating_add(skip);
+            part.page.limit = u32::try_from(most).unwrap_or(u32::MAX);
+            found.extend(in_one(c, &part)?);
+            continue;
+        }
+        if skip > 0 {
+            let calls = match calls {
+                Some(calls) => uncount(*calls),
+                None => count_in_one(c, &part, skip.saturating_add(1))?,
+            };
+            if calls <= skip {
+                skip -= calls;
+                continue;
+            }
+        }
+        let left = u32::try_from(found.len()).map_or(0, |found| limit.saturating_sub(found));
+        part.page = Page {
+            limit: left,
+            offset: skip,
+        };
+        skip = 0;
+        found.extend(in_one(c, &part)?);
+        if found.len() >= limit as usize {
+            break;
+        }
+    }
+    if by_spend {
+        found.sort_by(|a, b| (a.spend_nanos, &a.request_id).cmp(&(b.spend_nanos, &b.request_id)));
+        if filter.order == SpendOrder::Dearest {
+            found.reverse();
+        }
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        found = found.into_iter().skip(skip).take(limit as usize).collect();
+    }
+    Ok(found)
+}
+
+/// The same filter within a day, from its first row on.
+fn of_day(filter: &SpendFilter, day: i32) -> SpendFilter {
+    let (first, next) = (rows::midnight(day), rows::midnight(day.saturating_add(1)));
+    SpendFilter {
+        start_micros: Some(filter.start_micros.map_or(first, |start| start.max(first))),
+        end_micros: Some(filter.end_micros.map_or(next, |end| end.min(next))),
+        page: Page {
+            offset: 0,
+            ..filter.page
+        },
+        ..filter.clone()
+    }
+}
+
+/// A page by one statement.
+fn in_one(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
+    let in_time = !digest::by_spend(filter.order);
+    let few = || -> Result<bool> { Ok(count_in_one(c, filter, FEW)? < FEW) };
     if let Some(tag) = &filter.tag
         && (in_time || few()?)
         && !has_imported(c)?
@@ -125,6 +223,36 @@ pub fn count_up_to(c: &Connection, filter: &SpendFilter, most: u64) -> Result<u6
     if !may_be(c, filter)? {
         return Ok(0);
     }
+    if has_imported(c)? || filter.request_id.is_some() {
+        return count_in_one(c, filter, most);
+    }
+    let need = match digest::countable(filter, Dialect::Sqlite) {
+        true => Need::Calls,
+        false => Need::Any,
+    };
+    let known = known(c, filter, need)?;
+    if known.is_empty() {
+        return count_in_one(c, filter, most);
+    }
+    let mut counted = 0;
+    let mut unknown = Vec::new();
+    for day in days(c, filter)? {
+        match known.get(&day).copied().flatten() {
+            Some(calls) => counted += uncount(calls),
+            None => unknown.push(day),
+        }
+    }
+    for day in unknown {
+        if counted >= most {
+            break;
+        }
+        counted += count_in_one(c, &of_day(filter, day), most - counted)?;
+    }
+    Ok(counted.min(most))
+}
+
+/// The same by one statement.
+fn count_in_one(c: &Connection, filter: &SpendFilter, most: u64) -> Result<u64> {
     let most = rows::count(most);
     if let Some(tag) = &filter.tag
         && !has_imported(c)?
@@ -155,6 +283,12 @@ pub fn count_up_to(c: &Connection, filter: &SpendFilter, most: u64) -> Result<u6
 fn counted(c: &Connection, sql: &str, clause: &Clause<'_>) -> Result<u64> {
     let counted = filtered(c, sql, &clause.args, |row| Cells::of(row).next::<i64>())?;
     Ok(uncount(counted.first().copied().unwrap_or(0)))
+}
+
+pub fn calls_of_days(c: &Connection, first: Date, last: Date) -> Result<u64> {
+    let (first, last) = (rows::day_number(first), rows::day_number(last));
+    let clause = digest::calls_of_days(first, last, Dialect::Sqlite);
+    counted(c, &clause.sql, &clause)
 }
 
 pub fn extent(c: &Connection) -> Result<Extent> {

@@ -6,6 +6,7 @@
 mod accounts;
 mod audit;
 mod change;
+mod digest;
 mod import;
 mod keys;
 mod ledger;
@@ -502,6 +503,14 @@ impl Store for SqliteStore {
 
     async fn extent(&self) -> Result<Extent> {
         self.read(lists::extent).await
+    }
+
+    async fn calls_of_days(&self, first: Date, last: Date) -> Result<u64> {
+        self.read(move |c| lists::calls_of_days(c, first, last)).await
+    }
+
+    async fn digest_day(&self) -> Result<bool> {
+        self.write(digest::digest_day).await
     }
 
     async fn daily(&self, filter: &DailyFilter) -> Result<Vec<DailyRow>> {

@@ -54,6 +54,10 @@ pub fn drop_some(c: &mut Connection, day: Date) -> Result<u64> {
             "DELETE FROM tk_ledger_imported WHERE started < ?1",
             params![before],
         )?;
+        for table in ["days", "marks", "costs"] {
+            let sql = format!("DELETE FROM tk_ledger_{table} WHERE day < ?1");
+            t.execute(&sql, params![first])?;
+        }
         if dropped > 0 {
             let remember = "INSERT INTO tk_settings (name, value) VALUES ('rows_from', ?1)
                  ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)";
