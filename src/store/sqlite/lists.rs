@@ -20,6 +20,8 @@ const FEW: u64 = 10_000;
 const FAR: u64 = 1_000;
 /// Of so many days the dearest or cheapest calls are gathered one day after the other.
 const FEW_DAYS: usize = 60;
+/// As long as so many of each will do.
+const MOST_OF_DAY: u64 = 1_000;
 
 pub fn spend_logs(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
     if !may_be(c, filter)? {
@@ -44,7 +46,8 @@ pub fn spend_logs(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
         .map(|day| (day, known.get(&day).copied().flatten()))
         .filter(|(_, calls)| *calls != Some(0))
         .collect();
-    if !in_time && days.len() > FEW_DAYS {
+    let most = filter.page.offset.saturating_add(filter.page.limit.into());
+    if !in_time && (days.len() > FEW_DAYS || most > MOST_OF_DAY) && !days.is_empty() {
         return in_one(c, filter);
     }
     if filter.order == SpendOrder::Newest {
