@@ -2,8 +2,9 @@
 -- for, and a count or a page far back need not count them. To ask one day's table costs a tenth of a millisecond
 -- even where it has nothing, and a connection's first look at it ten times that.
 
--- A day whose calls were looked through. A call that comes to it afterwards takes the day out.
-CREATE TABLE tk_ledger_days (
+-- A day whose calls were looked through. A call that comes to it afterwards takes the day out. (No name here begins
+-- with tk_ledger_d, as those of the days' own tables do.)
+CREATE TABLE tk_digest_days (
     day      date PRIMARY KEY,
     -- Null: it is being looked through, and what follows is not known yet.
     calls    bigint,
@@ -15,7 +16,7 @@ CREATE TABLE tk_ledger_days (
 );
 
 -- Which key made calls with which label on a day, and how many.
-CREATE TABLE tk_ledger_marks (
+CREATE TABLE tk_digest_marks (
     day      date NOT NULL,
     -- alias, model (as it was routed by, or as the upstream calls it), status, http (five digits), end_user, tag;
     -- id: of calls whose id does not tell their day.
@@ -30,7 +31,7 @@ CREATE TABLE tk_ledger_marks (
 );
 
 -- A key's cheapest and dearest call of a day.
-CREATE TABLE tk_ledger_costs (
+CREATE TABLE tk_digest_costs (
     day      date NOT NULL,
     key_hash bytea NOT NULL,
     least    bigint NOT NULL,
@@ -50,7 +51,7 @@ $$;
 
 CREATE FUNCTION tk_ledger_came_late() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM tk_ledger_days WHERE day = NEW.day;
+    DELETE FROM tk_digest_days WHERE day = NEW.day;
     RETURN NULL;
 END
 $$;
@@ -62,24 +63,25 @@ CREATE TRIGGER tk_ledger_late AFTER INSERT ON tk_ledger FOR EACH ROW
 -- The next day to look through: it is over for long enough, has a table of its own, and was not looked through.
 -- Those that were begun and not finished come last. Null = there is none.
 CREATE FUNCTION tk_ledger_undigested() RETURNS date LANGUAGE sql STABLE AS $$
-    SELECT p.d FROM (
+    WITH p AS MATERIALIZED (
         SELECT to_date(substr(c.relname, 12), 'YYYYMMDD') AS d
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'tk_ledger'::regclass AND c.relname LIKE 'tk\_ledger\_d%'
-    ) p LEFT JOIN tk_ledger_days k ON k.day = p.d
+    )
+    SELECT p.d FROM p LEFT JOIN tk_digest_days k ON k.day = p.d
     WHERE p.d < (now() AT TIME ZONE 'UTC')::date - 2 AND k.calls IS NULL
     ORDER BY k.day IS NOT NULL, p.d DESC LIMIT 1
 $$;
 
--- Looks a day through. It is in tk_ledger_days already, without calls, since before this transaction began, so
+-- Looks a day through. It is in tk_digest_days already, without calls, since before this transaction began, so
 -- whatever comes to it meanwhile takes it out, and then this is false and counts for nothing.
 CREATE FUNCTION tk_ledger_digest(d date) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     part text := 'tk_ledger_d' || to_char(d, 'YYYYMMDD');
     n bigint;
 BEGIN
-    DELETE FROM tk_ledger_marks WHERE day = d;
-    DELETE FROM tk_ledger_costs WHERE day = d;
+    DELETE FROM tk_digest_marks WHERE day = d;
+    DELETE FROM tk_digest_costs WHERE day = d;
     EXECUTE format($sql$
         WITH s AS MATERIALIZED (
         SELECT m.kind, tk_ledger_label(m.label) AS label, coalesce(m.key_hash, '') AS key_hash, count(*) AS calls
@@ -102,14 +104,14 @@ BEGIN
         WHERE m.label IS NOT NULL
         GROUP BY 1, 2, 3
         )
-        INSERT INTO tk_ledger_marks
+        INSERT INTO tk_digest_marks
         SELECT $1, kind, label, key_hash, calls FROM s
         UNION ALL
         SELECT $1, kind, label, '\x00', sum(calls)::bigint FROM s
         WHERE kind IN ('model', 'status', 'http', 'tag') GROUP BY kind, label
     $sql$, part) USING d;
     EXECUTE format($sql$
-        INSERT INTO tk_ledger_costs
+        INSERT INTO tk_digest_costs
         SELECT $1, l.key_hash, l.spend_nanos, l.request_id, m.spend_nanos, m.request_id
         FROM (
             SELECT DISTINCT ON (1) coalesce(key_hash, '') AS key_hash, spend_nanos, request_id
@@ -120,9 +122,9 @@ BEGIN
         ) m USING (key_hash)
     $sql$, part) USING d;
     EXECUTE format('SELECT count(*) FROM %I', part) INTO n;
-    UPDATE tk_ledger_days SET calls = n,
-        (least, least_id) = (SELECT c.least, c.least_id FROM tk_ledger_costs c WHERE c.day = d ORDER BY 1, 2 LIMIT 1),
-        (most, most_id) = (SELECT c.most, c.most_id FROM tk_ledger_costs c WHERE c.day = d ORDER BY 1 DESC, 2 DESC LIMIT 1)
+    UPDATE tk_digest_days SET calls = n,
+        (least, least_id) = (SELECT c.least, c.least_id FROM tk_digest_costs c WHERE c.day = d ORDER BY 1, 2 LIMIT 1),
+        (most, most_id) = (SELECT c.most, c.most_id FROM tk_digest_costs c WHERE c.day = d ORDER BY 1 DESC, 2 DESC LIMIT 1)
     WHERE day = d AND calls IS NULL;
     RETURN FOUND;
 END
@@ -138,7 +140,7 @@ DECLARE
     strange boolean := EXISTS (SELECT FROM tk_ledger_elsewhen);
 BEGIN
     RETURN QUERY
-    WITH parts_of_days AS (
+    WITH parts_of_days AS MATERIALIZED (
         SELECT c.oid AS part, to_date(substr(c.relname, 12), 'YYYYMMDD') AS d
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'tk_ledger'::regclass AND c.relname LIKE 'tk\_ledger\_d%'

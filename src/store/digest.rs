@@ -1,4 +1,4 @@
-//! What is known of the days that were looked through (`tk_ledger_days` and what stands beside it), for a filter:
+//! What is known of the days that were looked through (`tk_digest_days` and what stands beside it), for a filter:
 //! which of them have nothing of it, how many calls others have, how dear one of them can be at most. How days come
 //! to be looked through stands in `postgres/digest.rs` and `sqlite/digest.rs`, what lists make of it in `lists.rs`
 //! beside those.
@@ -36,7 +36,7 @@ impl<'a> Source<'a> {
     /// Calls by their label.
     fn marks(kind: &'static str) -> Self {
         Self {
-            table: "tk_ledger_marks",
+            table: "tk_digest_marks",
             tests: vec![("S.kind =".into(), Some(Arg::Text(kind)))],
             calls: Some("S.calls"),
             totals: WITH_TOTALS.contains(&kind),
@@ -146,7 +146,7 @@ fn sources(f: &SpendFilter, dialect: Dialect) -> Vec<Source<'_>> {
     }
     if f.min_spend_nanos.is_some() || f.max_spend_nanos.is_some() {
         let mut source = Source {
-            table: "tk_ledger_costs",
+            table: "tk_digest_costs",
             tests: Vec::new(),
             calls: None,
             totals: false,
@@ -219,9 +219,9 @@ pub fn known(filter: &SpendFilter, need: Need, dialect: Dialect) -> Option<Claus
         };
         (columns, String::new())
     } else {
-        if need == Need::Ends && sources.last().is_none_or(|s| s.table != "tk_ledger_costs") {
+        if need == Need::Ends && sources.last().is_none_or(|s| s.table != "tk_digest_costs") {
             sources.push(Source {
-                table: "tk_ledger_costs",
+                table: "tk_digest_costs",
                 tests: Vec::new(),
                 calls: None,
                 totals: false,
@@ -269,7 +269,7 @@ pub fn known(filter: &SpendFilter, need: Need, dialect: Dialect) -> Option<Claus
     let (first, last) = ask::spend_days(filter);
     c.cmp("d.day >=", first.map(Arg::Day));
     c.cmp("d.day <=", last.map(Arg::Day));
-    c.sql = format!("SELECT {shown}, {columns} FROM tk_ledger_days d{from}{}", c.sql);
+    c.sql = format!("SELECT {shown}, {columns} FROM tk_digest_days d{from}{}", c.sql);
     Some(c)
 }
 
@@ -338,7 +338,7 @@ pub fn calls_of_days<'a>(first: i32, last: i32, dialect: Dialect) -> Clause<'a> 
     };
     c.sql = format!(
         "{days} SELECT coalesce(sum(coalesce(k.calls, (SELECT sum(t.requests) FROM tk_daily t WHERE t.day = g.day))), \
-         0){cast} FROM g LEFT JOIN tk_ledger_days k ON k.day = g.day"
+         0){cast} FROM g LEFT JOIN tk_digest_days k ON k.day = g.day"
     );
     c
 }

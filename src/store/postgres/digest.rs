@@ -27,7 +27,7 @@ impl PostgresStore {
         let begin = async {
             lease.batch_execute(BEGIN).await.map_err(from_statement)?;
             // No call is on its way in while the ledger's lock is held, and whoever comes later sees this row.
-            let sql = "INSERT INTO tk_ledger_days (day) VALUES (DATE '1970-01-01' + $1::int) ON CONFLICT DO NOTHING";
+            let sql = "INSERT INTO tk_digest_days (day) VALUES (DATE '1970-01-01' + $1::int) ON CONFLICT DO NOTHING";
             let begun = lease.execute(sql, &params).await.map_err(from_statement);
             let end = if begun.is_ok() { "COMMIT" } else { "ROLLBACK" };
             lease.batch_execute(end).await.map_err(from_statement)?;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 const NEXT: &str = "WITH RECURSIVE d(day) AS (
     SELECT max(day) FROM tk_daily WHERE day < unixepoch() / 86400 - 2
     UNION ALL SELECT (SELECT max(t.day) FROM tk_daily t WHERE t.day < d.day) FROM d WHERE d.day IS NOT NULL
-) SELECT day FROM d WHERE day NOT IN (SELECT day FROM tk_ledger_days)
+) SELECT day FROM d WHERE day NOT IN (SELECT day FROM tk_digest_days)
     AND day >= coalesce((SELECT unixepoch(value) / 86400 FROM tk_settings WHERE name = 'rows_from'), 0) LIMIT 1";
 
 const MARKS: &str = "WITH r AS MATERIALIZED (
@@ -32,16 +32,16 @@ const MARKS: &str = "WITH r AS MATERIALIZED (
         WHERE r.tags <> '[]' AND t.type = 'text'
     )
 ) GROUP BY 1, 2, 3)
-INSERT INTO tk_ledger_marks
+INSERT INTO tk_digest_marks
 SELECT ?1, kind, label, key_hash, calls FROM s
 UNION ALL
 SELECT ?1, kind, label, x'00', sum(calls) FROM s WHERE kind IN ('model', 'status', 'http', 'tag') GROUP BY kind, label";
 
-const COSTS: &str = "INSERT INTO tk_ledger_costs
+const COSTS: &str = "INSERT INTO tk_digest_costs
 SELECT ?1, coalesce(key_hash, x''), min(spend_nanos), max(spend_nanos)
 FROM tk_ledger WHERE started >= ?2 AND started < ?3 GROUP BY 2";
 
-const CALLS: &str = "INSERT INTO tk_ledger_days
+const CALLS: &str = "INSERT INTO tk_digest_days
 SELECT ?1, count(*) FROM tk_ledger WHERE started >= ?2 AND started < ?3";
 
 /// Looks one day through; false = there is none.
@@ -54,7 +54,7 @@ pub fn digest_day(c: &mut Connection) -> Result<bool> {
     let t = begin(c)?;
     let work = || {
         for table in ["marks", "costs"] {
-            let sql = format!("DELETE FROM tk_ledger_{table} WHERE day = ?1");
+            let sql = format!("DELETE FROM tk_digest_{table} WHERE day = ?1");
             t.execute(&sql, params![day])?;
         }
         for sql in [MARKS, COSTS, CALLS] {

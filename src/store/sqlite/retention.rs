@@ -55,7 +55,7 @@ pub fn drop_some(c: &mut Connection, day: Date) -> Result<u64> {
             params![before],
         )?;
         for table in ["days", "marks", "costs"] {
-            let sql = format!("DELETE FROM tk_ledger_{table} WHERE day < ?1");
+            let sql = format!("DELETE FROM tk_digest_{table} WHERE day < ?1");
             t.execute(&sql, params![first])?;
         }
         if dropped > 0 {
