@@ -27,6 +27,9 @@ CREATE TABLE tk_digest_marks (
     -- for all keys together.
     key_hash bytea NOT NULL,
     calls    bigint NOT NULL,
+    -- What the cheapest and the dearest of them cost.
+    least    bigint NOT NULL,
+    most     bigint NOT NULL,
     PRIMARY KEY (day, kind, label, key_hash)
 );
 
@@ -84,7 +87,8 @@ BEGIN
     DELETE FROM tk_digest_costs WHERE day = d;
     EXECUTE format($sql$
         WITH s AS MATERIALIZED (
-        SELECT m.kind, tk_ledger_label(m.label) AS label, coalesce(m.key_hash, '') AS key_hash, count(*) AS calls
+        SELECT m.kind, tk_ledger_label(m.label) AS label, coalesce(m.key_hash, '') AS key_hash, count(*) AS calls,
+            min(r.spend_nanos) AS least, max(r.spend_nanos) AS most
         FROM %I r CROSS JOIN LATERAL (
             VALUES ('alias', r.key_alias, r.key_hash), ('model', r.model_group, r.key_hash),
                 ('model', CASE WHEN r.model <> r.model_group THEN r.model END, r.key_hash),
@@ -105,9 +109,9 @@ BEGIN
         GROUP BY 1, 2, 3
         )
         INSERT INTO tk_digest_marks
-        SELECT $1, kind, label, key_hash, calls FROM s
+        SELECT $1, kind, label, key_hash, calls, least, most FROM s
         UNION ALL
-        SELECT $1, kind, label, '\x00', sum(calls)::bigint FROM s
+        SELECT $1, kind, label, '\x00', sum(calls)::bigint, min(least), max(most) FROM s
         WHERE kind IN ('model', 'status', 'http', 'tag') GROUP BY kind, label
     $sql$, part) USING d;
     EXECUTE format($sql$

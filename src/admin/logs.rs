@@ -82,7 +82,7 @@ const LOGS: &[Field] = &[
     Field::new(
         "search",
         Kind::Text,
-        "Calls with this text in their id; an answer looks at some 50,000 calls and says where to go on",
+        "Calls with this text in their id; an answer looks at some 30,000 calls and says where to go on",
     ),
     Field::new("min_spend", Kind::Money, "Calls that cost at least this, dollars"),
     Field::new("max_spend", Kind::Money, "Calls that cost at most this, dollars"),

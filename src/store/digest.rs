@@ -32,14 +32,27 @@ struct Source<'a> {
 /// Kinds of marks that many keys share.
 const WITH_TOTALS: [&str; 4] = ["model", "status", "http", "tag"];
 
+const DAYS: &str = "tk_daily";
+const MARKS: &str = "tk_digest_marks";
+const COSTS: &str = "tk_digest_costs";
+
 impl<'a> Source<'a> {
+    fn of(table: &'static str) -> Self {
+        Self {
+            table,
+            tests: Vec::new(),
+            calls: None,
+            totals: false,
+        }
+    }
+
     /// Calls by their label.
     fn marks(kind: &'static str) -> Self {
         Self {
-            table: "tk_digest_marks",
             tests: vec![("S.kind =".into(), Some(Arg::Text(kind)))],
             calls: Some("S.calls"),
             totals: WITH_TOTALS.contains(&kind),
+            ..Self::of(MARKS)
         }
     }
 
@@ -119,10 +132,8 @@ fn sources(f: &SpendFilter, dialect: Dialect) -> Vec<Source<'_>> {
             .iter()
             .any(|(_, value)| value.as_deref().is_some_and(str::is_empty));
         let mut source = Source {
-            table: "tk_daily",
-            tests: Vec::new(),
             calls: Some("S.requests"),
-            totals: false,
+            ..Source::of(DAYS)
         };
         for (test, value) in of_days {
             if let Some(value) = value {
@@ -145,12 +156,7 @@ fn sources(f: &SpendFilter, dialect: Dialect) -> Vec<Source<'_>> {
         all.push(source);
     }
     if f.min_spend_nanos.is_some() || f.max_spend_nanos.is_some() {
-        let mut source = Source {
-            table: "tk_digest_costs",
-            tests: Vec::new(),
-            calls: None,
-            totals: false,
-        };
+        let mut source = Source::of(COSTS);
         for (test, value) in [
             ("S.most >=", f.min_spend_nanos),
             ("S.least <=", f.max_spend_nanos),
@@ -210,49 +216,50 @@ pub fn known(filter: &SpendFilter, need: Need, dialect: Dialect) -> Option<Claus
         Dialect::Postgres => "d.day - DATE '1970-01-01'",
         Dialect::Sqlite => "d.day",
     };
-    let plain = sources.is_empty();
-    let (columns, from) = if plain {
-        let columns = match need {
+    // Of the costs of all keys together the day itself tells.
+    let whole_days = dialect == Dialect::Postgres
+        && filter.key_hash.is_none()
+        && matches!(sources.as_slice(), [only] if only.table == COSTS);
+    let mut from = String::new();
+    let columns = if whole_days {
+        let tests: Vec<String> = sources
+            .into_iter()
+            .flat_map(|source| source.tests)
+            .map(|(test, value)| written(&mut c, &test, value, "d."))
+            .collect();
+        let tests = tests.join(" AND ");
+        match need {
+            Need::Any | Need::Calls => format!("CASE WHEN {tests} THEN 1::bigint END"),
+            Need::Ends => format!("CASE WHEN {tests} THEN d.{way} END, d.{way}_id"),
+        }
+    } else if sources.is_empty() {
+        match need {
             Need::Any => return None,
             Need::Calls => "d.calls".to_owned(),
             Need::Ends => format!("d.{way}, d.{way}_id"),
-        };
-        (columns, String::new())
-    } else {
-        if need == Need::Ends && sources.last().is_none_or(|s| s.table != "tk_digest_costs") {
-            sources.push(Source {
-                table: "tk_digest_costs",
-                tests: Vec::new(),
-                calls: None,
-                totals: false,
-            });
         }
-        let last = sources.len() - 1;
+    } else {
+        if need == Need::Ends && sources.iter().all(|s| s.table == DAYS) {
+            sources.push(Source::of(COSTS));
+        }
         let calls = sources.first().and_then(|s| s.calls).unwrap_or("NULL");
         let calls = calls.replace("S.", "s0.");
+        let (cost, id) = ends(&sources, falling, way);
         let rows = rows_of(&mut c, sources, filter);
-        match need {
-            Need::Any => {
-                let one = match dialect {
-                    Dialect::Postgres => "1::bigint",
-                    Dialect::Sqlite => "1",
-                };
-                (format!("(SELECT {one} FROM {rows} LIMIT 1)"), String::new())
+        match (need, dialect) {
+            (Need::Any, Dialect::Postgres) => format!("(SELECT 1::bigint FROM {rows} LIMIT 1)"),
+            (Need::Any, Dialect::Sqlite) => format!("(SELECT 1 FROM {rows} LIMIT 1)"),
+            (Need::Calls, Dialect::Postgres) => {
+                format!("(SELECT coalesce(sum({calls}), 0)::bigint FROM {rows})")
             }
-            Need::Calls => {
-                let sum = match dialect {
-                    Dialect::Postgres => format!("coalesce(sum({calls}), 0)::bigint"),
-                    Dialect::Sqlite => format!("coalesce(sum({calls}), 0)"),
-                };
-                (format!("(SELECT {sum} FROM {rows})"), String::new())
-            }
-            Need::Ends => {
+            (Need::Calls, Dialect::Sqlite) => format!("(SELECT coalesce(sum({calls}), 0) FROM {rows})"),
+            (Need::Ends, _) => {
                 let order = if falling { "DESC" } else { "ASC" };
-                let from = format!(
-                    " LEFT JOIN LATERAL (SELECT s{last}.{way} AS cost, s{last}.{way}_id AS id FROM {rows} \
+                from = format!(
+                    " LEFT JOIN LATERAL (SELECT {cost} AS cost, {id} AS id FROM {rows} \
                      ORDER BY 1 {order}, 2 {order} LIMIT 1) x ON true"
                 );
-                ("x.cost, x.id".to_owned(), from)
+                "x.cost, x.id".to_owned()
             }
         }
     };
@@ -271,6 +278,33 @@ pub fn known(filter: &SpendFilter, need: Need, dialect: Dialect) -> Option<Claus
     c.cmp("d.day <=", last.map(Arg::Day));
     c.sql = format!("SELECT {shown}, {columns} FROM tk_digest_days d{from}{}", c.sql);
     Some(c)
+}
+
+/// What no call is beyond that is in all of these: its cost, and its id where that is known.
+fn ends(sources: &[Source<'_>], falling: bool, way: &str) -> (String, String) {
+    let bounds: Vec<String> = (0..)
+        .zip(sources)
+        .filter(|(_, source)| source.table != DAYS)
+        .map(|(n, _)| format!("s{n}.{way}"))
+        .collect();
+    let id = match sources.iter().rposition(|s| s.table == COSTS) {
+        // A bound that comes from elsewhere may be of another call.
+        Some(n) if bounds.len() == 1 => format!("s{n}.{way}_id"),
+        _ => "NULL::text".to_owned(),
+    };
+    let nearest = if falling { "least" } else { "greatest" };
+    (format!("{nearest}({})", bounds.join(", ")), id)
+}
+
+/// A test of a source whose table is called `name`, its value bound.
+fn written<'a>(c: &mut Clause<'a>, test: &str, value: Option<Arg<'a>>, name: &str) -> String {
+    let test = test.replace("S.", name);
+    let Some(value) = value else { return test };
+    let value = c.bind(value);
+    match test.contains('?') {
+        true => test.replace('?', &value),
+        false => format!("{test} {value}"),
+    }
 }
 
 /// The rows of all sources together, of one day and one key: from the tables' names on.
@@ -294,17 +328,7 @@ fn rows_of<'a>(c: &mut Clause<'a>, sources: Vec<Source<'a>>, filter: &'a SpendFi
             tests.push(format!("s{n}.key_hash {sign} {all_keys}"));
         }
         for (test, value) in source.tests {
-            let test = test.replace("S.", &format!("s{n}."));
-            tests.push(match value {
-                None => test,
-                Some(value) => {
-                    let value = c.bind(value);
-                    match test.contains('?') {
-                        true => test.replace('?', &value),
-                        false => format!("{test} {value}"),
-                    }
-                }
-            });
+            tests.push(written(c, &test, value, &format!("s{n}.")));
         }
     }
     // The ids of calls stand for themselves.

@@ -12,7 +12,7 @@ const MOST_COUNTED: u64 = 10_000;
 /// The same at the ends of a time that begins or ends within a day.
 const MOST_AT_ENDS: u64 = 100_000;
 /// Rows whose ids one search looks into before it says where to go on.
-const MOST_LOOKED_AT: i64 = 50_000;
+const MOST_LOOKED_AT: i64 = 30_000;
 
 /// How many rows a filter matches, and whether that is all of them: where not, there are at least so many.
 pub async fn count(store: &dyn Store, filter: &SpendFilter) -> Result<(u64, bool)> {

@@ -3,12 +3,12 @@
 //! Days that were looked through and have nothing of what is asked for are left out.
 
 use super::ledger::record;
-use super::{Cells, PostgresStore, boxed};
+use super::{Cells, PostgresStore, boxed, within};
 use crate::store::ask;
 use crate::store::digest::{self, Need};
 use crate::store::filter::Dialect;
 use crate::store::rows::{self, LEDGER_COLUMNS, uncount};
-use crate::store::{Extent, Result, SpendFilter, SpendOrder};
+use crate::store::{Extent, Result, SpendFilter, SpendOrder, StoreError};
 use filters::model::record::Record;
 use jiff::civil::Date;
 use std::collections::BTreeSet;
@@ -120,7 +120,7 @@ impl PostgresStore {
             let known = values.known(known.days, known.calls);
             let most = values.bind(most - counted);
             let sql = format!("SELECT tk_ledger_counted({test}, {texts}, {days}, {known}, {most})");
-            counted += one(&self.query_values(&sql, &values).await?)?;
+            counted += one(&self.walk(&sql, &values).await?)?;
         }
         if counted < most && self.has_imported().await? {
             let clause = ask::spend(filter, Dialect::Postgres);
@@ -269,8 +269,16 @@ impl PostgresStore {
             "SELECT {LEDGER_COLUMNS} FROM ({}) found ORDER BY {order} LIMIT {limit} OFFSET {offset}",
             sources.join(" UNION ALL ")
         );
-        let found = self.query_values(&sql, &values).await?;
+        let found = self.walk(&sql, &values).await?;
         found.iter().map(record).collect()
+    }
+
+    /// A statement that may look at many days' tables. It holds a lock on each and on each of its indexes until it
+    /// ends, five thousand for a year, and the server has room for some ten thousand: so few run at a time.
+    async fn walk(&self, sql: &str, values: &Values<'_>) -> Result<Vec<Row>> {
+        let free = async { self.walks.acquire().await.map_err(StoreError::other) };
+        let _free = within(self.limit, free).await?;
+        self.query_values(sql, values).await
     }
 
     async fn has_imported(&self) -> Result<bool> {

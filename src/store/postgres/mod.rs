@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Json, ToSql};
@@ -52,6 +52,9 @@ const MIGRATION_LOCK: i64 = 0x746f_6c6c_6b65_6570;
 /// How long one attempt to connect and migrate may take, waiting for another replica included.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(60);
 
+/// Statements at a time that may look at many days of the ledger.
+const WALKS: usize = 2;
+
 /// See the module.
 pub struct PostgresStore {
     pool: Pool,
@@ -59,6 +62,8 @@ pub struct PostgresStore {
     limit: Duration,
     /// Days since 1970 that are known to have their partition of the ledger.
     days: Mutex<BTreeSet<i32>>,
+    /// For statements that may look at many days of the ledger.
+    walks: Semaphore,
     /// Makes the tables, then ends.
     migrator: JoinHandle<()>,
     news: broadcast::Sender<News>,
@@ -82,6 +87,7 @@ impl PostgresStore {
             ready,
             limit,
             days: Mutex::default(),
+            walks: Semaphore::new(WALKS),
             migrator,
             news,
             listener,

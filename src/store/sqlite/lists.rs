@@ -226,13 +226,12 @@ pub fn count_up_to(c: &Connection, filter: &SpendFilter, most: u64) -> Result<u6
     if !may_be(c, filter)? {
         return Ok(0);
     }
-    if has_imported(c)? || filter.request_id.is_some() {
+    let countable = digest::countable(filter, Dialect::Sqlite);
+    let several = digest::together(filter, Dialect::Sqlite) > 1 && filter.request_id.is_none();
+    if has_imported(c)? || !countable && !several {
         return count_in_one(c, filter, most);
     }
-    let need = match digest::countable(filter, Dialect::Sqlite) {
-        true => Need::Calls,
-        false => Need::Any,
-    };
+    let need = if countable { Need::Calls } else { Need::Any };
     let known = known(c, filter, need)?;
     if known.is_empty() {
         return count_in_one(c, filter, most);
