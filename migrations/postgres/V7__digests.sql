@@ -19,7 +19,8 @@ CREATE TABLE tk_digest_days (
 CREATE TABLE tk_digest_marks (
     day      date NOT NULL,
     -- alias, model (as it was routed by, or as the upstream calls it), status, http (five digits), end_user, tag;
-    -- id: of calls whose id does not tell their day.
+    -- id: of calls whose id does not tell their day. user, team, organization and group are there of all keys
+    -- together only: the sums of days tell of which keys they are.
     kind     text NOT NULL,
     -- As tk_ledger_label has it.
     label    text NOT NULL,
@@ -94,6 +95,8 @@ BEGIN
                 ('model', CASE WHEN r.model <> r.model_group THEN r.model END, r.key_hash),
                 ('status', r.status, r.key_hash), ('http', lpad(r.http_status::text, 5, '0'), r.key_hash),
                 ('end_user', r.end_user, r.key_hash),
+                ('user', r.user_id, '\x00'), ('team', r.team_id, '\x00'),
+                ('organization', r.organization_id, '\x00'), ('group', r.model_group, '\x00'),
                 -- Of our own ids the first half is the time.
                 ('id', CASE
                     WHEN r.request_id !~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'
@@ -230,13 +233,13 @@ BEGIN
         SELECT p.name, p.bound, b.cost, b.id
         FROM tk_ledger_parts(first, last, days, known, calls, falling) p
         LEFT JOIN unnest(known, costs, ids) AS b (d, cost, id) ON b.d = p.d
-        -- The most promising first; what nothing is known of before all.
-        ORDER BY b.cost IS NOT NULL, CASE WHEN falling THEN b.cost END DESC, CASE WHEN falling THEN b.id END DESC,
+        -- The most promising first.
+        ORDER BY b.cost IS NULL, CASE WHEN falling THEN b.cost END DESC, CASE WHEN falling THEN b.id END DESC,
             b.cost, b.id
     LOOP
         EXIT WHEN most <= 0;
         IF full_up THEN
-            EXIT WHEN falling AND (part.cost, part.id) < (cost, id) OR NOT falling AND (part.cost, part.id) > (cost, id);
+            CONTINUE WHEN falling AND (part.cost, part.id) < (cost, id) OR NOT falling AND (part.cost, part.id) > (cost, id);
         END IF;
         EXECUTE format(
             'SELECT array_agg(found) FROM (

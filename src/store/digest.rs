@@ -170,6 +170,24 @@ fn sources(f: &SpendFilter, dialect: Dialect) -> Vec<Source<'_>> {
     all
 }
 
+/// What tells the ends of a filter that names one thing only of those that the sums of days have.
+fn alone(f: &SpendFilter, dialect: Dialect) -> Option<Source<'_>> {
+    let of_all_keys = [
+        ("user", &f.user_id),
+        ("team", &f.team_id),
+        ("organization", &f.organization_id),
+        ("group", &f.model_group),
+    ];
+    let mut named = of_all_keys
+        .iter()
+        .filter_map(|(kind, label)| Some((*kind, label.as_deref()?)));
+    match (f.key_hash, named.next(), named.next()) {
+        (Some(_), None, None) => Some(Source::of(COSTS)),
+        (None, Some((kind, label)), None) => Some(Source::labelled(kind, label, dialect)),
+        _ => None,
+    }
+}
+
 /// How many things a filter names that may be on one day and yet never in one call.
 pub fn together(filter: &SpendFilter, dialect: Dialect) -> usize {
     sources(filter, dialect).len()
@@ -240,7 +258,10 @@ pub fn known(filter: &SpendFilter, need: Need, dialect: Dialect) -> Option<Claus
         }
     } else {
         if need == Need::Ends && sources.iter().all(|s| s.table == DAYS) {
-            sources.push(Source::of(COSTS));
+            match alone(filter, dialect) {
+                Some(source) => sources = vec![source],
+                None => sources.push(Source::of(COSTS)),
+            }
         }
         let calls = sources.first().and_then(|s| s.calls).unwrap_or("NULL");
         let calls = calls.replace("S.", "s0.");

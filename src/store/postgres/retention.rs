@@ -74,7 +74,8 @@ impl PostgresStore {
                 let sql = "DELETE FROM tk_ledger_imported WHERE day <= DATE '1970-01-01' + $1::int";
                 lease.execute(sql, &params).await?;
                 for table in ["days", "marks", "costs"] {
-                    let sql = format!("DELETE FROM tk_digest_{table} WHERE day = DATE '1970-01-01' + $1::int");
+                    let sql =
+                        format!("DELETE FROM tk_digest_{table} WHERE day = DATE '1970-01-01' + $1::int");
                     lease.execute(&sql, &params).await?;
                 }
                 let row = lease.query_one(PARTITION, &params).await?;

@@ -121,10 +121,22 @@ fn in_one(c: &Connection, filter: &SpendFilter) -> Result<Vec<Record>> {
     let in_time = !digest::by_spend(filter.order);
     let few = || -> Result<bool> { Ok(count_in_one(c, filter, FEW)? < FEW) };
     if let Some(tag) = &filter.tag
-        && (in_time || few()?)
         && !has_imported(c)?
     {
-        return tagged(c, filter, tag);
+        let rest = SpendFilter {
+            tag: None,
+            ..filter.clone()
+        };
+        if !in_time && narrows(&rest) && count_in_one(c, &rest, FEW)? < FEW {
+            let clause = ask::spend(filter, Dialect::Sqlite);
+            // In this order after they are fetched, not by it.
+            let clause = clause.page(&format!("+{}", ask::spend_order(filter.order)), filter.page);
+            let sql = format!("SELECT {LEDGER_COLUMNS} FROM tk_ledger{}", clause.sql);
+            return filtered(c, &sql, &clause.args, record);
+        }
+        if in_time || few()? {
+            return tagged(c, filter, tag);
+        }
     }
     let mut order = ask::spend_order(filter.order).to_owned();
     let mut clause = ask::spend(filter, Dialect::Sqlite);
