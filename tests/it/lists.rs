@@ -358,6 +358,88 @@ async fn pages_far_back_are_found_by_their_number() {
 }
 
 #[tokio::test]
+async fn calls_that_come_while_days_are_looked_through_are_told_of() {
+    both(async |s| {
+        let mut dice = Dice(19);
+        let rows: Vec<Record> = (0..240)
+            .map(|n| {
+                let made = made(&mut dice, &format!("r{n:03}"));
+                Record {
+                    started_micros: now() - (3 + dice.throw(3) as i64) * DAY,
+                    ..made
+                }
+            })
+            .collect();
+        let (some, late) = rows.split_at(60);
+        s.append(some).await.unwrap();
+        // One store, and two that look through at the same time.
+        let append = async {
+            for part in late.chunks(6) {
+                s.append(part).await.unwrap();
+            }
+        };
+        let look = async {
+            for _ in 0..60 {
+                s.digest_day().await.unwrap();
+            }
+        };
+        tokio::join!(append, look, look_through(&*s));
+        agrees(&*s, &mut dice, &rows, 20).await;
+        look_through(&*s).await;
+        agrees(&*s, &mut dice, &rows, 20).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn long_names_do_not_keep_a_day_from_being_looked_through() {
+    both(async |s| {
+        let long = |c: char| c.to_string().repeat(800);
+        let rows: Vec<Record> = (0..6)
+            .map(|n| Record {
+                started_micros: now() - (5 + n % 2) * DAY,
+                key_alias: Some(long(if n % 3 == 0 { 'a' } else { 'b' })),
+                tags: vec![long('é'), long('t')],
+                end_user: Some(long('c')),
+                model: long('m'),
+                key_hash: None,
+                ..record(&format!("r{n}"))
+            })
+            .collect();
+        s.append(&rows).await.unwrap();
+        look_through(&*s).await;
+        let mut dice = Dice(23);
+        let any = SpendFilter::default;
+        for f in [
+            any(),
+            SpendFilter {
+                key_alias: Some(long('a')),
+                ..any()
+            },
+            SpendFilter {
+                key_alias: Some(long('x')),
+                ..any()
+            },
+            SpendFilter {
+                tag: Some(long('é')),
+                key_alias: Some(long('b')),
+                ..any()
+            },
+            SpendFilter {
+                model: Some(long('m')),
+                end_user: Some(long('c')),
+                ..any()
+            },
+        ] {
+            for order in ORDERS {
+                agrees_on(&*s, &mut dice, &rows, SpendFilter { order, ..f.clone() }).await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_let_go_of_is_not_counted_any_more() {
     both(async |s| {
         let mut dice = Dice(13);
