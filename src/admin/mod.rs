@@ -23,6 +23,7 @@ pub(crate) mod duration;
 mod error;
 pub mod fields;
 mod issue;
+mod key_rows;
 mod keys;
 mod log;
 mod log_row;

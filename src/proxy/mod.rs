@@ -45,6 +45,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use drain::InFlight;
+use filters::builtin::limits::headers;
 use filters::contract::{Answer, Refusal, Stop, Verdict};
 use filters::model::record::Status;
 use http::{HeaderValue, Method, header};
@@ -440,7 +441,14 @@ impl Gateway {
             Some(stop.shown()),
             Some(stop.kind()),
         );
-        let answer = respond::render(stop, &state.cx.request_id);
+        let mut answer = respond::render(stop, &state.cx.request_id);
+        // Who was let in and failed is told as well how the limits stand.
+        if let Some(admitted) = &state.cx.admitted {
+            for (name, value) in headers::told(admitted.standings()).iter() {
+                let value = String::from_utf8_lossy(value).into_owned();
+                answer.headers.push((name.as_str(), value));
+            }
+        }
         self.send(session, state, answer).await
     }
 }

@@ -261,3 +261,32 @@ async fn every_priced_endpoint_keeps_a_budget() {
         );
     }
 }
+
+#[tokio::test]
+async fn failures_tell_how_the_limits_stand() {
+    let gone = Upstream::good().await;
+    let base = gone.base();
+    drop(gone);
+    let full = Upstream::good().await;
+    let gateway = Setup::new()
+        .deployment("small", &base, json!({}))
+        .deployment("full", &full.base(), json!({"rpm": 1}))
+        .start()
+        .await;
+    let key = made(&gateway, json!({"rpm_limit": 9})).await;
+    let failed = call(&gateway, &key, "/v1/chat/completions", &[], &chat()).await;
+    assert!(failed.status() >= 500, "{failed:?}");
+    assert_eq!(failed.head.header("x-ratelimit-remaining-requests"), Some("8"));
+    let mut body = chat();
+    body["model"] = "full".into();
+    assert_eq!(
+        call(&gateway, &key, "/v1/chat/completions", &[], &body)
+            .await
+            .status(),
+        200
+    );
+    let refused = call(&gateway, &key, "/v1/chat/completions", &[], &body).await;
+    assert_eq!(refused.status(), 429, "{refused:?}");
+    assert!(refused.head.header("retry-after").is_some());
+    assert_eq!(refused.head.header("x-ratelimit-remaining-requests"), Some("6"));
+}

@@ -11,19 +11,7 @@ const LONG_FOR_A_REASON: &[(&str, &str)] = &[
     ("src/proxy/call.rs", "one attempt loop, read from top to bottom"),
     ("filters/src/wire/multipart.rs", "a third of it is its tests"),
     (
-        "src/admin/teams.rs",
-        "one object: its fields, its calls, its rights",
-    ),
-    (
-        "src/admin/members.rs",
-        "one object: its fields, its calls, its rights",
-    ),
-    (
         "src/admin/organizations.rs",
-        "one object: its fields, its calls, its rights",
-    ),
-    (
-        "src/admin/users.rs",
         "one object: its fields, its calls, its rights",
     ),
 ];

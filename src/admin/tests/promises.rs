@@ -464,3 +464,35 @@ async fn members_keys_live_as_long_as_their_team_says() {
     let longer = json!({"team_id": "red", "user_id": "ann", "duration": "30d"});
     taken(&bench, &lia, "POST /key/generate", longer).await;
 }
+
+#[tokio::test]
+async fn what_is_changed_of_an_owner_counts_from_the_answer_on() {
+    use filters::contract::ports::Keys;
+    let bench = with_team(json!([])).await;
+    bench
+        .master("POST /budget/new", json!({"budget_id": "small"}))
+        .await;
+    let fields = json!({"user_id": "ann", "team_id": "red", "budget_id": "small"});
+    let (key, _) = bench.holder(fields).await;
+    let hash = KeyHash::of(&key);
+    for (route, body) in [
+        ("POST /team/block", json!({"team_id": "red"})),
+        ("POST /user/update", json!({"user_id": "ann", "max_budget": 1})),
+        (
+            "POST /budget/update",
+            json!({"budget_id": "small", "rpm_limit": 1}),
+        ),
+        (
+            "POST /team/member_delete",
+            json!({"team_id": "red", "user_id": "bob"}),
+        ),
+    ] {
+        bench.keys.find(&hash).await.unwrap();
+        assert!(bench.keys.cached(&hash).is_some());
+        bench.master(route, body).await;
+        assert!(
+            bench.keys.cached(&hash).is_none(),
+            "{route}: the key is looked up again"
+        );
+    }
+}
