@@ -57,4 +57,6 @@ pub use types::{
 pub use watch::{Alerts, HealthChecks, Watch};
 
 #[cfg(test)]
+mod manual;
+#[cfg(test)]
 mod tests;

@@ -260,8 +260,21 @@ impl Gateway {
             }
             ready.whole = end;
         }
+        // Closed is also what the connection of a server is that died.
+        if is_held && ready.whole && ready.reading.ends_with_connection() && !is_json(&ready.begun.concat()) {
+            state.cx.metered.sent = false;
+            let e = Error::explain(
+                ErrorType::ConnectionClosed,
+                "the connection ended within the JSON",
+            );
+            return Attempted::Failed(no_answer(&ready.deployment, &e));
+        }
         Attempted::Ready(Box::new(ready))
     }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
 /// Client headers that a model may see.

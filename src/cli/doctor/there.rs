@@ -50,7 +50,7 @@ pub async fn database(ward: &Ward<'_>) -> Finding {
             return Finding::fail(
                 name,
                 why,
-                format!("{next}; meanwhile known keys go on working, new ones do not"),
+                format!("{next} Meanwhile known keys go on working, new ones do not."),
             );
         }
         Err(_) => {
@@ -71,13 +71,13 @@ pub async fn database(ward: &Ward<'_>) -> Finding {
 fn refused_by_database(why: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| why.contains(word));
     if has(&["(28P01)", "(28000)"]) {
-        "are user and password in database_url right, and does pg_hba.conf let them in from here?"
+        "Are user and password in database_url right, and does pg_hba.conf let them in from here?"
     } else if has(&["(3D000)"]) {
-        "make it with createdb, or name another in database_url"
+        "Make it with createdb, or name another in database_url."
     } else if has(&["lookup address", "Name or service"]) {
-        "is the host in database_url right, and known where the gateway runs?"
+        "Is the host in database_url right, and known where the gateway runs?"
     } else {
-        "is it running, and is this its port?"
+        "Is it running, and is this its port?"
     }
 }
 
@@ -123,13 +123,13 @@ pub async fn redis(ward: &Ward<'_>) -> Option<Finding> {
         Ok(Ok(took)) => Finding::ok(name, format!("it answers, {} ms", took.as_millis())),
         Ok(Err(why)) => {
             let next = match why.contains("password") {
-                true => "write it into the address, redis://:PASSWORD@host:6379",
-                false => "is it running?",
+                true => "The address takes it: redis://:PASSWORD@host:6379.",
+                false => "Is it running?",
             };
             Finding::fail(
                 name,
                 why,
-                format!("{next}; meanwhile each replica counts for itself"),
+                format!("{next} Meanwhile each replica counts for itself."),
             )
         }
         Err(_) => Finding::fail(

@@ -307,12 +307,13 @@ pub async fn ping(url: &Secret) -> Result<Duration, String> {
     });
     match asked.await {
         Ok(Ok(took)) => Ok(took),
-        Ok(Err(e)) => Err(match e.code() {
-            Some(code @ ("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
-                format!("it lets nobody in without the right password ({code})")
-            }
-            _ => plain(&e),
-        }),
+        Ok(Err(e)) => {
+            let refused = matches!(e.code(), Some("NOAUTH" | "WRONGPASS"));
+            Err(match refused || e.kind() == ErrorKind::AuthenticationFailed {
+                true => "the password is wrong, or there is none".into(),
+                false => plain(&e),
+            })
+        }
         Err(_) => Err("it does not answer in time".into()),
     }
 }
