@@ -144,7 +144,8 @@ fn envelope(sender: &Sender, spans: usize) -> Vec<u8> {
     proto::envelope(&resource, ("tollkeeper", env!("CARGO_PKG_VERSION")), spans)
 }
 
-fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
+/// Packs it; None where that fails.
+pub fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
     let mut out = GzEncoder::new(Vec::new(), Compression::fast());
     out.write_all(plain).ok()?;
     let mut packed = out.finish().ok()?;

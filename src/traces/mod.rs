@@ -9,6 +9,7 @@ mod address;
 mod answer;
 mod batch;
 mod genai;
+mod halves;
 mod langfuse;
 mod legacy;
 pub mod probe;

@@ -156,6 +156,57 @@ pub fn envelope(resource: &[(&str, &str)], scope: (&str, &str), spans: usize) ->
     out
 }
 
+/// An export request, as far as it is one of ours: one resource, one scope, and spans.
+pub struct Request<'a> {
+    resource: &'a [u8],
+    scope: &'a [u8],
+    pub spans: Vec<&'a [u8]>,
+}
+
+impl<'a> Request<'a> {
+    pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        let inner = |message: &'a [u8], field: u64| {
+            let found = fields(message).find(|f| f.0 == field)?;
+            match found.1 {
+                Value::Bytes(bytes) => Some(bytes),
+                Value::Number(_) => None,
+            }
+        };
+        let of_resource = inner(bytes, 1)?;
+        let of_scope = inner(of_resource, 2)?;
+        let spans = fields(of_scope).filter_map(|f| match f {
+            (2, Value::Bytes(span)) => Some(span),
+            _ => None,
+        });
+        Some(Self {
+            resource: inner(of_resource, 1)?,
+            scope: inner(of_scope, 1)?,
+            spans: spans.collect(),
+        })
+    }
+
+    /// The same with other spans.
+    pub fn with(&self, spans: &[&[u8]]) -> Vec<u8> {
+        let spans_len: usize = spans.iter().map(|span| field_len(span.len())).sum();
+        let of_scope = field_len(self.scope.len()) + spans_len;
+        let of_resource = field_len(self.resource.len()) + field_len(of_scope);
+        let mut out = Vec::with_capacity(field_len(of_resource));
+        key(&mut out, 1, 2);
+        varint(&mut out, of_resource as u64);
+        bytes(&mut out, 1, self.resource);
+        key(&mut out, 2, 2);
+        varint(&mut out, of_scope as u64);
+        bytes(&mut out, 1, self.scope);
+        spans.iter().for_each(|span| bytes(&mut out, 2, span));
+        out
+    }
+}
+
+/// Whether a span is of the kind that each call has one of.
+pub fn is_server(span: &[u8]) -> bool {
+    fields(span).any(|f| matches!(f, (6, Value::Number(kind)) if kind == Kind::Server as u64))
+}
+
 /// What a receiver did not take of what it took: spans, and why. None = it took all, or says nothing that
 /// can be read.
 pub fn partial_success(answer: &[u8]) -> Option<(u64, String)> {

@@ -1,6 +1,7 @@
 //! The road to one receiver: what is packed and waits, in order, and the task that carries it there. What
 //! is not taken is sent again, slower and slower; a receiver that will never take it is left alone.
 
+use super::halves;
 use super::send::{self, Address, Format, Outcome, Parcel};
 use super::stats::{Exporter, Lost, Share, Stats};
 use reqwest::Client;
@@ -51,6 +52,8 @@ pub struct Road {
     failing: Cell<bool>,
     /// Nothing is sent before.
     shut_until: Cell<Option<Instant>>,
+    /// Larger parcels were too large for it, bytes before packing.
+    fits: Cell<usize>,
     warned: Cell<Option<Instant>>,
     stats: Arc<Stats>,
     /// True once the process leaves: then nothing waits.
@@ -78,6 +81,7 @@ impl Road {
             left: Cell::new(false),
             failing: Cell::new(false),
             shut_until: Cell::new(None),
+            fits: Cell::new(usize::MAX),
             warned: Cell::new(None),
             stats,
             leaving,
@@ -97,6 +101,11 @@ impl Road {
     /// Something waits or is on its way, so that packing more can wait.
     pub fn is_busy(&self) -> bool {
         self.busy.get() || !self.parcels.borrow().is_empty()
+    }
+
+    /// So many bytes are enough for a parcel here: more were too many.
+    pub fn is_enough(&self, bytes: usize) -> bool {
+        bytes >= self.fits.get()
     }
 
     /// The receiver is away or slow: what waits had better be small.
@@ -176,12 +185,14 @@ impl Road {
         let mut pause = FIRST_PAUSE;
         let begun = Instant::now();
         loop {
-            if let Some(format) = send::ask(client, &self.address).await {
-                self.format.set(Some(format));
-                self.drop_others(format);
-                return;
+            match send::ask(client, &self.address).await {
+                Ok(format) => {
+                    self.format.set(Some(format));
+                    self.drop_others(format);
+                    return;
+                }
+                Err(why) => self.away(&why),
             }
-            self.away("it does not answer");
             // Calls take less room written down, and hardly anybody runs a server that wants them otherwise.
             if begun.elapsed() > UNKNOWN {
                 self.format.set(Some(Format::Otlp));
@@ -254,6 +265,7 @@ impl Road {
                     }
                     (after, why)
                 }
+                Outcome::Never { status: 413 } if self.halve(&packed) => return false,
                 Outcome::Never { status } => {
                     lost(Lost::Refused, packed.calls);
                     self.failing.set(true);
@@ -274,6 +286,28 @@ impl Road {
             self.pause(after.unwrap_or_else(|| jittered(pause))).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Puts a parcel that was too large back in two. False = it cannot be cut.
+    fn halve(&self, packed: &Packed) -> bool {
+        let Some(halves) = halves::of(&packed.parcel) else {
+            return false;
+        };
+        let half = halves.whole / 2;
+        if half < self.fits.replace(half.min(self.fits.get())) {
+            log::info!(
+                "event=traces_in_parts exporter={} host={} bytes={} cause=\"so many at once are too many for it\"",
+                self.exporter.as_str(),
+                self.name,
+                halves.whole
+            );
+        }
+        let mut parcels = self.parcels.borrow_mut();
+        for (parcel, calls) in halves.parts.into_iter().rev() {
+            let share = Share::of(&self.stats.held, parcel.bytes.len());
+            parcels.push_front(Packed { parcel, calls, share });
+        }
+        true
     }
 
     fn is_away(&self, away: bool) {

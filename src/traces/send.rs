@@ -199,14 +199,17 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(LONGEST_WAIT))
 }
 
-/// Asks a Langfuse which format it takes. None = it cannot be asked now.
-pub async fn ask(client: &Client, to: &Address) -> Option<Format> {
+/// Asks a Langfuse which format it takes. `Err` says why it cannot be asked now.
+pub async fn ask(client: &Client, to: &Address) -> Result<Format, String> {
     let Some(url) = &to.health else {
-        return Some(Format::Otlp);
+        return Ok(Format::Otlp);
     };
     let asked = client.get(url.clone()).timeout(ASKING).send();
-    let answer = asked.await.ok().filter(|a| !a.status().is_server_error())?;
-    Some(told(answer).await.map_or(Format::Otlp, |v| format_of(&v)))
+    let answer = asked.await.map_err(|e| cause(&e.without_url()))?;
+    if answer.status().is_server_error() {
+        return Err(format!("status {}", answer.status().as_u16()));
+    }
+    Ok(told(answer).await.map_or(Format::Otlp, |v| format_of(&v)))
 }
 
 /// The version that a Langfuse says it is.

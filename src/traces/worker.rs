@@ -425,7 +425,8 @@ impl Lane {
             let full = std::mem::replace(batch, next);
             self.put(full, held);
         }
-        if self.batch.as_ref().is_some_and(Batch::is_enough) {
+        let is_enough = |b: &Batch| b.is_enough() || self.road.is_enough(b.bytes());
+        if self.batch.as_ref().is_some_and(is_enough) {
             self.pack(Instant::now(), held);
         }
     }

@@ -2,7 +2,8 @@
 
 use crate::kit::client::{Answer, Conn, ask, request};
 use crate::kit::gateway::{Gateway, Setup};
-use crate::kit::receiver::{Receiver, attribute};
+use crate::kit::receiver::{Receiver, attribute, hex};
+use crate::kit::until;
 use crate::kit::upstream::{Gate, Script, Upstream, delta, usage};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::{Value, json};
@@ -230,7 +231,7 @@ async fn a_trace_that_is_there_keeps_what_it_says() {
         let spans = receiver.spans_once(2 * n + 2).await;
         let call = &spans[2 * n..];
         let root = call.iter().find(|s| s.kind == 2).unwrap();
-        assert_eq!(crate::kit::receiver::hex(&root.trace_id), id);
+        assert_eq!(hex(&root.trace_id), id);
         assert_eq!(attribute(root, "langfuse.internal.is_app_root"), is_root);
         assert_eq!(root.parent_span_id.is_empty(), !is_root.is_empty());
         assert_eq!(["input", "output"].map(|name| !of(root, name).is_empty()), told);
@@ -305,4 +306,30 @@ async fn a_try_that_broke_off_says_so_to_opentelemetry() {
     let tried = told(&receiver).await;
     assert_eq!(attribute(&tried, "error.type"), "upstream_cut");
     assert_eq!(attribute(&tried, "http.response.status_code"), "200");
+}
+
+/// A proxy before Langfuse takes only so much at once.
+#[tokio::test]
+async fn what_is_too_large_at_once_is_told_in_parts() {
+    let upstream = Upstream::good().await;
+    let (gateway, receiver) = watched(&upstream, json!({})).await;
+    receiver.most(20_000);
+    receiver.answer(503);
+    let long = "word ".repeat(400);
+    let calls = 40;
+    for _ in 0..calls {
+        let body = json!({"model": "small", "messages": [{"role": "user", "content": long}]});
+        post(&gateway, "/v1/chat/completions", &body).await;
+    }
+    receiver.answer(200);
+    let spans = receiver.spans_once(2 * calls).await;
+    let ids: std::collections::HashSet<_> = spans.iter().map(|s| s.span_id.clone()).collect();
+    assert_eq!(ids.len(), 2 * calls, "each once");
+    until("it is told", async || {
+        let metrics = ask(&gateway, "GET", "/metrics", &[], "").await.text();
+        let sent = format!("tollkeeper_traces_sent_total{{exporter=\"langfuse\"}} {calls}\n");
+        let lost = "tollkeeper_traces_lost_total{exporter=\"langfuse\",reason=\"refused\"} 0\n";
+        gateway.log().contains("event=traces_in_parts") && metrics.contains(&sent) && metrics.contains(lost)
+    })
+    .await;
 }

@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::{Value, json};
 use std::io::Read;
-use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 /// A request that was taken; its body unpacked.
@@ -39,6 +39,8 @@ struct State {
     taken: Mutex<Vec<Taken>>,
     /// What it answers; 0 = it breaks the connection off.
     status: AtomicU16,
+    /// Longest body that is taken, bytes unpacked; 0 = any.
+    most: AtomicUsize,
 }
 
 pub struct Receiver {
@@ -63,6 +65,11 @@ impl Receiver {
     /// From now on it answers so; 0 = not at all.
     pub fn answer(&self, status: u16) {
         self.state.status.store(status, SeqCst);
+    }
+
+    /// From now on no longer body is taken, bytes unpacked.
+    pub fn most(&self, bytes: usize) {
+        self.state.most.store(bytes, SeqCst);
     }
 
     /// Requests of any kind.
@@ -113,6 +120,9 @@ impl State {
             let mut plain = Vec::new();
             GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
             body = plain.into();
+        }
+        if (1..body.len()).contains(&self.most.load(SeqCst)) {
+            return Script::answer(413, &[], "too much");
         }
         let taken = Taken {
             target: seen.target.clone(),
