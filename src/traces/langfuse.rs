@@ -1,6 +1,7 @@
 //! A call as Langfuse takes it through OpenTelemetry: one span for the call and a generation for each try,
 //! complete and sent once, under the attribute names of Langfuse's own SDK.
 
+use super::amounts;
 use super::proto::{Frame, Kind, Span};
 use super::story::{self, Story};
 use filters::model::call::Endpoint;
@@ -205,10 +206,10 @@ impl Flavour {
             if attempt.error.is_none() || t.output.is_some() {
                 span.some("langfuse.observation.output", story.output.as_deref());
             }
-            if story::usage_details(t, json) {
+            if amounts::usage(t, json) {
                 span.text("langfuse.observation.usage_details", json);
             }
-            if story::cost_details(t, json) {
+            if amounts::cost(t, json) {
                 span.text("langfuse.observation.cost_details", json);
             }
             if let Some(first) = t.began_micros.filter(|_| t.stream) {

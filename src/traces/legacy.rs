@@ -1,6 +1,7 @@
 //! A call as Langfuse took it before it took spans: events for `POST /api/public/ingestion`. For servers
 //! below 3.22 that are still run somewhere.
 
+use super::amounts;
 use super::langfuse::{Flavour, level_of};
 use super::story::{self, Story};
 use filters::model::money::Nanos;
@@ -91,13 +92,13 @@ pub fn write(flavour: &Flavour, story: &Story<'_>, out: &mut Vec<u8>) {
             (Some(_), false) => Status::Failure,
         };
         let mut details = String::new();
-        let usage = is_last && story::usage_details(t, &mut details);
+        let usage = is_last && amounts::usage(t, &mut details);
         let usage: Value = if usage {
             serde_json::from_str(&details).unwrap_or_default()
         } else {
             Value::Null
         };
-        let cost = is_last && story::cost_details(t, &mut details);
+        let cost = is_last && amounts::cost(t, &mut details);
         let cost: Value = if cost {
             serde_json::from_str(&details).unwrap_or_default()
         } else {

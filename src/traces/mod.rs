@@ -6,6 +6,7 @@
 //! does not fit is counted and let go of. Which project a call belongs to is in `project`.
 
 mod address;
+mod amounts;
 mod answer;
 mod batch;
 mod genai;

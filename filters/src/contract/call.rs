@@ -4,6 +4,7 @@ use super::error::Refusal;
 use crate::dialects::params::GATEWAY_ONLY;
 use crate::model::call::Endpoint;
 use crate::model::record;
+use crate::wire::audio;
 use crate::wire::multipart::{self, Part};
 use crate::wire::peek::{self, Kind, Object, PeekError};
 use bytes::Bytes;
@@ -135,9 +136,6 @@ const MAX_DEPTH: usize = 100;
 /// Longer `metadata` is not kept.
 const MAX_METADATA: usize = 16 * 1024;
 const MAX_MODEL_BYTES: usize = 256;
-/// Bytes that a second of compressed audio is taken for: 128 kbit/s, as music is encoded. Speech often
-/// takes less, so this guesses short rather than long.
-const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 
 fn wanted() -> &'static [&'static str] {
     static ALL: std::sync::OnceLock<Vec<&'static str>> = std::sync::OnceLock::new();
@@ -307,7 +305,7 @@ impl Call {
         let Some(file) = parts.iter().find(|p| p.name == "file") else {
             return Err(missing("file", endpoint));
         };
-        let audio_millis = audio_millis(body.get(file.value.clone()).unwrap_or_default());
+        let audio_millis = audio::millis(body.get(file.value.clone()).unwrap_or_default());
         Ok(Call {
             endpoint,
             requested_model,
@@ -382,60 +380,6 @@ fn prompts(json: &[u8]) -> u64 {
             (each.len() as u64).clamp(1, MOST_PROMPTS)
         }
         _ => 1,
-    }
-}
-
-/// The length of an audio file, milliseconds; at least one, so that no file is heard for nothing.
-fn audio_millis(file: &[u8]) -> u64 {
-    wav_millis(file)
-        .unwrap_or_else(|| (file.len() as u64).saturating_mul(1000) / AUDIO_BYTES_PER_SECOND)
-        .max(1)
-}
-
-/// The length of a WAV file by its header, milliseconds. The header is the caller's word: one whose
-/// numbers disagree with each other says nothing.
-fn wav_millis(file: &[u8]) -> Option<u64> {
-    let le32 = |at: usize| {
-        file.get(at..at + 4)?
-            .try_into()
-            .ok()
-            .map(u32::from_le_bytes)
-            .map(u64::from)
-    };
-    if file.get(..4)? != b"RIFF" || file.get(8..12)? != b"WAVE" {
-        return None;
-    }
-    let le16 = |at: usize| {
-        file.get(at..at + 2)?
-            .try_into()
-            .ok()
-            .map(u16::from_le_bytes)
-            .map(u64::from)
-    };
-    let (mut at, mut bytes_per_second) = (12usize, 0u64);
-    // Each step moves on by at least a chunk's head, so this ends.
-    loop {
-        let (id, len) = (file.get(at..at + 4)?, le32(at + 4)?);
-        match id {
-            b"fmt " => {
-                // Players go by the sample rate, so the byte rate alone must not decide. A second
-                // header would leave open which one counts.
-                let by_samples = le32(at + 12)? * le16(at + 20)?;
-                if bytes_per_second > 0 || by_samples != le32(at + 16)? {
-                    return None;
-                }
-                bytes_per_second = by_samples;
-            }
-            b"data" => {
-                let rest = (file.len() - at).saturating_sub(8) as u64;
-                // Recorders that cannot go back to fill the length in leave 0 or all ones; both mean
-                // up to the end.
-                let there = if len == 0 { rest } else { len.min(rest) };
-                return (bytes_per_second > 0).then(|| there.saturating_mul(1000) / bytes_per_second);
-            }
-            _ => {}
-        }
-        at = at.checked_add(8 + (len as usize) + (len as usize & 1))?;
     }
 }
 
@@ -560,34 +504,6 @@ mod tests {
         );
         assert_eq!(parse(&twice).unwrap_err().status, 400);
         assert_eq!(parse("nonsense").unwrap_err().status, 400);
-    }
-
-    #[test]
-    fn the_length_of_a_wav() {
-        let mut wav =
-            b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\0\x7d\0\0\x02\0\x10\0data".to_vec();
-        wav.extend_from_slice(&16000u32.to_le_bytes());
-        wav.extend(vec![0u8; 16000]);
-        assert_eq!(wav_millis(&wav), Some(500));
-        for cut in 0..44 {
-            let _ = wav_millis(&wav[..cut]);
-        }
-        assert_eq!(wav_millis(b"ID3"), None);
-        let mut open = wav.clone();
-        open[40..44].copy_from_slice(&[0; 4]);
-        assert_eq!(wav_millis(&open), Some(500), "an open end is the file's end");
-    }
-
-    #[test]
-    fn a_wav_that_contradicts_itself_is_measured_by_its_size() {
-        let mut wav =
-            b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\x00\0\0\x7f\x02\0\x10\0data".to_vec();
-        wav.extend_from_slice(&32_000u32.to_le_bytes());
-        wav.extend(vec![0u8; 32_000]);
-        assert_eq!(wav_millis(&wav), None, "a byte rate that makes an hour a second");
-        assert_eq!(audio_millis(&wav), 2002);
-        assert_eq!(audio_millis(&[0xff; 160_000]), 10_000);
-        assert_eq!(audio_millis(b""), 1);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! [`peek`] finds fields in a JSON request body without building a tree, [`splice`] changes them
 //! without copying the rest, [`sse`] cuts event streams, [`multipart`] finds the parts of a form,
-//! [`media`] leaves pictures and sounds out.
+//! [`media`] leaves pictures and sounds out, [`audio`] measures a sound.
 
+pub mod audio;
 mod json;
 pub mod media;
 pub mod multipart;
