@@ -55,33 +55,56 @@ fn groups(conf: &Conf, notes: &Notes) {
         let Some(last) = members.last() else { continue };
         let lines: Vec<String> = members.iter().take(8).map(|m| m.at.line.to_string()).collect();
         let more = if members.len() > 8 { ", …" } else { "" };
-        let share = match shares(members) {
-            Some(shares) => shares,
-            None => format!("{} % each", 100 / members.len()),
-        };
         let message = format!(
-            "model \"{}\" has {} deployments (lines {}{more}): all are used, {share}",
+            "model \"{}\" has {} deployments (lines {}{more}): {}",
             shown(name),
             members.len(),
             lines.join(", "),
+            used(members),
         );
         drop(notes.note("balanced", message).at(last.at));
     }
 }
 
-/// `75 % and 25 %` when weights are given.
-fn shares(members: &[&ModelEntry]) -> Option<String> {
-    members.iter().find_map(|m| m.params.weight)?;
-    let weights: Vec<f64> = members.iter().map(|m| m.params.weight.unwrap_or(0.0)).collect();
+/// Which of a name's deployments are used, and how much: the lowest `order` first.
+fn used(members: &[&ModelEntry]) -> String {
+    let order = |m: &ModelEntry| m.params.order.unwrap_or(i64::MAX);
+    let lowest = members.iter().map(|m| order(m)).min();
+    let first: Vec<&ModelEntry> = members
+        .iter()
+        .copied()
+        .filter(|m| Some(order(m)) == lowest)
+        .collect();
+    match first.as_slice() {
+        all if all.len() == members.len() => format!("all are used, {}", shares(all)),
+        [one] => format!(
+            "that at line {} is used, the others when it fails, by `order`",
+            one.at.line
+        ),
+        some => format!(
+            "{} of them are used, {}, the others when those fail, by `order`",
+            some.len(),
+            shares(some)
+        ),
+    }
+}
+
+/// `75 %, 25 % by weight`, or how much each has where all are alike.
+fn shares(members: &[&ModelEntry]) -> String {
+    let weights: Vec<f64> = members.iter().map(|m| m.params.share()).collect();
     let total: f64 = weights.iter().sum();
+    let alike = weights.windows(2).all(|pair| pair.first() == pair.last());
+    if alike && total > 0.0 {
+        return format!("{} % each", 100 / members.len());
+    }
     if total <= 0.0 || members.len() > 8 {
-        return Some("by weight".into());
+        return "by weight".into();
     }
     let parts: Vec<String> = weights
         .iter()
         .map(|w| format!("{:.0} %", 100.0 * w / total))
         .collect();
-    Some(format!("{} by weight", parts.join(", ")))
+    format!("{} by weight", parts.join(", "))
 }
 
 fn aliases(conf: &Conf, notes: &Notes) {
@@ -226,6 +249,44 @@ fn lanes(conf: &Conf, notes: &Notes) {
                 .at(lane.at)
                 .path(&format!("tollkeeper → lanes[{index}]"));
             drop(draft.help(format!("the first is at line {first}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::conf::load::{Env, load_text};
+
+    #[test]
+    fn it_is_told_which_deployments_of_a_name_are_used() {
+        for (each, want) in [
+            (["", "", ""], "all are used, 33 % each"),
+            (
+                ["weight: 3", "weight: 1", "weight: 0"],
+                "all are used, 75 %, 25 %, 0 % by weight",
+            ),
+            (
+                ["rpm: 90", "rpm: 10", ""],
+                "all are used, 89 %, 10 %, 1 % by weight",
+            ),
+            (
+                ["order: 2", "order: 1", ""],
+                "that at line 3 is used, the others when it fails, by `order`",
+            ),
+            (
+                ["order: 1", "order: 1", "order: 2"],
+                "2 of them are used, 50 % each, the others when those fail, by `order`",
+            ),
+        ] {
+            let entry = |more: &&str| {
+                format!(
+                    "  - {{model_name: m, litellm_params: {{model: openai/x, api_base: 'http://a/v1', {more}}}}}\n"
+                )
+            };
+            let text = format!("model_list:\n{}", each.iter().map(entry).collect::<String>());
+            let loaded = load_text("config.yaml", &text, &Env::default()).ok().unwrap();
+            let told = loaded.report.render(false);
+            assert!(told.contains(&format!("(lines 2, 3, 4): {want}\n")), "{told}");
         }
     }
 }

@@ -150,6 +150,17 @@ pub struct LitellmParams {
     pub defaults: Map<String, Value>,
 }
 
+impl LitellmParams {
+    /// Share of the calls among deployments of one name, as in LiteLLM: `weight`, else `rpm`, else `tpm`, else all
+    /// alike.
+    pub fn share(&self) -> f64 {
+        self.weight
+            .or(self.rpm.map(|r| r as f64))
+            .or(self.tpm.map(|t| t as f64))
+            .unwrap_or(1.0)
+    }
+}
+
 /// Who serves a model, and in what language.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provider {

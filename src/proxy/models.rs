@@ -374,21 +374,15 @@ pub fn id(entry: &ModelEntry) -> String {
     entry.info.id.clone().unwrap_or_else(|| id_of(entry))
 }
 
-/// Weight as in LiteLLM: `weight`, else `rpm`, else `tpm`, else all alike.
 fn place(entry: &ModelEntry, conf: &Conf) -> Place {
     let p = &entry.params;
-    let weight = p
-        .weight
-        .or(p.rpm.map(|r| r as f64))
-        .or(p.tpm.map(|t| t as f64))
-        .unwrap_or(1.0);
     let retries = p
         .max_retries
         .or(conf.litellm.num_retries)
         .or(conf.router.num_retries)
         .unwrap_or(0);
     Place {
-        weight,
+        weight: p.share(),
         order: p.order.unwrap_or(i64::MAX),
         retries,
         ceiling: Ceiling {

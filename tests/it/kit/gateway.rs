@@ -190,6 +190,9 @@ impl Gateway {
             };
             if !taken {
                 self.process = Some(child);
+                // It answers a moment before it takes orders.
+                let control = self.data().join("control.sock");
+                until("it takes orders", async || control.exists()).await;
                 return;
             }
         }
