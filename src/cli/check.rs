@@ -59,41 +59,17 @@ pub fn report(
         Ok(loaded) => (Some(loaded.conf), loaded.report),
         Err(report) => (None, report),
     };
-    // What only shows when it is built: names of filters, their settings, their order.
-    if let Some(conf) = &conf
-        && let Err(message) = Snapshot::new(conf, registry, &Ports::detached())
-    {
-        report.problems.push(Problem {
-            severity: Severity::Error,
-            code: "build",
-            message,
-            at: None,
-            label: None,
-            help: None,
-            path: String::new(),
-        });
-    }
-    for message in conf.as_ref().map(crate::reload::problems).unwrap_or_default() {
-        report.problems.push(Problem {
-            severity: Severity::Error,
-            code: "build",
-            message,
-            at: None,
-            label: None,
-            help: None,
-            path: String::new(),
-        });
-    }
-    for message in conf.as_ref().map(crate::tls::problems).unwrap_or_default() {
-        report.problems.push(Problem {
-            severity: Severity::Error,
-            code: "tls",
-            message,
-            at: None,
-            label: None,
-            help: None,
-            path: "tollkeeper → tls".into(),
-        });
+    if let Some(conf) = &conf {
+        // What only shows when it is built: names of filters, their settings, their order.
+        let built = Snapshot::new(conf, registry, &Ports::detached()).err();
+        let unfit = built.into_iter().chain(crate::reload::problems(conf));
+        report
+            .problems
+            .extend(unfit.map(|message| found("build", "", message)));
+        let certificates = crate::tls::problems(conf).into_iter();
+        report
+            .problems
+            .extend(certificates.map(|message| found("tls", "tollkeeper → tls", message)));
     }
     let refused = report.has_errors() || strict && report.count(Severity::Warning) > 0;
     match format {
@@ -103,6 +79,19 @@ pub fn report(
     }
     out.flush()?;
     Ok(if refused { EXIT_CONFIG } else { 0 })
+}
+
+/// What was found beyond the file's text, and so has no line in it.
+fn found(code: &'static str, path: &str, message: String) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        code,
+        message,
+        at: None,
+        label: None,
+        help: None,
+        path: path.into(),
+    }
 }
 
 fn text(conf: Option<&Conf>, report: &Report, refused: bool, out: &mut impl Write) -> std::io::Result<()> {
