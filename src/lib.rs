@@ -19,6 +19,7 @@ pub mod master_key;
 pub mod notify;
 pub mod proxy;
 pub mod reload;
+pub mod retry_after;
 pub mod server;
 pub mod shared;
 pub mod snapshot;

@@ -3,8 +3,8 @@
 
 use super::{Alert, Counters, Fate};
 use crate::conf::{self, Secret};
+use crate::retry_after;
 use arc_swap::ArcSwap;
-use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ pub async fn run(
                     (
                         format!("status {}", status.as_u16()),
                         again,
-                        asked_for(answer.headers()),
+                        retry_after::read(answer.headers()),
                     )
                 }
                 Err(e) => (root(&e), true, None),
@@ -112,11 +112,6 @@ pub async fn run(
             tokio::time::sleep(asked.map_or(pause, |asked| asked.clamp(pause, LONGEST))).await;
         }
     }
-}
-
-fn asked_for(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get("retry-after")?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }
 
 /// The last cause, which names no address.

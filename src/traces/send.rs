@@ -1,7 +1,8 @@
 //! Sends one batch, once, and says what became of it. When to send again is the road's business.
 
 use super::proto;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use crate::retry_after;
+use reqwest::header::HeaderMap;
 use reqwest::{Client, Response, Url};
 use serde::Deserialize;
 use std::time::Duration;
@@ -116,7 +117,7 @@ pub fn cause(e: &reqwest::Error) -> String {
 
 async fn judge(answer: Response, format: Format) -> Outcome {
     let status = answer.status();
-    let after = retry_after(answer.headers());
+    let after = retry_after::read(answer.headers()).map(|wait| wait.min(LONGEST_WAIT));
     let is_protobuf = answer
         .headers()
         .get("content-type")
@@ -182,21 +183,6 @@ async fn read(mut answer: Response) -> Option<Vec<u8>> {
         }
     }
     Some(out)
-}
-
-/// Seconds, or a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-            at.duration_since(jiff::Timestamp::now())
-                .try_into()
-                .unwrap_or_default()
-        }
-    };
-    Some(wait.min(LONGEST_WAIT))
 }
 
 /// Asks a Langfuse which format it takes. `Err` says why it cannot be asked now.
@@ -267,18 +253,5 @@ mod tests {
         };
         assert_eq!((refused, again), (1, vec!["b".to_string()]));
         assert!(matches!(legacy(b"nonsense"), Outcome::Taken));
-    }
-
-    #[test]
-    fn waits_are_read_and_bounded() {
-        let of = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers)
-        };
-        assert_eq!(of("3"), Some(Duration::from_secs(3)));
-        assert_eq!(of("99999999"), Some(LONGEST_WAIT));
-        assert_eq!(of("soon"), None);
-        assert_eq!(of("Fri, 01 Jan 2010 00:00:00 GMT"), Some(Duration::ZERO));
     }
 }

@@ -3,8 +3,8 @@
 //! for one address.
 
 use super::super::files;
+use crate::retry_after;
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
@@ -15,7 +15,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// For one request, answer included.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ impl Post {
         if answer.status() != StatusCode::OK {
             return Err(format!("{address}: the answer is {}", answer.status()));
         }
-        let wait = answer.headers().get(RETRY_AFTER).and_then(retry_after);
+        let wait = retry_after::read(answer.headers());
         match serde_json::from_slice(&bytes) {
             Ok(found) => Ok((found, wait)),
             Err(e) => Err(format!("{address}: {e}")),
@@ -95,7 +95,7 @@ impl Post {
         let (answer, bytes) = fetched(request.body(body.to_bytes()), &to).await?;
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
-            *self.wait.lock() = answer.headers().get(RETRY_AFTER).and_then(retry_after);
+            *self.wait.lock() = retry_after::read(answer.headers());
             // Whoever stands before the authority does not say why in its language.
             if serde_json::from_slice::<instant_acme::Problem>(&bytes).is_err() {
                 return Err(format!("{to}: the answer is {status}"));
@@ -122,16 +122,6 @@ async fn fetched(request: reqwest::RequestBuilder, to: &str) -> Result<(reqwest:
     Ok((answer, bytes))
 }
 
-/// Seconds, or a moment.
-fn retry_after(value: &http::HeaderValue) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    SystemTime::from(at).duration_since(SystemTime::now()).ok()
-}
-
 /// An error with all its causes.
 pub fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
@@ -144,19 +134,4 @@ pub fn chain(e: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_forms_of_retry_after_are_understood() {
-        let of = |text: &str| retry_after(&text.parse().unwrap());
-        assert_eq!(of("120"), Some(Duration::from_secs(120)));
-        assert!(of("Fri, 31 Dec 2100 23:59:59 GMT").unwrap() > Duration::from_secs(86_400));
-        assert_eq!(of("Fri, 31 Dec 1999 23:59:59 GMT"), None);
-        assert_eq!(of("soon"), None);
-        assert_eq!(of("-1"), None);
-    }
 }
