@@ -1,18 +1,10 @@
-//! Which deployment of a name comes next: the lowest `order` first, within it a draw by weight, by
-//! Pingora's load balancer.
+//! Which deployment of a name comes next: the lowest `order` first, within it a draw by weight.
 
-use super::rooms::{self, Ceiling, Room, Stay};
+use super::rooms::{Ceiling, ROOMS, Room, Stay};
 use filters::model::deployment::Deployment;
-use futures::FutureExt;
-use pingora_load_balancing::discovery::Static;
-use pingora_load_balancing::selection::Random;
-use pingora_load_balancing::{Backend, Backends, LoadBalancer};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The selector holds one slot per unit of weight, so weights are scaled to at most this many each.
-const MOST_WEIGHT: f64 = 100.0;
 /// Before the first retry; doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
@@ -40,6 +32,18 @@ pub enum Next<'a> {
     End,
 }
 
+/// What a call has tried of a group, each once.
+#[derive(Default)]
+pub struct Round {
+    tried: Vec<usize>,
+}
+
+impl Round {
+    pub fn is_empty(&self) -> bool {
+        self.tried.is_empty()
+    }
+}
+
 /// The deployments of one name.
 pub struct Group {
     pub name: String,
@@ -47,79 +51,72 @@ pub struct Group {
     places: Vec<Place>,
     /// Of those that are limited.
     rooms: Vec<Option<Arc<Room>>>,
-    balancer: Option<LoadBalancer<Random>>,
 }
 
 impl Group {
-    /// `Err` says why the balancer cannot be built.
-    pub fn new(name: String, members: Vec<(Arc<Deployment>, Place)>) -> Result<Self, String> {
+    pub fn new(name: String, members: Vec<(Arc<Deployment>, Place)>) -> Self {
         let (deployments, places): (Vec<_>, Vec<_>) = members.into_iter().unzip();
-        let balancer = if deployments.len() > 1 {
-            Some(balancer(&places)?)
-        } else {
-            None
-        };
         let rooms = deployments
             .iter()
             .zip(&places)
-            .map(|(d, p)| p.ceiling.is_set().then(|| rooms::of(&d.id)))
+            .map(|(d, p): (&Arc<Deployment>, &Place)| p.ceiling.is_set().then(|| ROOMS.of(&d.id)))
             .collect();
-        Ok(Self {
+        Self {
             name,
             deployments,
             places,
             rooms,
-            balancer,
-        })
-    }
-
-    /// A deployment that is not in `tried` yet and has room for a call of so many tokens.
-    pub fn next(&self, tried: &[usize], tokens: impl Fn() -> u64) -> Next<'_> {
-        let mut full: Option<(Vec<usize>, u64)> = None;
-        loop {
-            let drawn = match &full {
-                None => self.draw(tried),
-                Some((skipped, _)) => self.draw(skipped),
-            };
-            let Some((at, deployment)) = drawn else {
-                return full.map_or(Next::End, |(_, millis)| Next::Full(millis));
-            };
-            let (Some(Some(room)), Some(place)) = (self.rooms.get(at), self.places.get(at)) else {
-                return Next::Try(at, deployment, None);
-            };
-            match room.enter(place.ceiling, tokens()) {
-                Ok(stay) => return Next::Try(at, deployment, Some(stay)),
-                Err(millis) => {
-                    let (skipped, soonest) = full.get_or_insert_with(|| (tried.to_vec(), millis));
-                    skipped.push(at);
-                    *soonest = millis.min(*soonest);
-                }
-            }
         }
     }
 
-    /// A deployment that is not in `tried`.
-    fn draw(&self, tried: &[usize]) -> Option<(usize, &Arc<Deployment>)> {
-        let untried = |i: &usize| !tried.contains(i);
-        let order = (0..self.places.len())
-            .filter(untried)
-            .map(|i| self.order(i))
-            .min()?;
-        let eligible = |i: &usize| untried(i) && self.order(*i) == order;
-        let drawn = self.balancer.as_ref().and_then(|b| {
-            // The key is the randomness: the selector hashes it into the weighted slots.
-            let key = rand::random::<u64>().to_le_bytes();
-            let accept =
-                |backend: &Backend, _| index(backend).is_some_and(|i| eligible(&i) && self.weighs(i));
-            b.select_with(&key, self.deployments.len() * 2, accept)
-        });
-        let all = 0..self.deployments.len();
-        let at = drawn
-            .as_ref()
-            .and_then(index)
-            .or_else(|| all.clone().find(|i| eligible(i) && self.weighs(*i)))
-            .or_else(|| all.clone().find(eligible))?;
-        self.deployments.get(at).map(|d| (at, d))
+    /// A deployment that was not tried in this round and has room for a call of so many tokens. From now on it was.
+    pub fn next(&self, round: &mut Round, tokens: impl Fn() -> u64) -> Next<'_> {
+        let mut full: Vec<usize> = Vec::new();
+        let mut soonest: Option<u64> = None;
+        loop {
+            let drawn = self.draw(|at| !round.tried.contains(&at) && !full.contains(&at));
+            let Some((at, deployment, place)) = drawn else {
+                return soonest.map_or(Next::End, Next::Full);
+            };
+            let stay = match self.rooms.get(at) {
+                Some(Some(room)) => match room.enter(place.ceiling, tokens()) {
+                    Ok(stay) => Some(stay),
+                    Err(millis) => {
+                        full.push(at);
+                        soonest = Some(soonest.map_or(millis, |s| s.min(millis)));
+                        continue;
+                    }
+                },
+                _ => None,
+            };
+            round.tried.push(at);
+            return Next::Try(at, deployment, stay);
+        }
+    }
+
+    /// One of those that may be drawn.
+    fn draw(&self, may: impl Fn(usize) -> bool) -> Option<(usize, &Arc<Deployment>, &Place)> {
+        let mut drawn: Option<(usize, &Arc<Deployment>, &Place)> = None;
+        // Of those of the drawn one's order, so far.
+        let mut weight = 0.0;
+        let all = self.deployments.iter().zip(&self.places).enumerate();
+        for (at, (deployment, place)) in all.filter(|(at, _)| may(*at)) {
+            let order = drawn.map_or(i64::MAX, |(_, _, p)| p.order);
+            if drawn.is_some() && place.order > order {
+                continue;
+            }
+            if place.order < order {
+                (drawn, weight) = (None, 0.0);
+            }
+            weight += place.weight;
+            // Each takes the place of those before it by its share of what all of them weigh.
+            let takes = place.weight > 0.0
+                && (place.weight >= weight || rand::random::<f64>() * weight < place.weight);
+            if drawn.is_none() || takes {
+                drawn = Some((at, deployment, place));
+            }
+        }
+        drawn
     }
 
     /// How long to wait before the group is tried again for the `round`-th time (0 = the first retry);
@@ -128,50 +125,6 @@ impl Group {
         let retries = self.places.iter().map(|p| p.retries).max().unwrap_or(0);
         (round < retries).then(|| FIRST_PAUSE.saturating_mul(1 << round.min(10)).min(LONGEST_PAUSE))
     }
-
-    fn weighs(&self, at: usize) -> bool {
-        self.places.get(at).is_some_and(|p| p.weight > 0.0)
-    }
-
-    fn order(&self, at: usize) -> i64 {
-        self.places.get(at).map_or(i64::MAX, |p| p.order)
-    }
-}
-
-fn balancer(places: &[Place]) -> Result<LoadBalancer<Random>, String> {
-    let heaviest = places.iter().map(|p| p.weight).fold(0.0, f64::max);
-    let scale = if heaviest > 0.0 {
-        MOST_WEIGHT / heaviest
-    } else {
-        1.0
-    };
-    let backends = places
-        .iter()
-        .enumerate()
-        .map(|(i, p)| backend(i, ((p.weight * scale).round() as usize).max(1)))
-        .collect::<Result<BTreeSet<Backend>, String>>()?;
-    let balancer = LoadBalancer::from_backends(Backends::new(Static::new(backends)));
-    // A static discovery is ready at once.
-    balancer
-        .update()
-        .now_or_never()
-        .ok_or("the balancer did not become ready")?
-        .map_err(|e| e.to_string())?;
-    Ok(balancer)
-}
-
-/// The balancer knows backends by address, and two deployments may share one. So a backend is named
-/// by its place in the group, as a port of the unspecified address, and never connected to.
-fn backend(at: usize, weight: usize) -> Result<Backend, String> {
-    let port = u16::try_from(at + 1).map_err(|_| "a name has at most 65535 deployments".to_string())?;
-    Backend::new_with_weight(&format!("0.0.0.0:{port}"), weight).map_err(|e| e.to_string())
-}
-
-fn index(backend: &Backend) -> Option<usize> {
-    backend
-        .addr
-        .as_inet()
-        .map(|a| usize::from(a.port()).saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -191,44 +144,55 @@ mod tests {
                 },
             )
         });
-        Group::new("g".into(), members.collect()).unwrap()
+        Group::new("g".into(), members.collect())
+    }
+
+    /// Which one is drawn when these were tried.
+    fn drawn(g: &Group, tried: &[usize]) -> Option<usize> {
+        g.draw(|at| !tried.contains(&at)).map(|(at, _, _)| at)
     }
 
     #[test]
     fn weights_decide_who_is_drawn() {
         let g = group(&[(9.0, 0), (1.0, 0)]);
-        let first = (0..4000).filter(|_| g.draw(&[]).unwrap().0 == 0).count();
-        assert!((3300..3900).contains(&first), "9 to 1 gave {first} of 4000");
+        let first = (0..4000).filter(|_| drawn(&g, &[]) == Some(0)).count();
+        assert!((3450..3750).contains(&first), "9 to 1 gave {first} of 4000");
         let g = group(&[(0.0, 0), (1.0, 0)]);
         assert!(
-            (0..1000).all(|_| g.draw(&[]).unwrap().0 == 1),
+            (0..1000).all(|_| drawn(&g, &[]) == Some(1)),
             "a weight of nothing is never drawn"
         );
-        assert_eq!(g.draw(&[1]).unwrap().0, 0, "but is there when no other is left");
+        assert_eq!(drawn(&g, &[1]), Some(0), "but is there when no other is left");
+    }
+
+    #[test]
+    fn those_that_are_left_share_by_their_weights() {
+        let g = group(&[(1000.0, 0), (1.0, 0), (3.0, 0)]);
+        let last = (0..4000).filter(|_| drawn(&g, &[0]) == Some(2)).count();
+        assert!((2850..3150).contains(&last), "3 to 1 gave {last} of 4000");
     }
 
     #[test]
     fn each_is_tried_once() {
         let g = group(&[(1.0, 0), (1.0, 0), (1.0, 0)]);
-        let mut tried = Vec::new();
-        while let Some((i, _)) = g.draw(&tried) {
-            assert!(!tried.contains(&i));
-            tried.push(i);
+        let mut round = Round::default();
+        let mut seen = Vec::new();
+        while let Next::Try(at, _, _) = g.next(&mut round, || 1) {
+            assert!(!seen.contains(&at));
+            seen.push(at);
         }
-        assert_eq!(tried.len(), 3);
-        let one = group(&[(1.0, 0)]);
-        assert!(one.draw(&[]).is_some() && one.draw(&[0]).is_none());
+        assert_eq!(seen.len(), 3);
     }
 
     #[test]
     fn a_lower_order_comes_first() {
-        let g = group(&[(100.0, 2), (1.0, 1), (1.0, 1)]);
+        let g = group(&[(100.0, 2), (1.0, 1), (1.0, 1), (1.0, i64::MAX)]);
         for _ in 0..100 {
-            let (first, _) = g.draw(&[]).unwrap();
-            assert_ne!(first, 0);
-            let (second, _) = g.draw(&[first]).unwrap();
-            assert_ne!(second, 0);
-            assert_eq!(g.draw(&[first, second]).unwrap().0, 0);
+            let first = drawn(&g, &[]).unwrap();
+            let second = drawn(&g, &[first]).unwrap();
+            assert_eq!(first + second, 3);
+            assert_eq!(drawn(&g, &[first, second]), Some(0));
+            assert_eq!(drawn(&g, &[0, 1, 2]), Some(3));
         }
     }
 
@@ -248,18 +212,23 @@ mod tests {
             };
             (Arc::new(d), place)
         });
-        let g = Group::new("g".into(), members.into()).unwrap();
-        let Next::Try(first, _, stay) = g.next(&[], || 1) else {
+        let g = Group::new("g".into(), members.into());
+        let fresh = Round::default;
+        let Next::Try(first, _, stay) = g.next(&mut fresh(), || 1) else {
             panic!("both have room")
         };
-        let Next::Try(second, _, other) = g.next(&[], || 1) else {
+        let Next::Try(second, _, other) = g.next(&mut fresh(), || 1) else {
             panic!("one has room")
         };
         assert_ne!(first, second);
-        assert!(matches!(g.next(&[], || 1), Next::Full(1..)));
-        assert!(matches!(g.next(&[first, second], || 1), Next::End));
+        assert!(matches!(g.next(&mut fresh(), || 1), Next::Full(1..)));
         drop((stay, other));
-        assert!(matches!(g.next(&[first], || 1), Next::Try(at, _, Some(_)) if at == second));
+        let mut round = fresh();
+        let all = [(); 3].map(|()| match g.next(&mut round, || 1) {
+            Next::Try(at, _, Some(_)) => Some(at),
+            _ => None,
+        });
+        assert_eq!(all.iter().flatten().count(), 2, "each once");
     }
 
     #[test]
@@ -273,8 +242,7 @@ mod tests {
         let g = Group::new(
             "g".into(),
             vec![(Arc::new(testkit::deployment("openai")), member)],
-        )
-        .unwrap();
+        );
         let pauses: Vec<_> = (0..6).map(|r| g.pause(r).unwrap().as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000]);
         assert_eq!(g.pause(40), None);

@@ -7,7 +7,7 @@
 //! in `attempt`, the way of its answer in `answer`.
 
 use super::attempt::{Attempted, Failure, Ready, Shown};
-use super::balance::Next;
+use super::balance::{Next, Round};
 use super::lanes::Lane;
 use super::watch::{Watched, watch};
 use super::{Gateway, ROOM_PIECE, State, body};
@@ -186,33 +186,32 @@ impl Gateway {
         let Some(found) = models.find(&model) else {
             return Err(Stop::from(Fault::internal("the model was resolved and is gone")).into());
         };
-        let mut tried = Vec::new();
-        let mut round = 0;
+        let mut round = Round::default();
+        let mut rounds = 0;
         let mut last: Option<Failure> = None;
         loop {
             let tokens = || {
                 let call = state.cx.call.as_ref();
                 call.map_or(0, |c| limits::estimate(c, &*state.cx.catalog).tokens)
             };
-            let next = found.group.next(&tried, tokens);
-            if let (Next::Full(millis), None, 0) = (&next, &last, tried.len()) {
+            let next = found.group.next(&mut round, tokens);
+            if let (Next::Full(millis), None, 0) = (&next, &last, rounds) {
                 return Err(End::Stop(full(&model, *millis).into()));
             }
-            let Next::Try(at, deployment, stay) = next else {
+            let Next::Try(_, deployment, stay) = next else {
                 // All have failed, or take no more. Another round may find them recovered.
                 let pause = found
                     .group
-                    .pause(round)
-                    .filter(|p| !tried.is_empty() && *p < state.time_left());
+                    .pause(rounds)
+                    .filter(|p| !round.is_empty() && *p < state.time_left());
                 let Some(pause) = pause else { break };
                 if let Watched::ClientGone(e) = watch(session, tokio::time::sleep(pause)).await {
                     return Err(End::Gone(e));
                 }
-                tried.clear();
-                round += 1;
+                round = Round::default();
+                rounds += 1;
                 continue;
             };
-            tried.push(at);
             state.stay = stay;
             let begun = Instant::now();
             let (failure, is_final) = match self

@@ -10,6 +10,7 @@ mod answer;
 mod attempt;
 pub mod balance;
 pub mod body;
+mod by_deployment;
 pub mod call;
 pub mod client;
 pub mod door;

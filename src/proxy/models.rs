@@ -89,10 +89,7 @@ impl Models {
         let mut exact = HashMap::default();
         let mut patterns = Vec::new();
         for (at, name) in order.iter().enumerate() {
-            groups.push(Group::new(
-                name.clone(),
-                by_name.remove(name).unwrap_or_default(),
-            )?);
+            groups.push(Group::new(name.clone(), by_name.remove(name).unwrap_or_default()));
             if name.contains('*') {
                 patterns.push((name.clone(), at));
             } else {

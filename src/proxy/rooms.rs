@@ -1,10 +1,10 @@
 //! How much a deployment takes: requests and tokens per 60 seconds, calls in flight, as the config has it
 //! (`rpm`, `tpm`, `max_parallel_requests`). Counted in this process, over all generations of the config.
 
+use super::by_deployment::ByDeployment;
 use crate::shared::meters::window::Window;
 use parking_lot::Mutex;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 /// Where nothing is known, a place comes free within a second or so.
@@ -36,21 +36,9 @@ struct Busy {
     in_flight: u64,
 }
 
-/// The rooms of all deployments that somebody holds, by id.
-static ROOMS: LazyLock<Mutex<HashMap<String, Weak<Room>>>> = LazyLock::new(Mutex::default);
+/// The rooms of all deployments that are limited.
+pub static ROOMS: ByDeployment<Room> = ByDeployment::new();
 static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// The room of the deployment of this id: a new config counts on where the old one was.
-pub fn of(id: &str) -> Arc<Room> {
-    let mut rooms = ROOMS.lock();
-    if let Some(room) = rooms.get(id).and_then(Weak::upgrade) {
-        return room;
-    }
-    rooms.retain(|_, room| room.strong_count() > 0);
-    let room = Arc::new(Room::default());
-    rooms.insert(id.to_string(), Arc::downgrade(&room));
-    room
-}
 
 /// A call's share of a room. Dropping it leaves; what was not used of the tokens is given back.
 pub struct Stay {
@@ -150,12 +138,5 @@ mod tests {
             "three requests were made"
         );
         assert!(room.enter_at(most, 1, 61_000).is_ok());
-    }
-
-    #[test]
-    fn a_room_outlives_the_config_it_stands_in() {
-        let (a, b) = (of("rooms-test-1"), of("rooms-test-1"));
-        assert!(Arc::ptr_eq(&a, &b));
-        assert!(!Arc::ptr_eq(&a, &of("rooms-test-2")));
     }
 }

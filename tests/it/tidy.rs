@@ -137,7 +137,6 @@ fn only_the_road_names_pingora() {
         "pingora_proxy::",
         "pingora_http::",
         "pingora_error::",
-        "pingora_load_balancing::",
     ];
     none(
         strays(
