@@ -61,7 +61,7 @@ impl Gauges {
             return;
         };
         let snapshot = self.snapshot.load();
-        let configured = snapshot.models.deployments();
+        let configured = snapshot.models.standings();
         telemetry
             .deployments
             .gather(configured, telemetry.speaks_litellm(), page);

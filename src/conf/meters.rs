@@ -64,7 +64,7 @@ pub(super) const ROUTER: [&str; 5] = [
     "redis_username",
 ];
 
-fn section<'a>(root: &'a Node, name: &'static str, notes: &'a Notes) -> Option<Fields<'a>> {
+pub(super) fn section<'a>(root: &'a Node, name: &'static str, notes: &'a Notes) -> Option<Fields<'a>> {
     let section = top_section(root, name)?;
     // What is no mapping was reported where the section was read first.
     matches!(section.value.value, super::node::Value::Map(_))

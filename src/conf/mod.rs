@@ -9,6 +9,7 @@ mod acme;
 mod behind;
 mod bounds;
 mod check;
+mod cooldown;
 mod dotenv;
 mod fields;
 mod fill;
@@ -35,6 +36,7 @@ mod tracing;
 mod types;
 mod watch;
 
+pub use cooldown::{AllowedFails, Cooldown};
 pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};

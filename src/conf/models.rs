@@ -135,7 +135,7 @@ fn is_param(key: &str) -> bool {
 }
 
 /// The names of `litellm_params` that are read below.
-const USED_PARAMS: [&str; 22] = [
+const USED_PARAMS: [&str; 23] = [
     "model",
     "custom_llm_provider",
     "api_base",
@@ -152,6 +152,7 @@ const USED_PARAMS: [&str; 22] = [
     "tpm",
     "max_parallel_requests",
     "order",
+    "cooldown_time",
     "drop_params",
     "additional_drop_params",
     "base_model",
@@ -231,6 +232,7 @@ fn params(
         tpm: fields.count("tpm"),
         max_parallel_requests: fields.count("max_parallel_requests"),
         order: fields.integer("order"),
+        cooldown_time: fields.duration("cooldown_time"),
         drop_params: fields.flag("drop_params"),
         additional_drop_params: fields.texts("additional_drop_params").unwrap_or_default(),
         base_model: fields.text("base_model").or_else(|| info.base_model.clone()),

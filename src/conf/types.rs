@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::cooldown::Cooldown;
 use super::load::Env;
 use super::meters::Meters;
 use super::own::Own;
@@ -30,6 +31,8 @@ pub struct Conf {
     pub tollkeeper: Own,
     /// Budgets and limits, wherever they stand.
     pub meters: Meters,
+    /// When a deployment that fails steps back.
+    pub cooldown: Cooldown,
     /// Which files were read.
     pub source: Source,
     /// The environment as the config saw it, for provider keys that are named nowhere in the file.
@@ -138,6 +141,8 @@ pub struct LitellmParams {
     pub max_parallel_requests: Option<u64>,
     /// Lower is tried first.
     pub order: Option<i64>,
+    /// How long it steps back after failures; zero = never.
+    pub cooldown_time: Option<Duration>,
     /// Overrides `litellm_settings.drop_params` for this deployment.
     pub drop_params: Option<bool>,
     pub additional_drop_params: Vec<String>,

@@ -135,13 +135,13 @@ impl Endpoints {
     }
 
     /// LiteLLM's lists, for an admin; of one model if one is named. Those nobody could look at yet are in
-    /// neither.
+    /// neither. One that calls found failing has `cooling_seconds`, whatever the look at it said.
     pub fn lists(&self, model: Option<&str>) -> Value {
         let snapshot = self.snapshot.load_full();
         let known = self.known.load();
         let (mut healthy, mut unhealthy, mut unknown) = (Vec::new(), Vec::new(), 0_u64);
-        let wanted = |d: &&Arc<Deployment>| model.is_none_or(|m| d.model_name == m);
-        for d in snapshot.models.deployments().filter(wanted) {
+        let wanted = |(d, _): &(&Arc<Deployment>, _)| model.is_none_or(|m| d.model_name == m);
+        for (d, cooling) in snapshot.models.standings().filter(wanted) {
             let standing = Target::of(d).and_then(|target| Some((known.get(&target)?, target)));
             let Some((standing, target)) = standing else {
                 unknown += 1;
@@ -156,6 +156,9 @@ impl Endpoints {
                 "checked_at": standing.at.to_string(),
                 "latency_ms": u64::try_from(standing.seen.took.as_millis()).unwrap_or(u64::MAX),
             });
+            if let Some(seconds) = cooling {
+                row["cooling_seconds"] = seconds.into();
+            }
             match &standing.seen.verdict {
                 Verdict::Well => healthy.push(row),
                 verdict if verdict.is_well() => {

@@ -3,6 +3,7 @@
 
 use super::attempt::{Ready, Shown};
 use super::call::End;
+use super::cooldown::{Bearing, Symptom};
 use super::head::{self, Framing};
 use super::lanes::Lane;
 use super::state::Parting;
@@ -85,6 +86,7 @@ impl Gateway {
                     // After the stream's own last word nothing is missing.
                     Watched::Upstream(Err(_)) if state.cx.metered.done => (Bytes::new(), true),
                     Watched::Upstream(Err(e)) => {
+                        self.broke_off(&ready);
                         return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
                     }
                     Watched::ClientGone(e) => return Err(End::Gone(e)),
@@ -98,6 +100,7 @@ impl Gateway {
                 word.look(&chunk);
                 if end && !word.was_said(state) {
                     if word.closed {
+                        self.broke_off(&ready);
                         let e = Error::explain(
                             ErrorType::ConnectionClosed,
                             "the connection ended before the stream said that it is complete",
@@ -142,6 +145,13 @@ impl Gateway {
                 let e = Error::explain(ErrorType::ReadTimedout, "the call took longer than a call may");
                 return Box::pin(cut(session, state, lane, &ready.deployment, &e)).await;
             }
+        }
+    }
+
+    /// An answer that broke off is held against its deployment.
+    fn broke_off(&self, ready: &Ready) {
+        if let Some(time) = ready.bearing.as_ref().and_then(Bearing::broke_off) {
+            self.steps_back(&ready.deployment, Symptom::Server, 0, time);
         }
     }
 

@@ -1,6 +1,7 @@
 //! One try at one deployment: dress the request, connect, send, and read as much of the answer as must
 //! be known before the client gets any of it.
 
+use super::cooldown::{Bearing, Symptom};
 use super::exchange::{Asked, Exchange, Reading, Way, exchange};
 use super::lanes::Lane;
 use super::models::Found;
@@ -48,6 +49,8 @@ pub(super) struct Ready {
     pub begun: Vec<Bytes>,
     /// `begun` is all there is.
     pub whole: bool,
+    /// How its deployment does, where what is still to come may change that.
+    pub bearing: Option<Bearing>,
 }
 
 /// Why an attempt is given up, and what the client gets if it was the last one.
@@ -55,6 +58,8 @@ pub(super) struct Failure {
     pub shown: Shown,
     /// For the log: may hold an address.
     pub cause: String,
+    /// What it says of the deployment, if anything.
+    pub symptom: Option<Symptom>,
 }
 
 pub(super) enum Shown {
@@ -202,6 +207,7 @@ impl Gateway {
                 body: body.freeze(),
             },
             cause: format!("status {status}"),
+            symptom: Symptom::of_status(status),
         };
         // What is wrong with the request is wrong everywhere. What is wrong with the deployment, its
         // credentials included, may be right with the next one.
@@ -240,6 +246,7 @@ impl Gateway {
             reading,
             begun: Vec::new(),
             whole: false,
+            bearing: None,
         };
         let mut len = 0;
         while is_held && !ready.whole && len <= MAX_HELD_ANSWER {
@@ -317,6 +324,7 @@ fn unreachable(d: &Deployment, cause: String) -> Failure {
     Failure {
         shown: Shown::Ours(Fault::unavailable(shown, cause.clone())),
         cause,
+        symptom: Some(Symptom::Unreachable),
     }
 }
 
@@ -334,5 +342,10 @@ fn no_answer(d: &Deployment, e: &Error) -> Failure {
     Failure {
         shown: Shown::Ours(fault),
         cause: e.to_string(),
+        symptom: Some(if timed_out {
+            Symptom::Timeout
+        } else {
+            Symptom::Server
+        }),
     }
 }

@@ -1,5 +1,7 @@
-//! Which deployment of a name comes next: the lowest `order` first, within it a draw by weight.
+//! Which deployment of a name comes next: those that are not cooling, of these the lowest `order`, within it a draw by
+//! weight.
 
+use super::cooldown::{Bearing, Rule};
 use super::rooms::{Ceiling, ROOMS, Room, Stay};
 use filters::model::deployment::Deployment;
 use std::sync::Arc;
@@ -20,22 +22,36 @@ pub struct Place {
     pub retries: u32,
     /// How much it takes.
     pub ceiling: Ceiling,
+    /// When it steps back; `None` = never.
+    pub cooldown: Option<Rule>,
 }
 
 /// What comes next.
 pub enum Next<'a> {
-    /// This deployment, and the call's share of what it takes, if that is limited.
-    Try(usize, &'a Arc<Deployment>, Option<Stay>),
+    Try(Drawn<'a>, Option<Stay>),
     /// Those that are left take no more; there may be room after so many milliseconds.
     Full(u64),
     /// None is left.
     End,
 }
 
-/// What a call has tried of a group, each once.
+/// The deployment that is to be tried.
+#[derive(Clone, Copy)]
+pub struct Drawn<'a> {
+    at: usize,
+    pub deployment: &'a Arc<Deployment>,
+    place: &'a Place,
+    /// How it does; `None` where that changes nothing.
+    pub bearing: Option<&'a Bearing>,
+    /// It is cooling, and nobody else was left.
+    pub cooling: bool,
+}
+
+/// What a call has tried of a group: each once, and of those that are cooling one.
 #[derive(Default)]
 pub struct Round {
     tried: Vec<usize>,
+    cooling: bool,
 }
 
 impl Round {
@@ -51,6 +67,8 @@ pub struct Group {
     places: Vec<Place>,
     /// Of those that are limited.
     rooms: Vec<Option<Arc<Room>>>,
+    /// Empty where there is nobody to step back for.
+    bearings: Vec<Option<Bearing>>,
 }
 
 impl Group {
@@ -61,11 +79,20 @@ impl Group {
             .zip(&places)
             .map(|(d, p): (&Arc<Deployment>, &Place)| p.ceiling.is_set().then(|| ROOMS.of(&d.id)))
             .collect();
+        let bearings = match deployments.len() {
+            0 | 1 => Vec::new(),
+            _ => deployments
+                .iter()
+                .zip(&places)
+                .map(|(d, p)| Some(Bearing::new(d, p.cooldown?)))
+                .collect(),
+        };
         Self {
             name,
             deployments,
             places,
             rooms,
+            bearings,
         }
     }
 
@@ -74,34 +101,51 @@ impl Group {
         let mut full: Vec<usize> = Vec::new();
         let mut soonest: Option<u64> = None;
         loop {
-            let drawn = self.draw(|at| !round.tried.contains(&at) && !full.contains(&at));
-            let Some((at, deployment, place)) = drawn else {
+            let may = |at| !round.tried.contains(&at) && !full.contains(&at);
+            let Some(drawn) = self.draw(may).filter(|d| !(d.cooling && round.cooling)) else {
                 return soonest.map_or(Next::End, Next::Full);
             };
-            let stay = match self.rooms.get(at) {
-                Some(Some(room)) => match room.enter(place.ceiling, tokens()) {
+            let stay = match self.rooms.get(drawn.at) {
+                Some(Some(room)) => match room.enter(drawn.place.ceiling, tokens()) {
                     Ok(stay) => Some(stay),
                     Err(millis) => {
-                        full.push(at);
+                        full.push(drawn.at);
                         soonest = Some(soonest.map_or(millis, |s| s.min(millis)));
                         continue;
                     }
                 },
                 _ => None,
             };
-            round.tried.push(at);
-            return Next::Try(at, deployment, stay);
+            round.tried.push(drawn.at);
+            round.cooling |= drawn.cooling;
+            return Next::Try(drawn, stay);
         }
     }
 
-    /// One of those that may be drawn.
-    fn draw(&self, may: impl Fn(usize) -> bool) -> Option<(usize, &Arc<Deployment>, &Place)> {
-        let mut drawn: Option<(usize, &Arc<Deployment>, &Place)> = None;
+    /// One of those that may be drawn; one that is cooling only if all are.
+    fn draw(&self, may: impl Fn(usize) -> bool) -> Option<Drawn<'_>> {
+        let mut drawn: Option<Drawn<'_>> = None;
         // Of those of the drawn one's order, so far.
         let mut weight = 0.0;
+        let mut soonest: Option<(u64, Drawn<'_>)> = None;
         let all = self.deployments.iter().zip(&self.places).enumerate();
         for (at, (deployment, place)) in all.filter(|(at, _)| may(*at)) {
-            let order = drawn.map_or(i64::MAX, |(_, _, p)| p.order);
+            let bearing = self.bearings.get(at).and_then(Option::as_ref);
+            let cooling = bearing.and_then(Bearing::cooling);
+            let this = Drawn {
+                at,
+                deployment,
+                place,
+                bearing,
+                cooling: cooling.is_some(),
+            };
+            if let Some(left) = cooling {
+                if soonest.is_none_or(|(s, _)| left < s) {
+                    soonest = Some((left, this));
+                }
+                continue;
+            }
+            let order = drawn.map_or(i64::MAX, |d| d.place.order);
             if drawn.is_some() && place.order > order {
                 continue;
             }
@@ -113,10 +157,19 @@ impl Group {
             let takes = place.weight > 0.0
                 && (place.weight >= weight || rand::random::<f64>() * weight < place.weight);
             if drawn.is_none() || takes {
-                drawn = Some((at, deployment, place));
+                drawn = Some(this);
             }
         }
-        drawn
+        drawn.or(soonest.map(|(_, d)| d))
+    }
+
+    /// All, and for how many seconds each is cooling.
+    pub fn standings(&self) -> impl Iterator<Item = (&Arc<Deployment>, Option<f64>)> {
+        self.deployments.iter().enumerate().map(|(at, d)| {
+            let bearing = self.bearings.get(at).and_then(Option::as_ref);
+            let left = bearing.and_then(Bearing::cooling);
+            (d, left.map(|millis| millis as f64 / 1000.0))
+        })
     }
 
     /// How long to wait before the group is tried again for the `round`-th time (0 = the first retry);
@@ -141,6 +194,7 @@ mod tests {
                     order: *order,
                     retries: 0,
                     ceiling: Ceiling::default(),
+                    cooldown: None,
                 },
             )
         });
@@ -149,7 +203,7 @@ mod tests {
 
     /// Which one is drawn when these were tried.
     fn drawn(g: &Group, tried: &[usize]) -> Option<usize> {
-        g.draw(|at| !tried.contains(&at)).map(|(at, _, _)| at)
+        g.draw(|at| !tried.contains(&at)).map(|d| d.at)
     }
 
     #[test]
@@ -177,9 +231,9 @@ mod tests {
         let g = group(&[(1.0, 0), (1.0, 0), (1.0, 0)]);
         let mut round = Round::default();
         let mut seen = Vec::new();
-        while let Next::Try(at, _, _) = g.next(&mut round, || 1) {
-            assert!(!seen.contains(&at));
-            seen.push(at);
+        while let Next::Try(drawn, _) = g.next(&mut round, || 1) {
+            assert!(!seen.contains(&drawn.at));
+            seen.push(drawn.at);
         }
         assert_eq!(seen.len(), 3);
     }
@@ -209,23 +263,24 @@ mod tests {
                     parallel: Some(1),
                     ..Ceiling::default()
                 },
+                cooldown: None,
             };
             (Arc::new(d), place)
         });
         let g = Group::new("g".into(), members.into());
         let fresh = Round::default;
-        let Next::Try(first, _, stay) = g.next(&mut fresh(), || 1) else {
+        let Next::Try(first, stay) = g.next(&mut fresh(), || 1) else {
             panic!("both have room")
         };
-        let Next::Try(second, _, other) = g.next(&mut fresh(), || 1) else {
+        let Next::Try(second, other) = g.next(&mut fresh(), || 1) else {
             panic!("one has room")
         };
-        assert_ne!(first, second);
+        assert_ne!(first.at, second.at);
         assert!(matches!(g.next(&mut fresh(), || 1), Next::Full(1..)));
         drop((stay, other));
         let mut round = fresh();
         let all = [(); 3].map(|()| match g.next(&mut round, || 1) {
-            Next::Try(at, _, Some(_)) => Some(at),
+            Next::Try(drawn, Some(_)) => Some(drawn.at),
             _ => None,
         });
         assert_eq!(all.iter().flatten().count(), 2, "each once");
@@ -238,6 +293,7 @@ mod tests {
             order: 0,
             retries: 40,
             ceiling: Ceiling::default(),
+            cooldown: None,
         };
         let g = Group::new(
             "g".into(),

@@ -8,18 +8,21 @@
 
 use super::attempt::{Attempted, Failure, Ready, Shown};
 use super::balance::{Next, Round};
+use super::cooldown::Symptom;
 use super::lanes::Lane;
 use super::watch::{Watched, watch};
 use super::{Gateway, ROOM_PIECE, State, body};
+use crate::retry_after;
 use filters::builtin::limits;
 use filters::contract::{Answer, Call, Fault, Refusal, Stop, Verdict};
 use filters::model::call::Endpoint;
+use filters::model::deployment::Deployment;
 use filters::model::record::{self, Attempt, Status};
 use http::{HeaderName, header};
 use pingora::prelude::*;
 use pingora_proxy::Session;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// How a call ends when no deployment's good answer is there to be passed on.
@@ -168,6 +171,18 @@ impl Gateway {
             })
     }
 
+    /// Counts and tells that a deployment steps back for so long. `status`: the upstream's, or 0.
+    pub(super) fn steps_back(&self, d: &Deployment, symptom: Symptom, status: u16, time: Duration) {
+        let reason = symptom.as_str();
+        self.telemetry.deployments.cooled(&d.id, reason, status);
+        log::warn!(
+            "event=cooldown model={:?} deployment={:?} reason={reason} status={status} seconds={}",
+            d.model_name,
+            d.id,
+            time.as_secs_f64()
+        );
+    }
+
     /// Tries the deployments of the model until one answers: each once, and again in further rounds
     /// where retries are configured.
     async fn try_deployments(
@@ -198,7 +213,7 @@ impl Gateway {
             if let (Next::Full(millis), None, 0) = (&next, &last, rounds) {
                 return Err(End::Stop(full(&model, *millis).into()));
             }
-            let Next::Try(_, deployment, stay) = next else {
+            let Next::Try(drawn, stay) = next else {
                 // All have failed, or take no more. Another round may find them recovered.
                 let pause = found
                     .group
@@ -213,12 +228,20 @@ impl Gateway {
                 continue;
             };
             state.stay = stay;
+            let deployment = drawn.deployment;
             let begun = Instant::now();
             let (failure, is_final) = match self
                 .attempt(session, state, lane, &found, deployment, &model)
                 .await
             {
-                Attempted::Ready(ready) => return Ok(Found::Ready(ready)),
+                Attempted::Ready(mut ready) => {
+                    if let Some(bearing) = drawn.bearing {
+                        bearing.answered(drawn.cooling);
+                        // A stream may still break off.
+                        ready.bearing = (!ready.whole).then(|| bearing.clone());
+                    }
+                    return Ok(Found::Ready(ready));
+                }
                 Attempted::ClientGone(e) => return Err(End::Gone(e)),
                 Attempted::Stopped(stop) => return Err(stop.into()),
                 Attempted::Failed(failure) => (failure, false),
@@ -244,6 +267,19 @@ impl Gateway {
                 error: Some(error),
                 duration_micros: begun.elapsed().as_micros() as i64,
             });
+            let held = failure
+                .symptom
+                // A call whose own time is over says nothing of a deployment's.
+                .filter(|s| !is_final && (*s != Symptom::Timeout || !state.time_left().is_zero()));
+            if let (Some(bearing), Some(symptom)) = (drawn.bearing, held) {
+                let told = match &failure.shown {
+                    Shown::Theirs { head, .. } => retry_after::read(&head.headers),
+                    Shown::Ours(_) => None,
+                };
+                if let Some(time) = bearing.failed(symptom, told) {
+                    self.steps_back(deployment, symptom, status, time);
+                }
+            }
             last = Some(failure);
             if is_final {
                 break;

@@ -13,6 +13,7 @@ pub mod body;
 mod by_deployment;
 pub mod call;
 pub mod client;
+pub mod cooldown;
 pub mod door;
 pub mod drain;
 mod exchange;

@@ -1,6 +1,7 @@
 //! The models of one snapshot: which name leads to which deployments, and what `/models` shows.
 
 use super::balance::{Group, Place};
+use super::cooldown::Rule;
 use super::rooms::Ceiling;
 use crate::conf::litellm::{capture, fill, resolve_name};
 use crate::conf::{Conf, Dialect, Env, ModelEntry};
@@ -175,6 +176,11 @@ impl Models {
 
     pub fn deployments(&self) -> impl Iterator<Item = &Arc<Deployment>> {
         self.groups.iter().flat_map(|g| &g.deployments)
+    }
+
+    /// All deployments, and for how many seconds each is cooling.
+    pub fn standings(&self) -> impl Iterator<Item = (&Arc<Deployment>, Option<f64>)> {
+        self.groups.iter().flat_map(Group::standings)
     }
 }
 
@@ -387,6 +393,10 @@ fn place(entry: &ModelEntry, conf: &Conf) -> Place {
             tpm: p.tpm,
             parallel: p.max_parallel_requests,
         },
+        // Where each call names its own provider, there is no upstream that steps back.
+        cooldown: (p.provider.dialect != Dialect::ByName)
+            .then(|| Rule::new(entry, &conf.cooldown))
+            .flatten(),
     }
 }
 

@@ -10,6 +10,7 @@ mod alerts_replicas;
 mod books;
 mod calls;
 mod cli;
+mod cooldown;
 mod crash;
 mod dialects;
 mod door;

@@ -122,8 +122,8 @@ def config(upstream: int, data: Path, port: int, tls_port: int) -> dict:
     return {
         "model_list": [
             deployment("good", "up-good", **PRICE),
-            # The first one fails, is tried again, and the second one answers.
-            deployment("shaky", "up-broken", order=1, **PRICE),
+            # The first one fails, steps back, is tried again, and the second one answers.
+            deployment("shaky", "up-broken", order=1, cooldown_time=1, **PRICE),
             deployment("shaky", "up-good", order=2, **PRICE),
             deployment("dead", "up-broken", max_retries=1),
             deployment("unpriced", "up-silent"),
@@ -327,6 +327,9 @@ def check(prometheus: Prometheus, base: str) -> int:
         rule = next(rule for rule in rules if rule["name"] == name)
         if not prometheus.values(rule["query"]):
             wrong.append(f"alert {name} does not see what happens")
+    # As does what takes its time.
+    cools = next(rule for rule in rules if rule["name"] == "TollkeeperDeploymentCools")
+    until("alert TollkeeperDeploymentCools sees what happens", lambda: bool(prometheus.values(cools["query"])))
     # And what does not happen, not.
     quiet = ("Down", "LedgerLost", "ConfigRefused", "FilesRunOut")
     quiet += ("TracesLost", "TracesReceiverAway", "AlertsFail", "LogLinesLost")

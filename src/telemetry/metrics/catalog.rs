@@ -80,6 +80,10 @@ families! {
         "From the attempt's start to the answer: its head for streams, all of it otherwise.";
     DEPLOYMENT_STATE: Gauge "tollkeeper_deployment_state" [deployment, model, provider] "0, 1, 2",
         "How the last attempts ended: 0 well, 1 the last one or two failed, 2 three or more in a row failed.";
+    COOLDOWNS: Counter "tollkeeper_deployment_cooldowns_total" [deployment, model, provider, reason] "cool-downs",
+        "Times a deployment stepped back behind the others of its name, by reason: rate_limit, authentication, timeout, not_found, server_error, unreachable.";
+    COOLING: Gauge "tollkeeper_deployment_cooling" [deployment, model, provider] "0, 1",
+        "1 while a deployment is cooling: it is asked only where no other is left.";
     DEPLOYMENTS: Gauge "tollkeeper_deployments" [] "deployments",
         "Deployments that the config has.";
     UPSTREAM_CONNECTIONS: Counter "tollkeeper_upstream_connections_total" [kind] "attempts",
@@ -233,6 +237,9 @@ families! {
     L_DEPLOYMENT_STATE: Gauge "litellm_deployment_state"
         [api_base, api_provider, litellm_model_name, model_id] "0, 1, 2",
         "LiteLLM: 0 healthy, 1 partial outage, 2 outage.";
+    L_COOLED: Counter "litellm_deployment_cooled_down_total"
+        [api_base, api_provider, exception_status, litellm_model_name, model_id] "cool-downs",
+        "LiteLLM: times a deployment was cooled down; exception_status is None where no answer came.";
     L_KEY_REMAINING: Gauge "litellm_remaining_api_key_budget_metric" [api_key_alias, hashed_api_key] "dollars",
         "LiteLLM: what is left of a key's budget.";
     L_KEY_BUDGET: Gauge "litellm_api_key_max_budget_metric" [api_key_alias, hashed_api_key] "dollars",

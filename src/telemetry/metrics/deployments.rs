@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use filters::model::deployment::Deployment;
 use filters::model::record::Attempt;
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -40,6 +40,8 @@ struct Tried {
     failed_in_a_row: AtomicU32,
     /// Failures by status, 0 where no answer came.
     failures: Mutex<Vec<(u16, u64)>>,
+    /// How often it stepped back, by reason and status.
+    cooled: Mutex<Vec<(&'static str, u16, u64)>>,
 }
 
 impl Default for Tried {
@@ -49,6 +51,7 @@ impl Default for Tried {
             took: Histogram::new(&LONG),
             failed_in_a_row: AtomicU32::new(0),
             failures: Mutex::default(),
+            cooled: Mutex::default(),
         }
     }
 }
@@ -63,12 +66,27 @@ pub struct Deployments {
 
 impl Deployments {
     pub fn observe(&self, attempt: &Attempt) {
-        let known = self.tried.load();
-        match known.get(attempt.deployment_id.as_str()) {
-            Some(tried) => tried.observe(attempt),
+        self.with(&attempt.deployment_id, |tried| tried.observe(attempt));
+    }
+
+    /// One stepped back: a word for why, and the upstream's status, 0 where no answer came.
+    pub fn cooled(&self, id: &str, reason: &'static str, status: u16) {
+        self.with(id, |tried| {
+            let mut cooled = tried.cooled.lock();
+            if let Some((_, _, n)) = cooled.iter_mut().find(|(r, s, _)| (*r, *s) == (reason, status)) {
+                *n += 1;
+            } else if cooled.len() < MOST_STATUSES {
+                cooled.push((reason, status, 1));
+            }
+        });
+    }
+
+    fn with(&self, id: &str, count: impl Fn(&Tried)) {
+        match self.tried.load().get(id) {
+            Some(tried) => count(tried),
             None => {
-                if let Some(tried) = self.add(&attempt.deployment_id) {
-                    tried.observe(attempt);
+                if let Some(tried) = self.add(id) {
+                    count(&tried);
                 }
             }
         }
@@ -90,17 +108,18 @@ impl Deployments {
         Some(tried)
     }
 
-    /// Shows those of the config; under LiteLLM's names as well, if `litellm` says so.
+    /// Shows those of the config, with the seconds that each is cooling; under LiteLLM's names as well, if `litellm`
+    /// says so.
     pub fn gather<'a>(
         &self,
-        configured: impl Iterator<Item = &'a Arc<Deployment>>,
+        configured: impl Iterator<Item = (&'a Arc<Deployment>, Option<f64>)>,
         litellm: bool,
         page: &mut Page,
     ) {
         let known = self.tried.load();
         let fresh = Tried::default();
         let mut shown = HashSet::new();
-        for d in configured.take(MOST) {
+        for (d, cooling) in configured.take(MOST) {
             if !shown.insert(&d.id) {
                 continue;
             }
@@ -112,6 +131,8 @@ impl Deployments {
             }
             page.histogram(&c::ATTEMPT_DURATION, &labels, &tried.took);
             page.int(&c::DEPLOYMENT_STATE, &labels, tried.state());
+            page.int(&c::COOLING, &labels, u64::from(cooling.is_some()));
+            tried.gather_cooled(labels, page);
             if litellm {
                 tried.gather_litellm(d, page);
             }
@@ -154,6 +175,12 @@ impl Tried {
         }
     }
 
+    fn gather_cooled(&self, [id, model, provider]: [&str; 3], page: &mut Page) {
+        for (reason, n) in sums(self.cooled.lock().iter().map(|(reason, _, n)| (*reason, *n))) {
+            page.int(&c::COOLDOWNS, &[id, model, provider, reason], n);
+        }
+    }
+
     /// As LiteLLM counts it: 0 healthy, 1 partial outage, 2 outage.
     fn state(&self) -> u64 {
         match self.failed_in_a_row.load(Relaxed) {
@@ -175,17 +202,30 @@ impl Tried {
                 page.int(family, &labels, n);
             }
         }
+        let word = |status: u16| match status {
+            0 => "None".to_string(),
+            status => status.to_string(),
+        };
         for (status, n) in self.failures.lock().iter() {
-            let text = match status {
-                0 => "None".to_string(),
-                status => status.to_string(),
-            };
+            let text = word(*status);
             let class = exception(*status);
             let labels = [base, provider, class, &text, model, id, &d.model_name];
             page.int(&c::L_DEPLOYMENT_BAD, &labels, *n);
         }
+        for (status, n) in sums(self.cooled.lock().iter().map(|(_, status, n)| (*status, *n))) {
+            let labels = [base, provider, &word(status), model, id];
+            page.int(&c::L_COOLED, &labels, n);
+        }
         page.int(&c::L_DEPLOYMENT_STATE, &place, self.state());
     }
+}
+
+fn sums<K: Ord>(pairs: impl Iterator<Item = (K, u64)>) -> BTreeMap<K, u64> {
+    let mut sums = BTreeMap::new();
+    for (key, n) in pairs {
+        *sums.entry(key).or_default() += n;
+    }
+    sums
 }
 
 #[cfg(test)]
@@ -204,7 +244,8 @@ mod tests {
 
     fn page(deployments: &Deployments, configured: &[Arc<Deployment>]) -> String {
         let mut page = Page::default();
-        deployments.gather(configured.iter(), true, &mut page);
+        let configured = configured.iter().map(|d| (d, None));
+        deployments.gather(configured, true, &mut page);
         page.finish()
     }
 
@@ -245,6 +286,30 @@ mod tests {
                 .find(|l| l.starts_with("litellm_deployment_failure_responses_total{") && l.contains(labels));
             assert!(bad.is_some_and(|l| l.ends_with(" 1")), "{labels}: {text}");
         }
+    }
+
+    #[test]
+    fn cool_downs_are_counted_by_reason_and_by_status() {
+        let deployments = Deployments::default();
+        let d = Arc::new(testkit::deployment("openai"));
+        for (reason, status) in [("server_error", 500), ("server_error", 503), ("unreachable", 0)] {
+            deployments.cooled(&d.id, reason, status);
+        }
+        deployments.cooled(&d.id, "server_error", 500);
+        let mut page = Page::default();
+        deployments.gather([(&d, Some(1.5))].into_iter(), true, &mut page);
+        let text = page.finish();
+        let value = |name: &str, label: &str| {
+            let is_it = |l: &&str| l.starts_with(name) && l.contains(label);
+            text.lines().find(is_it).and_then(|l| l.rsplit(' ').next())
+        };
+        let ours = "tollkeeper_deployment_cooldowns_total{";
+        assert_eq!(value(ours, "reason=\"server_error\""), Some("3"));
+        assert_eq!(value(ours, "reason=\"unreachable\""), Some("1"));
+        let theirs = "litellm_deployment_cooled_down_total{";
+        assert_eq!(value(theirs, "exception_status=\"500\""), Some("2"));
+        assert_eq!(value(theirs, "exception_status=\"None\""), Some("1"));
+        assert_eq!(value("tollkeeper_deployment_cooling{", &d.id), Some("1"));
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub const PROVIDER: &str = "sk-provider-key-of-the-tests";
 pub struct Setup {
     models: Vec<Value>,
     general: Map<String, Value>,
+    router: Map<String, Value>,
     settings: Map<String, Value>,
     env: Vec<(String, String)>,
     database: Option<String>,
@@ -73,6 +74,7 @@ impl Setup {
         Setup {
             models: Vec::new(),
             general: json!({"master_key": MASTER}).as_object().unwrap().clone(),
+            router: Map::new(),
             settings: own.as_object().unwrap().clone(),
             env: Vec::new(),
             database: None,
@@ -104,6 +106,12 @@ impl Setup {
         self
     }
 
+    /// A setting below `router_settings:`.
+    pub fn router(mut self, field: &str, value: Value) -> Setup {
+        self.router.insert(field.into(), value);
+        self
+    }
+
     /// A setting below `tollkeeper:`.
     pub fn setting(mut self, field: &str, value: Value) -> Setup {
         self.settings.insert(field.into(), value);
@@ -125,6 +133,7 @@ impl Setup {
         let config = json!({
             "model_list": self.models,
             "general_settings": self.general,
+            "router_settings": self.router,
             "tollkeeper": self.settings,
         });
         format!("{config:#}")
