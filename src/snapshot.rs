@@ -1,7 +1,7 @@
 //! One generation of the config, built: what a request sees from its first byte to its last.
 
 use crate::admin::{self, Policy};
-use crate::conf::{Conf, HealthChecks, Limits, Timeouts};
+use crate::conf::{Conf, Fallbacks, HealthChecks, Limits, Timeouts};
 use crate::proxy::client::Networks;
 use crate::proxy::lanes::{Lanes, Management};
 /// What `/model/info` tells of.
@@ -20,6 +20,7 @@ use std::sync::Arc;
 /// Never changes. A new config makes a new one; the old goes with its last request.
 pub struct Snapshot {
     pub models: Arc<Models>,
+    pub fallbacks: Fallbacks,
     pub lanes: Lanes,
     pub services: Arc<Services>,
     pub limits: Limits,
@@ -52,6 +53,7 @@ impl Snapshot {
         let services = Arc::new(Services::new(conf)?);
         Ok(Self {
             models: Arc::new(Models::new(conf)?),
+            fallbacks: conf.fallbacks.clone(),
             lanes: Lanes::new(conf, registry, ports, &management, &services)?,
             services,
             limits: conf.tollkeeper.limits.clone(),

@@ -13,6 +13,7 @@ pub(super) fn whole(conf: &Conf, notes: &Notes) {
     ids(conf, notes);
     groups(conf, notes);
     aliases(conf, notes);
+    fallbacks(conf, notes);
     pass_through(&conf.general.pass_through_endpoints, notes);
     lanes(conf, notes);
     super::behind::check(conf, notes);
@@ -149,6 +150,43 @@ fn aliases(conf: &Conf, notes: &Notes) {
         if field == "model_group_alias" && conf.models.iter().any(|m| m.model_name == *name) {
             let message = format!("alias \"{}\" is never used: a model has that name", shown(name));
             notes.warning("shadowed", message).at(alias.at).path(&path);
+        }
+    }
+}
+
+/// Fallbacks of and to what is no model.
+fn fallbacks(conf: &Conf, notes: &Notes) {
+    let models = conf
+        .models
+        .iter()
+        .chain(&conf.skipped)
+        .map(|m| m.model_name.as_str());
+    let aliases = conf
+        .router
+        .model_group_alias
+        .keys()
+        .chain(conf.litellm.model_alias_map.keys());
+    let all: Vec<&str> = models.chain(aliases.map(String::as_str)).collect();
+    let known = |name: &str| all.iter().any(|pattern| capture(pattern, name).is_some());
+    let f = &conf.fallbacks;
+    for (from, to) in f.general.iter().chain(&f.context_window).chain(&f.content_policy) {
+        let what = match from.as_str() {
+            "*" => "every model".to_string(),
+            name => format!("\"{}\"", shown(name)),
+        };
+        let warn = |message: String, wrong: &str| {
+            let draft = notes.warning("fallback", message).at(to.at).path(&to.path);
+            match nearest(wrong, all.iter().copied()) {
+                Some(near) => drop(draft.label(format!("did you mean `{}`?", shown(near)))),
+                None => drop(draft.label("without effect")),
+            }
+        };
+        if from != "*" && !known(from) {
+            warn(format!("{what} has fallbacks and is no model"), from);
+        }
+        for name in to.names.iter().filter(|name| !known(name)) {
+            let message = format!("{what} falls back to \"{}\", which is no model", shown(name));
+            warn(message, name);
         }
     }
 }

@@ -52,10 +52,6 @@ pub(super) const LITELLM: &[(&str, Fate)] = &[
         Needless("errors never hold prompts"),
     ),
     ("cache", Missing(NOT_YET)),
-    ("fallbacks", Missing(NOT_YET)),
-    ("context_window_fallbacks", Missing(NOT_YET)),
-    ("content_policy_fallbacks", Missing(NOT_YET)),
-    ("default_fallbacks", Missing(NOT_YET)),
     ("max_internal_user_budget", Missing(NOT_YET)),
     ("internal_user_budget_duration", Missing(NOT_YET)),
     ("default_internal_user_params", Missing(NOT_YET)),
@@ -240,11 +236,6 @@ pub(super) const ROUTER: &[(&str, Fate)] = &[
     ("retry_after", Missing(NOT_YET)),
     ("retry_policy", Missing(NOT_YET)),
     ("model_group_retry_policy", Missing(NOT_YET)),
-    ("fallbacks", Missing(NOT_YET)),
-    ("default_fallbacks", Missing(NOT_YET)),
-    ("context_window_fallbacks", Missing(NOT_YET)),
-    ("content_policy_fallbacks", Missing(NOT_YET)),
-    ("max_fallbacks", Missing(NOT_YET)),
     ("enable_pre_call_checks", Missing(NOT_YET)),
     ("optional_pre_call_checks", Missing(NOT_YET)),
     ("enable_tag_filtering", Missing(NOT_YET)),
@@ -297,7 +288,7 @@ pub(super) const PARAMS: &[(&str, Fate)] = &[
         Missing("certificates of upstreams are always verified; add your CA to the system's store"),
     ),
     ("guardrails", Missing(NOT_YET)),
-    ("fallbacks", Missing(NOT_YET)),
+    ("fallbacks", Missing("write them in `router_settings`")),
 ];
 
 /// How parameters of providers not spoken yet start; they go with their deployment.

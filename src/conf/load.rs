@@ -15,7 +15,9 @@ use super::report::{Notes, Report};
 use super::secret::Secret;
 use super::text::shown;
 use super::types::{Conf, Source, Span};
-use super::{check, cooldown, dotenv, fill, hide, meters, models, node, section, settings, tracing, watch};
+use super::{
+    check, cooldown, dotenv, fallbacks, fill, hide, meters, models, node, section, settings, tracing, watch,
+};
 
 /// Largest config file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -223,6 +225,7 @@ fn interpret(root: Option<Node>, conf: &mut Conf, notes: &Notes) {
         conf.litellm = settings::litellm(&root, notes);
         conf.router = settings::router(&root, notes);
         conf.cooldown = cooldown::read(&root, notes);
+        conf.fallbacks = fallbacks::read(&root, notes);
         (conf.models, conf.skipped) = models::read(&root, env, notes);
         meters::litellms(&root, env, notes, &mut conf.meters);
         watch::litellms(&root, env, notes, &mut conf.tollkeeper.watch);

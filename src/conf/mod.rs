@@ -11,6 +11,7 @@ mod bounds;
 mod check;
 mod cooldown;
 mod dotenv;
+mod fallbacks;
 mod fields;
 mod fill;
 mod hide;
@@ -37,6 +38,7 @@ mod types;
 mod watch;
 
 pub use cooldown::{AllowedFails, Cooldown};
+pub use fallbacks::Fallbacks;
 pub use hide::hidden;
 pub use load::{Env, Loaded, load, load_text};
 pub use meters::{Meters, Queue};

@@ -13,7 +13,7 @@ use super::report::Notes;
 use super::secret::Secret;
 use super::text::{is_secret_name, nearest, shown};
 use super::types::{General, GroupAlias, LitellmSettings, RouterSettings};
-use super::{cooldown, meters, tracing, watch};
+use super::{cooldown, fallbacks, meters, tracing, watch};
 
 const SECTIONS: [&str; 7] = [
     "model_list",
@@ -289,7 +289,10 @@ pub(super) fn litellm(root: &Node, notes: &Notes) -> LitellmSettings {
         model_alias_map: alias_map(&fields),
         all: written(&fields),
     };
-    let elsewhere = meters::LITELLM.iter().chain(&cooldown::LITELLM);
+    let elsewhere = meters::LITELLM
+        .iter()
+        .chain(&cooldown::LITELLM)
+        .chain(&fallbacks::LITELLM);
     elsewhere.for_each(|name| fields.know(name));
     tracing::LITELLM.iter().for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::LITELLM);
@@ -361,7 +364,10 @@ pub(super) fn router(root: &Node, notes: &Notes) -> RouterSettings {
             }
         }
     }
-    let elsewhere = meters::ROUTER.iter().chain(&cooldown::ROUTER);
+    let elsewhere = meters::ROUTER
+        .iter()
+        .chain(&cooldown::ROUTER)
+        .chain(&fallbacks::ROUTER);
     elsewhere.for_each(|name| fields.know(name));
     rest(&fields, &USED, keys::ROUTER);
     out

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::cooldown::Cooldown;
+use super::fallbacks::Fallbacks;
 use super::load::Env;
 use super::meters::Meters;
 use super::own::Own;
@@ -31,6 +32,8 @@ pub struct Conf {
     pub tollkeeper: Own,
     /// Budgets and limits, wherever they stand.
     pub meters: Meters,
+    /// Where a call goes on when no deployment of its model will do.
+    pub fallbacks: Fallbacks,
     /// When a deployment that fails steps back.
     pub cooldown: Cooldown,
     /// Which files were read.

@@ -55,6 +55,14 @@ pub struct Round {
 }
 
 impl Round {
+    /// `spares`: none that is cooling is tried.
+    pub fn new(spares: bool) -> Self {
+        Self {
+            tried: Vec::new(),
+            cooling: spares,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tried.is_empty()
     }
@@ -72,7 +80,8 @@ pub struct Group {
 }
 
 impl Group {
-    pub fn new(name: String, members: Vec<(Arc<Deployment>, Place)>) -> Self {
+    /// `others`: other models take its calls, so that even a deployment that is alone may step back.
+    pub fn new(name: String, members: Vec<(Arc<Deployment>, Place)>, others: bool) -> Self {
         let (deployments, places): (Vec<_>, Vec<_>) = members.into_iter().unzip();
         let rooms = deployments
             .iter()
@@ -80,7 +89,7 @@ impl Group {
             .map(|(d, p): (&Arc<Deployment>, &Place)| p.ceiling.is_set().then(|| ROOMS.of(&d.id)))
             .collect();
         let bearings = match deployments.len() {
-            0 | 1 => Vec::new(),
+            0 | 1 if !others => Vec::new(),
             _ => deployments
                 .iter()
                 .zip(&places)
@@ -198,7 +207,7 @@ mod tests {
                 },
             )
         });
-        Group::new("g".into(), members.collect())
+        Group::new("g".into(), members.collect(), false)
     }
 
     /// Which one is drawn when these were tried.
@@ -267,7 +276,7 @@ mod tests {
             };
             (Arc::new(d), place)
         });
-        let g = Group::new("g".into(), members.into());
+        let g = Group::new("g".into(), members.into(), false);
         let fresh = Round::default;
         let Next::Try(first, stay) = g.next(&mut fresh(), || 1) else {
             panic!("both have room")
@@ -298,6 +307,7 @@ mod tests {
         let g = Group::new(
             "g".into(),
             vec![(Arc::new(testkit::deployment("openai")), member)],
+            false,
         );
         let pauses: Vec<_> = (0..6).map(|r| g.pause(r).unwrap().as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000]);

@@ -85,6 +85,8 @@ impl Gateway {
         let ended = match found {
             Ok(Found::Ready(ready)) => self.deliver(session, state, &lane, ready).await,
             Ok(Found::Error(shown)) => Box::pin(self.pass_error(session, state, &lane, shown)).await,
+            Ok(Found::Full(refusal)) => Err(End::Stop(refusal.into())),
+            Ok(Found::Resting) => Err(End::Stop(unavailable("all of its deployments are cooling"))),
             Err(end) => Err(end),
         };
         match ended {
@@ -143,7 +145,7 @@ impl Gateway {
         {
             return Err(End::Answer(a));
         }
-        self.try_deployments(session, state, lane).await
+        self.try_models(session, state, lane).await
     }
 
     /// Sets room aside for a large body. Many of them at once must not take all the memory there is.
@@ -184,12 +186,13 @@ impl Gateway {
     }
 
     /// Tries the deployments of the model until one answers: each once, and again in further rounds
-    /// where retries are configured.
-    async fn try_deployments(
+    /// where retries are configured. `spares`: none that is cooling, as another model may do.
+    pub(super) async fn try_deployments(
         &self,
         session: &mut Session,
         state: &mut State,
         lane: &Lane,
+        spares: bool,
     ) -> Result<Found, End> {
         let models = Arc::clone(&state.snapshot.models);
         let model = state
@@ -201,7 +204,7 @@ impl Gateway {
         let Some(found) = models.find(&model) else {
             return Err(Stop::from(Fault::internal("the model was resolved and is gone")).into());
         };
-        let mut round = Round::default();
+        let mut round = Round::new(spares);
         let mut rounds = 0;
         let mut last: Option<Failure> = None;
         loop {
@@ -211,7 +214,7 @@ impl Gateway {
             };
             let next = found.group.next(&mut round, tokens);
             if let (Next::Full(millis), None, 0) = (&next, &last, rounds) {
-                return Err(End::Stop(full(&model, *millis).into()));
+                return Ok(Found::Full(full(&model, *millis)));
             }
             let Next::Try(drawn, stay) = next else {
                 // All have failed, or take no more. Another round may find them recovered.
@@ -223,7 +226,7 @@ impl Gateway {
                 if let Watched::ClientGone(e) = watch(session, tokio::time::sleep(pause)).await {
                     return Err(End::Gone(e));
                 }
-                round = Round::default();
+                round = Round::new(spares);
                 rounds += 1;
                 continue;
             };
@@ -287,20 +290,25 @@ impl Gateway {
         }
         match last {
             Some(failure) => Ok(Found::Error(failure.shown)),
-            None => Err(Stop::from(Fault::unavailable(
-                "No deployments available for the selected model.",
-                format!("the group {} has no deployments", found.group.name),
-            ))
-            .into()),
+            None if spares && !found.group.deployments.is_empty() => Ok(Found::Resting),
+            None => Err(unavailable("its name has no deployments").into()),
         }
     }
 }
 
-/// What there is to pass on.
-enum Found {
+/// What became of a model.
+pub(super) enum Found {
     Ready(Box<Ready>),
     /// Every deployment failed; this is the last word.
     Error(Shown),
+    /// Every deployment is at its limits.
+    Full(Refusal),
+    /// All are cooling, and none was asked.
+    Resting,
+}
+
+fn unavailable(cause: &str) -> Stop {
+    Fault::unavailable("No deployments available for the selected model.", cause).into()
 }
 
 /// Every deployment of the name is at its limits.

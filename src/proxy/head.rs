@@ -66,6 +66,7 @@ static X_CALL_ID: HeaderName = HeaderName::from_static("x-litellm-call-id");
 static X_MODEL_ID: HeaderName = HeaderName::from_static("x-litellm-model-id");
 static X_MODEL_GROUP: HeaderName = HeaderName::from_static("x-litellm-model-group");
 static X_RETRIES: HeaderName = HeaderName::from_static("x-litellm-attempted-retries");
+static X_FALLBACKS: HeaderName = HeaderName::from_static("x-litellm-attempted-fallbacks");
 static X_COST: HeaderName = HeaderName::from_static("x-litellm-response-cost");
 static X_UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("x-upstream-request-id");
 
@@ -278,6 +279,9 @@ pub fn to_client(mut parts: response::Parts, cx: &mut Cx, framing: Framing) -> R
     if retries > 0 {
         headers.insert(&X_RETRIES, retries.into());
     }
+    if !cx.fallbacks.is_empty() {
+        headers.insert(&X_FALLBACKS, cx.fallbacks.len().into());
+    }
     if let Some(nanos) = cx.cost_nanos {
         headers.insert(&X_COST, value(&filters::model::money::Nanos(nanos).to_string())?);
     }
@@ -330,6 +334,9 @@ pub fn to_wire(parts: &response::Parts, cx: &mut Cx, length: usize) -> Option<Ve
     if retries > 0 {
         write!(wire, "{X_RETRIES}: {retries}\r\n").ok()?;
     }
+    if !cx.fallbacks.is_empty() {
+        write!(wire, "{X_FALLBACKS}: {}\r\n", cx.fallbacks.len()).ok()?;
+    }
     if let Some(nanos) = cx.cost_nanos {
         let cost = filters::model::money::Nanos(nanos);
         write!(wire, "{X_COST}: {cost}\r\n").ok()?;
@@ -371,6 +378,7 @@ fn is_written_anew(name: &HeaderName) -> bool {
             &X_MODEL_ID,
             &X_MODEL_GROUP,
             &X_RETRIES,
+            &X_FALLBACKS,
             &X_COST,
         ]
         .contains(&name)

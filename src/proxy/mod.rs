@@ -17,6 +17,7 @@ pub mod cooldown;
 pub mod door;
 pub mod drain;
 mod exchange;
+mod fallback;
 mod front;
 pub mod head;
 pub mod lanes;

@@ -4,7 +4,7 @@ use super::balance::{Group, Place};
 use super::cooldown::Rule;
 use super::rooms::Ceiling;
 use crate::conf::litellm::{capture, fill, resolve_name};
-use crate::conf::{Conf, Dialect, Env, ModelEntry};
+use crate::conf::{Conf, Dialect, Env, Fallbacks, ModelEntry};
 use filters::builtin::access;
 use filters::contract::ports::Catalog;
 use filters::contract::{Answer, Refusal};
@@ -90,7 +90,10 @@ impl Models {
         let mut exact = HashMap::default();
         let mut patterns = Vec::new();
         for (at, name) in order.iter().enumerate() {
-            groups.push(Group::new(name.clone(), by_name.remove(name).unwrap_or_default()));
+            let others = Fallbacks::after(&conf.fallbacks.general, &[name]);
+            let others = others.iter().any(|other| other != name);
+            let members = by_name.remove(name).unwrap_or_default();
+            groups.push(Group::new(name.clone(), members, others));
             if name.contains('*') {
                 patterns.push((name.clone(), at));
             } else {

@@ -33,6 +33,7 @@ mod metrics;
 mod models_api;
 mod objects;
 mod objects_api;
+mod other_models;
 mod outage;
 mod packaging;
 mod passthrough;

@@ -2,7 +2,7 @@
 //! user (for a key without a team) and its organization.
 
 use crate::contract::ports::Catalog;
-use crate::contract::{Cx, Fault, Filter, Needs, Refusal, Result, Verdict};
+use crate::contract::{Cx, Fault, Filter, Needs, Refusal, Result, Stop, Verdict};
 use crate::model::account::Kind;
 use crate::model::key::{Caller, Holder};
 use crate::model::party::Party;
@@ -28,7 +28,14 @@ impl Filter for Access {
             .call
             .as_mut()
             .ok_or_else(|| Fault::internal("access ran before the call was parsed"))?;
-        call.model = resolve(&cx.caller, cx.catalog.as_ref(), &call.requested_model)?;
+        let catalog = cx.catalog.as_ref();
+        call.model = resolve(&cx.caller, catalog, &call.requested_model)?;
+        for name in &mut call.fallbacks {
+            *name = resolve(&cx.caller, catalog, name).map_err(|stop| match stop {
+                Stop::Refusal(refusal) => refusal.param("fallbacks").into(),
+                other => other,
+            })?;
+        }
         Ok(Verdict::Continue)
     }
 }

@@ -71,6 +71,7 @@ impl Filter for Metrics {
             usage: cx.metered.used.as_ref(),
             cost_nanos: cx.cost_nanos,
             attempts: &cx.attempts,
+            fallbacks: &cx.fallbacks,
             deployment: cx.deployment.as_deref(),
             litellm_names: self.settings.litellm_names,
         });

@@ -54,6 +54,10 @@ pub struct Call {
     pub body: Bytes,
     pub content_type: String,
     pub scanned: Scanned,
+    /// Models that the caller wants tried when this one fails, in place of those of the config. Resolved by `access`.
+    pub fallbacks: Vec<String>,
+    /// `disable_fallbacks`: no other model will do.
+    pub no_fallbacks: bool,
     /// What was counted of a body that is gone, tokens.
     pub(super) counted: Option<u64>,
 }
@@ -136,6 +140,37 @@ const MAX_DEPTH: usize = 100;
 /// Longer `metadata` is not kept.
 const MAX_METADATA: usize = 16 * 1024;
 const MAX_MODEL_BYTES: usize = 256;
+/// Models that a call may name for when its own fails.
+const MOST_FALLBACKS: usize = 8;
+
+/// Names in a call's `fallbacks`: a list of names, or of LiteLLM's `{"name": ["other"]}`, of which those for this model
+/// count.
+fn fallbacks(json: &[u8], requested: &str) -> Result<Vec<String>, Refusal> {
+    let wrong = || must_be("fallbacks", "a list of models' names");
+    let Ok(Value::Array(items)) = serde_json::from_slice(json) else {
+        return Err(wrong());
+    };
+    let mut names = Vec::new();
+    for item in items {
+        match item {
+            Value::String(name) => names.push(name),
+            Value::Object(of) => {
+                for (model, others) in of {
+                    let others: Vec<String> = serde_json::from_value(others).map_err(|_| wrong())?;
+                    names.extend(others.into_iter().filter(|_| model == requested));
+                }
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    if names.len() > MOST_FALLBACKS || names.iter().any(|n| n.is_empty() || n.len() > MAX_MODEL_BYTES) {
+        return Err(Refusal::bad_request(format!(
+            "'fallbacks' names at most {MOST_FALLBACKS} models, each of 1 to {MAX_MODEL_BYTES} bytes."
+        ))
+        .param("fallbacks"));
+    }
+    Ok(names)
+}
 
 fn wanted() -> &'static [&'static str] {
     static ALL: std::sync::OnceLock<Vec<&'static str>> = std::sync::OnceLock::new();
@@ -258,6 +293,11 @@ impl Call {
             }
             _ => 1,
         };
+        let fallbacks = match field("fallbacks") {
+            Some(f) => fallbacks(body.get(f.value.clone()).unwrap_or_default(), &requested_model)?,
+            None => Vec::new(),
+        };
+        let no_fallbacks = flag("disable_fallbacks")?;
         Ok(Call {
             endpoint,
             requested_model,
@@ -281,6 +321,8 @@ impl Call {
             scanned: Scanned::Json(Box::new(object)),
             body,
             content_type,
+            fallbacks,
+            no_fallbacks,
             counted: None,
         })
     }
@@ -325,6 +367,8 @@ impl Call {
             scanned: Scanned::Form { boundary, parts },
             body,
             content_type,
+            fallbacks: Vec::new(),
+            no_fallbacks: false,
             counted: None,
         })
     }

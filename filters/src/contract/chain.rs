@@ -15,6 +15,7 @@ pub struct Chain {
     names: Vec<String>,
     request: Vec<Arc<dyn Filter>>,
     call: Vec<Arc<dyn Filter>>,
+    fallback: Vec<Arc<dyn Filter>>,
     upstream_request: Vec<Arc<dyn Filter>>,
     response: Vec<Arc<dyn Filter>>,
     chunks: Vec<Arc<dyn Filter>>,
@@ -29,6 +30,7 @@ impl Chain {
             let wanted = [
                 (needs.request, &mut chain.request),
                 (needs.call, &mut chain.call),
+                (needs.fallback, &mut chain.fallback),
                 (needs.upstream_request, &mut chain.upstream_request),
                 (needs.response, &mut chain.response),
                 (needs.response_chunks, &mut chain.chunks),
@@ -66,6 +68,13 @@ impl Chain {
             }
         }
         Ok(Verdict::Continue)
+    }
+
+    pub async fn fallback_filter(&self, cx: &mut Cx) -> Result<()> {
+        for f in &self.fallback {
+            f.fallback_filter(cx).await?;
+        }
+        Ok(())
     }
 
     pub async fn upstream_request_filter(&self, cx: &mut Cx, up: &mut Upstream) -> Result<()> {

@@ -54,6 +54,8 @@ pub struct Cx {
     pub upstream_model: String,
     /// Attempts given up, and the one that answered. Written by the driver.
     pub attempts: Vec<Attempt>,
+    /// Other models that the call went on to, in their order. Written by the driver.
+    pub fallbacks: Vec<Fallback>,
     /// First byte of the answer from upstream. Written by the driver.
     pub first_byte: Option<Instant>,
     /// From when on the answer flows through as it comes, without being read whole before. Written by the
@@ -132,6 +134,7 @@ impl Cx {
             deployment: None,
             upstream_model: String::new(),
             attempts: Vec::new(),
+            fallbacks: Vec::new(),
             first_byte: None,
             flowing: None,
             first_token: None,
@@ -156,6 +159,15 @@ impl Cx {
     pub fn answer_began(&self) -> Option<Instant> {
         self.first_token.or(self.first_byte)
     }
+}
+
+/// A call went on to another model. Both by their configured names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The call's own.
+    pub from: String,
+    pub to: String,
+    pub answered: bool,
 }
 
 /// LiteLLM's groups of routes.

@@ -14,6 +14,7 @@ use http::{request, response};
 pub struct Needs {
     pub request: bool,
     pub call: bool,
+    pub fallback: bool,
     pub upstream_request: bool,
     pub response: bool,
     pub response_chunks: bool,
@@ -24,6 +25,7 @@ impl Needs {
     pub const NONE: Needs = Needs {
         request: false,
         call: false,
+        fallback: false,
         upstream_request: false,
         response: false,
         response_chunks: false,
@@ -33,6 +35,7 @@ impl Needs {
     pub const ALL: Needs = Needs {
         request: true,
         call: true,
+        fallback: true,
         upstream_request: true,
         response: true,
         response_chunks: true,
@@ -60,6 +63,12 @@ pub trait Filter: Send + Sync {
     /// bodies flow through unread. By default continues.
     async fn call_filter(&self, _cx: &mut Cx, _head: &request::Parts) -> Result<Verdict> {
         Ok(Verdict::Continue)
+    }
+
+    /// Runs when no deployment of the call's model would do and the call is to go on with another: `cx.call.model` is
+    /// that one already. A stop passes it over. By default lets it go on.
+    async fn fallback_filter(&self, _cx: &mut Cx) -> Result<()> {
+        Ok(())
     }
 
     /// Runs once per upstream attempt, before its head and body are sent. By default sends them as

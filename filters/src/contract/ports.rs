@@ -1,5 +1,6 @@
 //! The narrow ways in which filters see the world. The host implements them; tests fake them.
 
+use super::cx::Fallback;
 use crate::model::account::Kind;
 use crate::model::call::Endpoint;
 use crate::model::deployment::Deployment;
@@ -54,6 +55,9 @@ pub struct Asked<'a> {
     pub model: &'a str,
     /// The configured name that serves it.
     pub group: &'a str,
+    /// It was let in under another model already and goes on with this one: one request, where all models are counted
+    /// together.
+    pub counted: bool,
     /// What the call may use. Asked for only where a limit needs it.
     pub estimate: &'a (dyn Fn() -> Estimate + Send + Sync),
 }
@@ -188,6 +192,8 @@ pub struct Observation<'a> {
     pub usage: Option<&'a Usage>,
     pub cost_nanos: Option<i64>,
     pub attempts: &'a [Attempt],
+    /// Other models that the call went on to.
+    pub fallbacks: &'a [Fallback],
     /// Of the last attempt.
     pub deployment: Option<&'a Deployment>,
     /// Count it under LiteLLM's own names as well.

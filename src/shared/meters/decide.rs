@@ -47,6 +47,17 @@ pub struct Setting<'a> {
     pub rules: &'a Rules,
     /// Replicas count together, and can.
     pub shared: bool,
+    /// The call is counted as a request where all models are counted together, see [`Asked::counted`].
+    ///
+    /// [`Asked::counted`]: filters::contract::ports::Asked::counted
+    pub counted: bool,
+}
+
+impl Setting<'_> {
+    /// The limit of requests that counts now.
+    fn rpm(&self, bound: &Bound) -> Option<u64> {
+        bound.rpm.filter(|_| !(self.counted && bound.model.is_none()))
+    }
 }
 
 /// What one meter holds of a call.
@@ -257,7 +268,7 @@ impl Look<'_> {
             money.watch_soft(bound.soft);
             self.money(money)?;
         }
-        if let Some(limit) = bound.rpm {
+        if let Some(limit) = self.setting.rpm(bound) {
             let rate = state.requests.get_or_insert_default();
             self.rate(rate, Measure::Requests, 1, limit)?;
         }
@@ -415,7 +426,7 @@ fn take(bound: &Arc<Bound>, state: &mut State, setting: Setting<'_>, expected: E
             money.lease.busy = true;
         }
     }
-    if let (Some(_), Some(rate)) = (bound.rpm, &mut state.requests) {
+    if let (Some(_), Some(rate)) = (setting.rpm(bound), &mut state.requests) {
         rate.window.add(1, now.mono);
         if setting.shared {
             rate.share.spare = rate.share.spare.saturating_sub(1);

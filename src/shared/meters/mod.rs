@@ -290,6 +290,7 @@ impl Meters {
             now,
             rules: &rules,
             shared,
+            counted: asked.counted,
         };
         decide(self, bounds, asked.estimate, setting)
     }

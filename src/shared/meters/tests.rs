@@ -63,6 +63,7 @@ impl Bench {
             requested: call.model,
             model: call.model,
             group: call.model,
+            counted: false,
             estimate: &estimate,
         };
         match self.gate.try_admit(&asked) {
@@ -372,6 +373,7 @@ async fn a_name_that_means_two_models_has_the_limits_of_each() {
             requested: "mine",
             model: group,
             group,
+            counted: false,
             estimate: &Estimate::default,
         };
         bench.gate.try_admit(&asked).unwrap().is_ok()
@@ -404,6 +406,7 @@ async fn a_name_of_ones_own_widens_no_limit() {
             requested,
             model,
             group,
+            counted: false,
             estimate: &Estimate::default,
         };
         let first = bench.gate.admit(&asked).await;
@@ -426,6 +429,7 @@ async fn a_name_of_ones_own_widens_no_limit() {
         requested: "cheap",
         model: "dear",
         group: "dear",
+        counted: false,
         estimate: &estimate,
     };
     let _held = bench.gate.admit(&asked).await.ok().unwrap();

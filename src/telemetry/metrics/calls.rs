@@ -5,6 +5,7 @@ use super::catalog as c;
 use super::count::{Counter, Histogram, LONG, Named, SHORT, Statuses};
 use super::page::Page;
 use arc_swap::ArcSwap;
+use filters::contract::cx::Fallback;
 use filters::contract::ports::Observation;
 use filters::model::call::Endpoint;
 use filters::model::record::Attempt;
@@ -18,6 +19,8 @@ pub const OTHER: &str = "other";
 const MOST_MODELS: usize = 1_000;
 /// Kinds of errors are words of our own; should they ever not be, this is the end.
 const MOST_KINDS: usize = 64;
+/// Most models that one goes on to. Names come from the config, which may change for as long as the process runs.
+const MOST_OTHERS: usize = 100;
 
 /// The place of requests that are no call, behind the endpoints.
 const NO_ENDPOINT: usize = Endpoint::ALL.len();
@@ -43,6 +46,8 @@ struct Model {
     retries: Counter,
     fallbacks_answered: Counter,
     fallbacks_failed: Counter,
+    /// Other models that its calls went on to: how many answered, how many failed.
+    others: Mutex<Vec<(Box<str>, [u64; 2])>>,
 }
 
 impl Default for Model {
@@ -69,6 +74,7 @@ impl Default for Model {
             retries: Counter::default(),
             fallbacks_answered: Counter::default(),
             fallbacks_failed: Counter::default(),
+            others: Mutex::default(),
         }
     }
 }
@@ -93,15 +99,22 @@ impl Default for Calls {
 
 impl Calls {
     pub fn observe(&self, seen: &Observation<'_>) {
+        self.with(seen.model, |model| model.observe(seen));
+        for step in seen.fallbacks {
+            self.with(Some(&step.from), |model| model.fell_back(step));
+        }
+    }
+
+    fn with(&self, name: Option<&str>, count: impl Fn(&Model)) {
         // A model that is called so shares the name with the rest.
-        let Some(name) = seen.model.filter(|name| *name != OTHER) else {
-            return self.other.observe(seen);
+        let Some(name) = name.filter(|name| *name != OTHER) else {
+            return count(&self.other);
         };
         match self.models.load().get(name) {
-            Some(model) => model.observe(seen),
+            Some(model) => count(model),
             None => match self.add(name) {
-                Some(model) => model.observe(seen),
-                None => self.other.observe(seen),
+                Some(model) => count(&model),
+                None => count(&self.other),
             },
         }
     }
@@ -123,13 +136,15 @@ impl Calls {
         Some(model)
     }
 
-    pub fn gather(&self, page: &mut Page) {
+    /// Shows all; under LiteLLM's names as well, if `litellm` says so.
+    pub fn gather(&self, litellm: bool, page: &mut Page) {
         let models = self.models.load();
         let named = models.iter().map(|(name, model)| (name.as_ref(), model.as_ref()));
         let mut all: Vec<_> = named.chain([(OTHER, &self.other)]).collect();
         all.sort_unstable_by_key(|(name, _)| *name);
         for (name, model) in all {
             model.gather(name, page);
+            model.gather_others(name, litellm, page);
         }
     }
 
@@ -215,6 +230,32 @@ impl Model {
                 &self.fallbacks_failed
             };
             counter.add(1);
+        }
+    }
+
+    fn fell_back(&self, step: &Fallback) {
+        let mut others = self.others.lock();
+        let at = usize::from(!step.answered);
+        if let Some((_, counts)) = others.iter_mut().find(|(to, _)| **to == *step.to) {
+            counts[at] += 1;
+        } else if others.len() < MOST_OTHERS {
+            let mut counts = [0; 2];
+            counts[at] = 1;
+            others.push((step.to.as_str().into(), counts));
+        }
+    }
+
+    fn gather_others(&self, name: &str, litellm: bool, page: &mut Page) {
+        for (to, [answered, failed]) in self.others.lock().iter() {
+            for (outcome, theirs, n) in [
+                ("answered", &c::L_FALLBACKS_GOOD, *answered),
+                ("failed", &c::L_FALLBACKS_BAD, *failed),
+            ] {
+                page.int(&c::MODEL_FALLBACKS, &[name, to, outcome], n);
+                if litellm {
+                    page.int(theirs, &[to, name], n);
+                }
+            }
         }
     }
 

@@ -65,7 +65,9 @@ families! {
     RETRIES: Counter "tollkeeper_retries_total" [model] "attempts",
         "Attempts at a deployment that had failed for the same call before.";
     FALLBACKS: Counter "tollkeeper_fallbacks_total" [model, outcome] "calls",
-        "Calls that went on to another deployment, by how that ended: answered, failed.";
+        "Calls that went on to another deployment, of their model or of another, by how that ended: answered, failed.";
+    MODEL_FALLBACKS: Counter "tollkeeper_model_fallbacks_total" [model, fallback, outcome] "calls",
+        "Calls of a model that went on to another one, by how that one ended: answered, failed.";
     IN_FLIGHT: Gauge "tollkeeper_requests_in_flight" [] "requests",
         "Requests between head and last byte.";
     CONNECTIONS: Gauge "tollkeeper_connections" [] "connections",
@@ -240,6 +242,10 @@ families! {
     L_COOLED: Counter "litellm_deployment_cooled_down_total"
         [api_base, api_provider, exception_status, litellm_model_name, model_id] "cool-downs",
         "LiteLLM: times a deployment was cooled down; exception_status is None where no answer came.";
+    L_FALLBACKS_GOOD: Counter "litellm_deployment_successful_fallbacks_total" [fallback_model, requested_model] "calls",
+        "LiteLLM: calls that another model answered; without the key's labels.";
+    L_FALLBACKS_BAD: Counter "litellm_deployment_failed_fallbacks_total" [fallback_model, requested_model] "calls",
+        "LiteLLM: calls that another model did not answer either.";
     L_KEY_REMAINING: Gauge "litellm_remaining_api_key_budget_metric" [api_key_alias, hashed_api_key] "dollars",
         "LiteLLM: what is left of a key's budget.";
     L_KEY_BUDGET: Gauge "litellm_api_key_max_budget_metric" [api_key_alias, hashed_api_key] "dollars",

@@ -106,7 +106,7 @@ impl Telemetry {
     /// The text of `/metrics`.
     pub fn render(&self) -> String {
         let mut page = Page::default();
-        self.calls.gather(&mut page);
+        self.calls.gather(self.litellm.is_used(), &mut page);
         self.litellm.gather(&mut page);
         for (kind, counter) in Kind::ALL.iter().zip(&self.soft_crossed) {
             page.counter(&c::SOFT_CROSSED, &[kind.as_str()], counter);
@@ -142,6 +142,7 @@ impl Metrics for Telemetry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use filters::contract::cx::Fallback;
     use filters::model::call::Endpoint;
     use filters::model::key::{Caller, Holder, KeyHash};
     use filters::model::record::Attempt;
@@ -166,6 +167,7 @@ mod tests {
             usage: None,
             cost_nanos: None,
             attempts: &[],
+            fallbacks: &[],
             deployment: None,
             litellm_names: false,
         }
@@ -243,6 +245,32 @@ mod tests {
             !text.contains("litellm_spend_metric"),
             "nobody asked for LiteLLM's names"
         );
+    }
+
+    #[test]
+    fn other_models_are_counted_under_the_one_that_was_asked_for() {
+        let telemetry = Telemetry::new();
+        let step = |to: &str, answered| Fallback {
+            from: "m".into(),
+            to: to.into(),
+            answered,
+        };
+        telemetry.observe(&Observation {
+            model: Some("c"),
+            fallbacks: &[step("b", false), step("c", true)],
+            litellm_names: true,
+            ..seen()
+        });
+        let text = telemetry.render();
+        for line in [
+            "tollkeeper_model_fallbacks_total{model=\"m\",fallback=\"b\",outcome=\"failed\"} 1",
+            "tollkeeper_model_fallbacks_total{model=\"m\",fallback=\"c\",outcome=\"answered\"} 1",
+            "litellm_deployment_failed_fallbacks_total{fallback_model=\"b\",requested_model=\"m\"} 1",
+            "litellm_deployment_successful_fallbacks_total{fallback_model=\"c\",requested_model=\"m\"} 1",
+            "tollkeeper_requests_total{model=\"c\",endpoint=\"chat\",status=\"200\"} 1",
+        ] {
+            has(&text, line);
+        }
     }
 
     #[test]

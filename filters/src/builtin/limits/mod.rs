@@ -55,7 +55,7 @@ impl Limits {
         })
     }
 
-    async fn ask(&self, cx: &Cx) -> Result<Box<dyn Admitted>> {
+    async fn ask(&self, cx: &Cx, counted: bool) -> Result<Box<dyn Admitted>> {
         let call = cx
             .call
             .as_ref()
@@ -69,6 +69,7 @@ impl Limits {
             requested: &call.requested_model,
             model: &call.model,
             group: catalog.group_of(&call.model).unwrap_or_default(),
+            counted,
             estimate: &estimate,
         };
         self.decide(&asked).await
@@ -218,6 +219,7 @@ impl Filter for Limits {
         Needs {
             request: self.without_body,
             call: !self.without_body,
+            fallback: !self.without_body,
             response: true,
             response_chunks: !self.without_body,
             logging: true,
@@ -237,6 +239,7 @@ impl Filter for Limits {
             requested: "",
             model: "",
             group: "",
+            counted: false,
             estimate: &Estimate::default,
         };
         let admitted = self.decide(&asked).await?;
@@ -245,9 +248,21 @@ impl Filter for Limits {
     }
 
     async fn call_filter(&self, cx: &mut Cx, _head: &request::Parts) -> Result<Verdict> {
-        let admitted = self.ask(cx).await?;
+        let admitted = self.ask(cx, false).await?;
         cx.admitted = Some(admitted);
         Ok(Verdict::Continue)
+    }
+
+    /// The other model has its own price and may have limits of its own: what was set aside for the first is given back,
+    /// and asked for anew.
+    async fn fallback_filter(&self, cx: &mut Cx) -> Result<()> {
+        // Should the other not be let in, the answer still tells how the limits stood.
+        if let Some(admitted) = cx.admitted.take() {
+            cx.standings = headers::told(admitted.standings());
+        }
+        let admitted = self.ask(cx, true).await?;
+        cx.admitted = Some(admitted);
+        Ok(())
     }
 
     fn response_filter(&self, cx: &mut Cx, head: &mut response::Parts) -> Result<()> {
