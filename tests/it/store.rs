@@ -1,7 +1,7 @@
 //! The store: one suite, run on SQLite and on a real Postgres.
 
-use crate::kit::{LONG, until};
 use crate::kit::postgres::{self, Server};
+use crate::kit::{LONG, away_from_midnight, until};
 use filters::model::call::Endpoint;
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::{Attempt, Record, Status};
@@ -44,6 +44,7 @@ async fn open_with(address: &str, settings: &Settings) -> Arc<dyn Store> {
 
 /// Runs a test on a fresh SQLite file, then on a fresh Postgres database.
 pub async fn both(test: impl AsyncFn(Arc<dyn Store>)) {
+    away_from_midnight().await;
     let dir = tempfile::tempdir().unwrap();
     let sqlite = open(dir.path().join("store.db").to_str().unwrap()).await;
     assert_eq!(sqlite.kind(), "sqlite");
