@@ -271,7 +271,7 @@ async fn a_window_that_never_opens_is_cut_and_billed() {
     let prices = json!({"id": "the-one", "input_cost_per_token": 0.001, "output_cost_per_token": 0.01});
     let gateway = Setup::new()
         .deployment("small", &upstream.base(), prices)
-        .setting("timeouts", json!({"write": "1s", "keepalive": "2s"}))
+        .setting("timeouts", json!({"write": "1s", "keepalive": "5s"}))
         .start()
         .await;
     // SETTINGS_INITIAL_WINDOW_SIZE = 0.
