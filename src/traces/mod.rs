@@ -374,10 +374,13 @@ mod tests {
 
     #[test]
     fn a_receiver_that_is_away_costs_a_bounded_memory_and_what_fitted_is_told_once() {
-        // Nobody listens there yet.
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let at = listener.local_addr().unwrap();
-        drop(listener);
+        // Nobody listens there yet, and nobody else can.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.unwrap();
+        let _context = runtime.enter();
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = closed.local_addr().unwrap();
         let (exporters, lane) = started(&tracing(at));
         let stats = Arc::clone(&exporters.shared.stats);
         let all = 5000;
@@ -390,7 +393,9 @@ mod tests {
                 std::thread::yield_now();
             }
         }
-        let bodies = serve(TcpListener::bind(at).unwrap());
+        let listener = closed.listen(128).unwrap().into_std().unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let bodies = serve(listener);
         assert!(
             exporters.finish(Duration::from_secs(30)),
             "everything goes in the end"

@@ -20,7 +20,7 @@ from openai import OpenAI
 
 HERE = Path(__file__).resolve().parent
 PYTHON = HERE.parent.parent / ".venv" / "bin" / "python"
-WAIT_SECONDS = 10
+WAIT_SECONDS = 60
 
 
 def wait_for(what: str, probe: Callable[[], object]) -> object:

@@ -25,7 +25,7 @@ import stack
 
 HERE = stack.HERE
 ROOT = stack.ROOT
-JOB_SECONDS = 200
+JOB_SECONDS = 600
 AT_ONCE = 4
 
 

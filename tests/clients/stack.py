@@ -9,6 +9,7 @@ everything down and exits 0 only if each Tollkeeper exited 0.
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import secrets
@@ -29,8 +30,9 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PYTHON = ROOT / ".venv" / "bin" / "python"
-READY_SECONDS = 20
-STOP_SECONDS = 15
+# Longer than either takes on a busy machine.
+READY_SECONDS = 60
+STOP_SECONDS = 60
 PRICE_IN, PRICE_OUT = 0.000001, 0.000002
 UPSTREAM_KEY = "sk-upstream-known-to-the-gateway-only"
 PR_SET_PDEATHSIG = 1
@@ -57,10 +59,16 @@ def dies_with_us() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_steps = itertools.count(os.getpid() % 200 * 100)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One below those that the kernel gives to outgoing connections, so that none of these takes it; each once."""
+    while True:
+        port = 10_000 + next(_steps) % 20_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # --- upstreams ---
@@ -241,7 +249,7 @@ def _wait_until_ready(process: subprocess.Popen, base: str, log: Path) -> None:
             last = f"it exited with {process.returncode}"
             break
         try:
-            with urllib.request.urlopen(f"{base}/health/readiness", timeout=1) as answer:
+            with urllib.request.urlopen(f"{base}/health/readiness", timeout=10) as answer:
                 if answer.status == 200:
                     return
         except urllib.error.HTTPError as refusal:

@@ -88,7 +88,7 @@ def test_equal_streams_have_equal_events(facts, key):
 
 
 def test_stream_arrives_piece_by_piece(facts, client, unique):
-    stream = client.with_options(timeout=8).chat.completions.create(
+    stream = client.chat.completions.create(
         model="fake-gated",
         messages=[{"role": "user", "content": "one two three four"}],
         stream=True,

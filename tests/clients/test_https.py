@@ -57,7 +57,7 @@ def test_a_real_model(secure):
 
 def test_a_stream_arrives_piece_by_piece(secure, facts, unique):
     stream = secure.chat.completions.create(
-        model="fake-gated", messages=HELLO, stream=True, user=unique, timeout=20
+        model="fake-gated", messages=HELLO, stream=True, user=unique
     )
     pieces = []
     for chunk in stream:

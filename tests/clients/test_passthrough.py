@@ -77,9 +77,9 @@ def test_a_neighbouring_path_is_another_path(http):
 
 def test_websocket(facts):
     url = facts.base.replace("http://", "ws://") + "/echo/deep/path?x=1"
-    with connect(url, open_timeout=10, close_timeout=5, max_size=4 << 20) as socket:
-        assert socket.recv(timeout=10) == "/deep/path?x=1"
+    with connect(url, open_timeout=60, close_timeout=60, max_size=4 << 20) as socket:
+        assert socket.recv(timeout=60) == "/deep/path?x=1"
         for message in ("hello", "ä€😀", b"\x00\xff" * 500_000, "x" * 70_000):
             socket.send(message)
-            assert socket.recv(timeout=10) == message
+            assert socket.recv(timeout=60) == message
         assert socket.ping().wait(10)

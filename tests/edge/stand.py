@@ -124,7 +124,7 @@ class Stand:
                 f"{base}/key/generate", b"{}",
                 {"content-type": "application/json", "authorization": f"Bearer {master}"},
             )
-            with urllib.request.urlopen(asked, timeout=10) as answer:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
                 key = json.load(answer)["key"]
             yield Gateway(name, process, int(base.rsplit(":", 1)[1]), secure_port, ca, key)
             if process.poll() is not None:

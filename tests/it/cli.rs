@@ -632,6 +632,7 @@ fn days_ago(days: i64) -> jiff::civil::Date {
 
 #[tokio::test]
 async fn usage_is_added_up_out_of_the_ledger() {
+    crate::kit::away_from_midnight().await;
     let upstream = Upstream::good().await;
     let gateway = Setup::new().model("small", &upstream).start().await;
     let shell = Shell::at(&gateway);

@@ -157,6 +157,11 @@ async fn gateway(models: &Upstream, stream: &Upstream) -> Gateway {
             "pass_through_endpoints",
             json!([{"path": "/tts", "target": format!("http://127.0.0.1:{}/tts", stream.port), "include_subpath": true}]),
         )
+        // Nothing ends because its time is over.
+        .setting(
+            "timeouts",
+            json!({"header": "10m", "keepalive": "10m", "body": "10m", "body_idle": "10m"}),
+        )
         .start()
         .await
 }
@@ -169,7 +174,7 @@ async fn all_of(conn: &mut Conn) -> Option<String> {
             out.extend_from_slice(&piece);
         }
     };
-    let ended = tokio::time::timeout(LONG / 10, reading).await.is_ok();
+    let ended = tokio::time::timeout(LONG, reading).await.is_ok();
     ended.then(|| String::from_utf8_lossy(&out).into_owned())
 }
 

@@ -1,7 +1,7 @@
 //! What budgets and limits reach: every endpoint with a price, what is passed through, end users by header, tags.
 
 use crate::kit::client::{Answer, ask};
-use crate::kit::gateway::{Gateway, MASTER, Setup};
+use crate::kit::gateway::{Gateway, MASTER, Setup, free_port};
 use crate::kit::until;
 use crate::kit::upstream::{Script, Upstream};
 use serde_json::{Value, json};
@@ -264,9 +264,8 @@ async fn every_priced_endpoint_keeps_a_budget() {
 
 #[tokio::test]
 async fn failures_tell_how_the_limits_stand() {
-    let gone = Upstream::good().await;
-    let base = gone.base();
-    drop(gone);
+    // Nobody listens there.
+    let base = format!("http://127.0.0.1:{}/v1", free_port());
     let full = Upstream::good().await;
     let gateway = Setup::new()
         .deployment("small", &base, json!({}))

@@ -294,8 +294,10 @@ async fn a_websocket_passes() {
     asked.extend_from_slice(b"\r\n");
     conn.send(&asked).await;
     // Pingora 0.9.1 ends an upgraded connection whose 101 overtakes its own note that the request has no
-    // body: a target that answers within microseconds. This one takes its time.
+    // body: a target that answers within microseconds. This one takes its time, until the gateway has answered
+    // somebody else.
     let seen = upstream.request(0).await;
+    assert_eq!(ask(&gateway, "GET", "/health", &[], "").await.status(), 200);
     gate.open();
     let answer = conn.head().await;
     assert_eq!(answer.status, 101);

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -104,43 +105,29 @@ async fn a_health_check_takes_a_backend_out_and_back_in() {
     let (a, b) = (named("a").await, named("b").await);
     let service = json!({
         "backends": [a.url(), b.url()],
-        "health_check": {"path": "/healthz", "interval": "50ms", "status": 204, "host": "checked.test"},
+        "health_check": {"path": "/healthz", "interval": "50ms", "timeout": "30s", "status": 204, "host": "checked.test"},
     });
     let config = setup(service.clone(), json!({}));
     let gateway = config.start().await;
     assert_eq!(counts(&gateway, "/web/x", 20).await["a"], 10);
     a.is_well.store(false, SeqCst);
-    until("the ill backend is known", async || {
-        gateway.log().contains("event=backend_ill")
-    })
-    .await;
+    gateway.says("event=backend_ill").await;
     assert_eq!(counts(&gateway, "/web/x", 20).await["b"], 20);
 
     // A new config with the same backend goes on from there.
     let mut other = service.clone();
-    other["health_check"]["timeout"] = json!("3s");
-    let applied = async |n: usize| {
-        until("the new config serves", async || {
-            gateway.log().matches("event=config_applied").count() == n
-        })
-        .await;
-    };
+    other["health_check"]["timeout"] = json!("31s");
+    let applied = async |n: usize| gateway.says_times("event=config_applied", n).await;
     gateway.rewrite(&setup(other.clone(), json!({})).config());
     applied(1).await;
     assert_eq!(counts(&gateway, "/web/x", 20).await["b"], 20);
     a.is_well.store(true, SeqCst);
-    until("it is back", async || {
-        gateway.log().contains("event=backend_well")
-    })
-    .await;
+    gateway.says("event=backend_well").await;
     assert_eq!(counts(&gateway, "/web/x", 20).await["a"], 10);
 
     // What a check has found counts no longer where nobody checks.
     a.is_well.store(false, SeqCst);
-    until("it is out again", async || {
-        gateway.log().matches("event=backend_ill").count() == 2
-    })
-    .await;
+    gateway.says_times("event=backend_ill", 2).await;
     other.as_object_mut().unwrap().remove("health_check");
     gateway.rewrite(&setup(other, json!({})).config());
     applied(2).await;
@@ -161,10 +148,7 @@ async fn where_all_are_ill_all_are_tried() {
         "health_check": {"path": "/healthz", "interval": "50ms"},
     });
     let gateway = setup(service, json!({})).start().await;
-    until("it is said", async || {
-        gateway.log().contains("event=service_down")
-    })
-    .await;
+    gateway.says("event=service_down").await;
     assert_eq!(counts(&gateway, "/web/x", 3).await["a"], 3);
 }
 
@@ -175,6 +159,7 @@ async fn a_backend_that_refuses_costs_nobody_a_request() {
     let service = json!({"backends": [gone, b.url()]});
     let gateway = setup(service, json!({})).start().await;
     let mut conn = Conn::open(gateway.at).await;
+    let begun = Instant::now();
     for _ in 0..10 {
         let answer = conn
             .ask("POST", "/web/x", &[("authorization", "")], &noise(100_000))
@@ -182,12 +167,12 @@ async fn a_backend_that_refuses_costs_nobody_a_request() {
         assert_eq!((answer.status(), &*answer.text()), (200, "b"));
     }
     assert!(b.upstream.last().body() == noise(100_000));
+    gateway.says("event=backend_refused").await;
+    // It rests for ten seconds each time.
+    let most = 1 + begun.elapsed().as_secs() as usize / 10;
     let log = gateway.log();
-    assert_eq!(
-        log.matches("event=backend_refused").count(),
-        1,
-        "it rests meanwhile: {log}"
-    );
+    let tried = log.matches("event=backend_refused").count();
+    assert!(tried <= most, "it rests meanwhile, {tried} times: {log}");
 
     let lone = json!({"backends": [gone, format!("http://127.0.0.1:{}", free_port())]});
     let gateway = setup(lone, json!({})).start().await;
@@ -197,7 +182,7 @@ async fn a_backend_that_refuses_costs_nobody_a_request() {
         let told = answer.error();
         assert!(!told.contains("127.0.0.1") && !told.contains("refused"), "{told}");
     }
-    assert!(gateway.log().contains("event=service_down"));
+    gateway.says("event=service_down").await;
     let silent = Upstream::start(|_| Script::nothing().close()).await;
     let gateway = setup(json!({"backends": url(&silent)}), json!({})).start().await;
     let answer = get(&gateway, "/web/x").await;
@@ -301,10 +286,7 @@ async fn metrics_show_what_becomes_of_each_backend() {
 
     // A new config goes on counting.
     gateway.rewrite(&config("other").config());
-    until("the new config serves", async || {
-        gateway.log().contains("event=config_applied")
-    })
-    .await;
+    gateway.says("event=config_applied").await;
     assert_eq!(all().await, wanted);
 }
 
@@ -520,15 +502,19 @@ async fn what_takes_too_long() {
     assert!(!answer.error().contains("127.0.0.1"));
     let gateway = setup(service(json!({"total": "300ms"})), json!({})).start().await;
     assert_eq!(get(&gateway, "/web/never").await.status(), 504);
-    let mut conn = Conn::open(gateway.at).await;
-    conn.send(&request("GET", "/web/stream", &[("authorization", "")], b""))
-        .await;
-    assert_eq!(conn.head().await.status, 200);
-    let (body, whole) = conn.reader.rest().await;
-    assert!(
-        !whole && &body[..] == b"data: one\n\n",
-        "cut in the middle: {body:?}"
-    );
+    // On a busy machine the time may be over before the answer has begun.
+    until("an answer is cut in the middle", async || {
+        let mut conn = Conn::open(gateway.at).await;
+        conn.send(&request("GET", "/web/stream", &[("authorization", "")], b""))
+            .await;
+        if conn.head().await.status == 504 {
+            return false;
+        }
+        let (body, whole) = conn.reader.rest().await;
+        assert!(!whole, "{body:?}");
+        &body[..] == b"data: one\n\n"
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -577,6 +563,8 @@ async fn a_websocket_passes_in_both_directions() {
     )
     .await;
     let seen = upstream.request(0).await;
+    // The gateway knows by then that there is no body to wait for.
+    assert_eq!(ask(&gateway, "GET", "/health", &[], "").await.status(), 200);
     gate.open();
     assert_eq!(conn.head().await.status, 101);
     assert_eq!(seen.header("origin"), Some("https://chat.test"));

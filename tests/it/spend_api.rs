@@ -2,8 +2,8 @@
 
 use crate::kit::client::{Answer, ask};
 use crate::kit::gateway::{Gateway, MASTER, Setup};
-use crate::kit::postgres;
 use crate::kit::upstream::{Script, Upstream};
+use crate::kit::{away_from_midnight, postgres};
 use filters::model::key::KeyHash;
 use filters::model::money::Nanos;
 use serde_json::{Value, json};
@@ -39,6 +39,7 @@ fn total(list: &Value, name: &str) -> Nanos {
 
 #[tokio::test]
 async fn calls_are_found_again_in_every_report() {
+    away_from_midnight().await;
     let upstream = Upstream::start(|seen| match seen.text().contains("up-broken") {
         true => Script::error(500, "it broke"),
         false => Script::chat("hello"),

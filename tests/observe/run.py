@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -106,10 +107,16 @@ def dies_with_us() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_steps = itertools.count(os.getpid() % 200 * 100)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One below those that the kernel gives to outgoing connections, so that none of these takes it; each once."""
+    while True:
+        port = 10_000 + next(_steps) % 20_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def config(upstream: int, data: Path, port: int, tls_port: int) -> dict:

@@ -7,7 +7,9 @@ generation must be there from the gateway as well. The events for older servers
 are read by an SDK that still has their schema.
 """
 
+import contextlib
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -26,7 +28,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEGACY = ROOT / ".venv-langfuse-legacy" / "bin" / "python"
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 
 # What the SDK writes of itself, and what only a caller of it can know.
 SDKS_OWN = {"langfuse.internal.as_root", "langfuse.trace.public"}
@@ -77,10 +79,16 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
 
+_steps = itertools.count(os.getpid() % 200 * 100)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One below those that the kernel gives to outgoing connections, so that none of these takes it; each once."""
+    while True:
+        port = 10_000 + next(_steps) % 20_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def until(what: str, so) -> None:
@@ -190,7 +198,7 @@ def gateway(host: str, calls) -> None:
                     log.seek(0)
                     raise SystemExit(f"the gateway ended: {log.read().decode()}")
                 try:
-                    return urllib.request.urlopen(f"http://127.0.0.1:{port}/health/readiness", timeout=2).status == 200
+                    return urllib.request.urlopen(f"http://127.0.0.1:{port}/health/readiness", timeout=10).status == 200
                 except OSError:
                     return False
 

@@ -564,18 +564,21 @@ mod tests {
         assert_eq!(named.state.level, LevelFilter::Warn);
     }
 
-    /// How long a line takes to make, told with `--nocapture`. The bound is loose: tests are not optimised, and
-    /// other tests run beside this one.
+    /// How long a line takes to make, told with `--nocapture`. The bound is loose, and the quickest of some tries
+    /// counts: tests are not optimised, and other tests run beside this one.
     #[test]
     fn a_line_costs_little() {
         let (cx, mut out) = (called(), Vec::with_capacity(1024));
         let good = outcome(Status::Success, 200, None);
-        let begun = Instant::now();
-        for _ in 0..10_000 {
-            out.clear();
-            request::json(&mut out, Moment::now(), Level::Info, &cx, &good);
-        }
-        let each = begun.elapsed() / 10_000;
+        let tries = (0..20).map(|_| {
+            let begun = Instant::now();
+            for _ in 0..500 {
+                out.clear();
+                request::json(&mut out, Moment::now(), Level::Info, &cx, &good);
+            }
+            begun.elapsed() / 500
+        });
+        let each = tries.min().unwrap();
         println!("{} ns for {} bytes", each.as_nanos(), out.len());
         assert!(each < Duration::from_micros(100), "{each:?}");
     }

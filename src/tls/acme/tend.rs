@@ -255,14 +255,15 @@ impl Tender {
             entry: identity(entry),
             ..before
         };
+        let next = moment(record.not_before);
+        // Before it is told, so that whoever hears of it and looks finds it written down.
+        self.note(entry, record);
         log::error!(
-            "event=acme_failed names={} attempts={failures} next=\"{}\" cause=\"{}\": {}",
+            "event=acme_failed names={} attempts={failures} next=\"{next}\" cause=\"{}\": {}",
             entry.hosts.join(","),
-            moment(record.not_before),
             failure.why.replace('"', "'"),
             failure.advice
         );
-        self.note(entry, record);
     }
 
     /// Writes down what is known; what cannot be written is kept here, so that it counts all the same.

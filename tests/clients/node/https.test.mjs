@@ -33,7 +33,7 @@ for (const [spoken, alpn] of [["HTTP/1.1", "http/1.1"], ["HTTP/2", "h2"]]) {
 
   test(`a stream over ${spoken} arrives piece by piece`, async () => {
     const user = unique();
-    const sdk = await secure({ timeout: 20_000 });
+    const sdk = await secure();
     const stream = await sdk.chat.completions.create({ model: "fake-gated", messages, stream: true, user });
     let text = "";
     for await (const chunk of stream) {

@@ -177,6 +177,11 @@ impl Reader {
         matches!(self.stream.read_buf(&mut self.buffer).await, Ok(n) if n > 0)
     }
 
+    /// Waits until something is there to be read; false = the connection has ended.
+    pub async fn has_more(&mut self) -> bool {
+        !self.buffer.is_empty() || within("something comes", self.more()).await
+    }
+
     pub async fn head(&mut self) -> Head {
         within("the head of an answer comes", async {
             loop {

@@ -223,6 +223,40 @@ impl Gateway {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Waits until its log says so: lines are gathered for some milliseconds before they are written.
+    pub async fn says(&self, what: &str) {
+        until(&format!("the log says {what}"), async || {
+            self.log().contains(what)
+        })
+        .await;
+    }
+
+    /// Whether Redis has answered it all the while; where not, it may go on by itself. Lines are written in order, so
+    /// that all there was to say before a call stands before the line of that call.
+    pub async fn has_had_redis(&self) -> bool {
+        let body = json!({"model": "nobody-is-called-so", "messages": []});
+        let (mut log, mut asked) = (String::new(), Vec::new());
+        // Of many calls in a second not all are shown.
+        until("a call has its line", async || {
+            asked.push(client::chat(self, &body).await.head.id().to_string());
+            log = self.log();
+            asked.iter().any(|id| log.contains(id))
+        })
+        .await;
+        !log.contains("event=redis_away") && !log.contains("event=redis_connection_lost")
+    }
+
+    /// Waits until its log has said so this often; more often is an error.
+    pub async fn says_times(&self, what: &str, times: usize) {
+        let mut found = 0;
+        until(&format!("the log says {what} {times} times"), async || {
+            found = self.log().matches(what).count();
+            found >= times
+        })
+        .await;
+        assert_eq!(found, times, "{what} in the log: {}", self.log());
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.as_ref().unwrap().id()
     }

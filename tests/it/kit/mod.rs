@@ -10,8 +10,9 @@ pub mod upstream;
 
 use std::time::{Duration, Instant};
 
-/// Longer than anything here takes on a busy machine; a test that waits this long has failed.
-pub const LONG: Duration = Duration::from_secs(30);
+/// Longer than anything here takes on a busy machine; a test that waits this long has failed. Still shorter than the
+/// gateway leaves an idle connection open, so that nothing is taken for an end that it made of itself.
+pub const LONG: Duration = Duration::from_secs(60);
 
 /// Looks again and again until it is so.
 pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
@@ -28,6 +29,14 @@ pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LONG, work).await {
         Ok(done) => done,
         Err(_) => panic!("it did not happen: {what}"),
+    }
+}
+
+/// For tests that count days, UTC: the last minute of one is waited out, so that today stays today.
+pub async fn away_from_midnight() {
+    let mut look = tokio::time::interval(Duration::from_millis(500));
+    while jiff::Timestamp::now().as_second().rem_euclid(86_400) >= 86_400 - 60 {
+        look.tick().await;
     }
 }
 

@@ -3,8 +3,9 @@
 //! `shared()` is one server for the whole binary with a fresh database per test. `Server::start` is a
 //! server of a test's own, to be stopped, started and frozen.
 
+use super::gateway::free_port;
+use super::process::has_stopped;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -58,13 +59,27 @@ impl Server {
             process: None,
             watcher,
         };
-        server.up();
-        server
+        // Between finding a port and using it, another may take it.
+        for _ in 0..10 {
+            match server.try_up() {
+                Ok(()) => return server,
+                Err(log) if log.contains("could not bind") => server.port = free_port(),
+                Err(log) => panic!("{log}"),
+            }
+        }
+        panic!("no port is free for postgres");
     }
 
     /// Starts it again after [`Server::stop`], on the same port.
     pub fn up(&mut self) {
         assert!(self.process.is_none(), "the server runs already");
+        if let Err(log) = self.try_up() {
+            panic!("{log}");
+        }
+    }
+
+    /// Once it answers. `Err` is what it said.
+    fn try_up(&mut self) -> Result<(), String> {
         let log = fs::File::create(self.dir.path().join("log")).unwrap();
         let mut process = as_postgres("postgres")
             .arg("-D")
@@ -90,7 +105,7 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Ok(Some(status)) = process.try_wait() {
-                panic!("postgres ended at once ({status}): {}", self.log());
+                return Err(format!("postgres ended at once ({status}): {}", self.log()));
             }
             // `pg_isready` itself waits for an answer, so this loop does not spin.
             let asked = Command::new(bin().join("pg_isready"))
@@ -107,6 +122,7 @@ impl Server {
             );
         }
         self.process = Some(process);
+        Ok(())
     }
 
     fn log(&self) -> String {
@@ -131,10 +147,14 @@ impl Server {
     /// Stops the server and all its backends in their tracks: connections stand, nothing answers.
     pub fn freeze(&self) {
         // First the one that would start new backends, then those there are.
-        signal(self.pid(), "STOP");
-        for pid in self.backends() {
+        let stop = |pid: i32| {
             signal(pid, "STOP");
-        }
+            while !has_stopped(pid) {
+                std::thread::yield_now();
+            }
+        };
+        stop(self.pid());
+        self.backends().into_iter().for_each(stop);
     }
 
     pub fn thaw(&self) {
@@ -281,14 +301,6 @@ fn as_postgres(program: &str) -> Command {
     // The home of the one who runs the tests may be closed to this user.
     command.current_dir("/").stdin(Stdio::null());
     command
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 fn signal(pid: i32, name: &str) {

@@ -29,6 +29,14 @@ pub fn spawn(program: impl AsRef<OsStr>, dress: impl FnOnce(&mut Command)) -> Ch
     started.recv().unwrap().expect("the process starts")
 }
 
+/// Whether a process that was told to stop in its tracks has done so, or is gone: the signal alone is only a word.
+pub fn has_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything.
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    state.is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
+}
+
 /// Sends a signal by name.
 pub fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill")

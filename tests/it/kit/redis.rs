@@ -1,8 +1,8 @@
 //! Throw-away Redis servers: real ones, on a free port, that keep nothing, dead when the test binary is.
 
-use super::process;
+use super::gateway::free_port;
+use super::process::{self, has_stopped};
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -110,7 +110,11 @@ impl Server {
 
     /// Stops the server in its tracks: connections stand, nothing answers.
     pub fn freeze(&self) {
-        process::signal(self.process.as_ref().unwrap(), "STOP");
+        let process = self.process.as_ref().unwrap();
+        process::signal(process, "STOP");
+        while !has_stopped(process.id() as i32) {
+            std::thread::yield_now();
+        }
     }
 
     pub fn thaw(&self) {
@@ -134,9 +138,4 @@ impl Drop for Server {
         // It keeps nothing, and may be frozen.
         self.kill();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
