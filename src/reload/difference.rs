@@ -48,7 +48,7 @@ pub(super) fn fixed(conf: &Conf) -> Said {
 
 /// The sections but `model_list`, such that two that differ look different.
 pub(super) fn sections(conf: &Conf) -> Said {
-    let general = &conf.general;
+    let (general, cooldown) = (&conf.general, &conf.cooldown.written);
     let secrets: Vec<&str> = [&general.master_key, &general.database_url, &general.salt_key]
         .into_iter()
         .flatten()
@@ -62,8 +62,11 @@ pub(super) fn sections(conf: &Conf) -> Said {
         .collect();
     vec![
         ("general_settings", format!("{general:?}{secrets:?}")),
-        ("litellm_settings", format!("{:?}", conf.litellm)),
-        ("router_settings", format!("{:?}", conf.router)),
+        (
+            "litellm_settings",
+            format!("{:?}{}", conf.litellm, cooldown.litellm),
+        ),
+        ("router_settings", format!("{:?}{}", conf.router, cooldown.router)),
         ("tollkeeper", {
             let (own, meters) = (&conf.tollkeeper, &conf.meters);
             let zone = meters.zone.as_ref().and_then(|zone| zone.iana_name());
@@ -177,6 +180,23 @@ mod tests {
             assert_eq!(restart, [name], "{text}");
             let section = name.split('.').next().unwrap();
             assert_eq!(sections, [section], "{text}");
+        }
+    }
+
+    #[test]
+    fn cool_downs_are_told_in_their_section() {
+        for (text, section) in [
+            ("litellm_settings: {allowed_fails: 1}", "litellm_settings"),
+            ("litellm_settings: {cooldown_time: 30}", "litellm_settings"),
+            ("router_settings: {allowed_fails: 1}", "router_settings"),
+            ("router_settings: {cooldown_time: 30}", "router_settings"),
+            ("router_settings: {disable_cooldowns: true}", "router_settings"),
+            (
+                "router_settings: {allowed_fails_policy: {TimeoutErrorAllowedFails: 1}}",
+                "router_settings",
+            ),
+        ] {
+            assert_eq!(changed(text), (Vec::new(), vec![section]), "{text}");
         }
     }
 
