@@ -123,13 +123,48 @@ mod tests {
         assert_eq!(read.allowed, Some(AllowedFails::of_all(0)));
         assert_eq!(read.time, Some(Duration::from_millis(500)));
         let (read, _) = said("router_settings: {disable_cooldowns: true}");
-        assert_eq!(
-            read,
-            Cooldown {
-                off: true,
-                ..Cooldown::default()
-            }
-        );
+        assert_eq!((read.off, read.allowed, read.time), (true, None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_by_its_name() {
+        let model = "model_list: [{model_name: a, litellm_params: {model: openai/a, cooldown_time: X}}]";
+        for (text, field) in [
+            ("litellm_settings: {allowed_fails: -1}", "allowed_fails"),
+            ("router_settings: {allowed_fails: 5000000000}", "allowed_fails"),
+            ("router_settings: {allowed_fails: 1.5}", "allowed_fails"),
+            ("litellm_settings: {cooldown_time: soon}", "cooldown_time"),
+            ("router_settings: {cooldown_time: -5}", "cooldown_time"),
+            ("router_settings: {cooldown_time: .inf}", "cooldown_time"),
+            (
+                "router_settings: {disable_cooldowns: perhaps}",
+                "disable_cooldowns",
+            ),
+            (
+                "router_settings: {allowed_fails_policy: 3}",
+                "allowed_fails_policy",
+            ),
+            (
+                "router_settings: {allowed_fails_policy: [3]}",
+                "allowed_fails_policy",
+            ),
+            (
+                "router_settings: {allowed_fails_policy: {TimeoutErrorAllowedFails: many}}",
+                "TimeoutErrorAllowedFails",
+            ),
+            (&model.replace('X', "-1"), "cooldown_time"),
+            (&model.replace('X', "[1]"), "cooldown_time"),
+        ] {
+            let loaded = load_text("config.yaml", text, &Env::default());
+            let report = loaded.err().unwrap_or_else(|| panic!("{text} is taken"));
+            let said = report
+                .problems
+                .iter()
+                .any(|p| p.message.contains(field) || p.path.contains(field));
+            assert!(said, "{text}: {:?}", report.problems);
+        }
+        let (read, problems) = said("router_settings: {cooldown_time: null, allowed_fails: null}");
+        assert_eq!((read.time, read.allowed, problems), (None, None, Vec::new()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::attempt::{Ready, Shown};
 use super::call::End;
-use super::cooldown::{Bearing, Symptom};
+use super::cooldown::Symptom;
 use super::head::{self, Framing};
 use super::lanes::Lane;
 use super::state::Parting;
@@ -150,7 +150,8 @@ impl Gateway {
 
     /// An answer that broke off is held against its deployment.
     fn broke_off(&self, ready: &Ready) {
-        if let Some(time) = ready.bearing.as_ref().and_then(Bearing::broke_off) {
+        let held = ready.bearing.as_ref();
+        if let Some(time) = held.and_then(|(bearing, sent)| bearing.broke_off(*sent)) {
             self.steps_back(&ready.deployment, Symptom::Server, 0, time);
         }
     }

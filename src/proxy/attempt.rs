@@ -1,7 +1,7 @@
 //! One try at one deployment: dress the request, connect, send, and read as much of the answer as must
 //! be known before the client gets any of it.
 
-use super::cooldown::{Bearing, Symptom};
+use super::cooldown::{Bearing, Stance, Symptom};
 use super::exchange::{Asked, Exchange, Reading, Way, exchange};
 use super::lanes::Lane;
 use super::models::Found;
@@ -50,7 +50,7 @@ pub(super) struct Ready {
     /// `begun` is all there is.
     pub whole: bool,
     /// How its deployment does, where what is still to come may change that.
-    pub bearing: Option<Bearing>,
+    pub bearing: Option<(Bearing, Stance)>,
 }
 
 /// Why an attempt is given up, and what the client gets if it was the last one.
@@ -108,7 +108,7 @@ impl Gateway {
             chances -= 1;
             let place = match self.peers.place(&d.base, state.snapshot.timeouts.connect).await {
                 Ok(place) => place,
-                Err(cause) => return Attempted::Failed(unreachable(&d, cause)),
+                Err(cause) => return Attempted::Failed(unreachable(&d, cause, false)),
             };
             let (way, reused) = match place.take() {
                 Some(stream) => (Way::Http1(stream), true),
@@ -121,7 +121,7 @@ impl Gateway {
                     match watch(session, connecting).await {
                         Watched::Upstream(Ok(got)) => got,
                         Watched::Upstream(Err(e)) => {
-                            return Attempted::Failed(unreachable(&d, e.to_string()));
+                            return Attempted::Failed(unreachable(&d, e.to_string(), is_ours(&e)));
                         }
                         Watched::ClientGone(e) => return Attempted::ClientGone(e),
                     }
@@ -319,12 +319,20 @@ fn was_closed(e: &Error) -> bool {
     )
 }
 
-fn unreachable(d: &Deployment, cause: String) -> Failure {
+/// The gateway itself has no socket to spare, which is no upstream's fault.
+fn is_ours(e: &Error) -> bool {
+    matches!(
+        e.etype(),
+        ErrorType::InternalError | ErrorType::SocketError | ErrorType::BindError
+    )
+}
+
+fn unreachable(d: &Deployment, cause: String, is_ours: bool) -> Failure {
     let shown = format!("The upstream of deployment {} cannot be reached.", d.label());
     Failure {
         shown: Shown::Ours(Fault::unavailable(shown, cause.clone())),
         cause,
-        symptom: Some(Symptom::Unreachable),
+        symptom: (!is_ours).then_some(Symptom::Unreachable),
     }
 }
 

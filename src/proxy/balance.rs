@@ -1,7 +1,7 @@
 //! Which deployment of a name comes next: those that are not cooling, of these the lowest `order`, within it a draw by
 //! weight.
 
-use super::cooldown::{Bearing, Rule};
+use super::cooldown::{Bearing, Cooling, Rule, Stance};
 use super::rooms::{Ceiling, ROOMS, Room, Stay};
 use filters::model::deployment::Deployment;
 use std::sync::Arc;
@@ -43,28 +43,45 @@ pub struct Drawn<'a> {
     place: &'a Place,
     /// How it does; `None` where that changes nothing.
     pub bearing: Option<&'a Bearing>,
+    /// How it stands now.
+    pub stance: Stance,
     /// It is cooling, and nobody else was left.
-    pub cooling: bool,
+    cooling: bool,
 }
 
-/// What a call has tried of a group: each once, and of those that are cooling one.
+/// What a call has tried of a group: in each round each once, and of those that are cooling one.
 #[derive(Default)]
 pub struct Round {
+    spares: bool,
     tried: Vec<usize>,
-    cooling: bool,
+    /// The one that was cooling.
+    cooling: Option<usize>,
+    /// Those of the rounds before.
+    earlier: Vec<usize>,
 }
 
 impl Round {
     /// `spares`: none that is cooling is tried.
     pub fn new(spares: bool) -> Self {
         Self {
-            tried: Vec::new(),
-            cooling: spares,
+            spares,
+            ..Self::default()
         }
     }
 
     pub fn is_empty(&self) -> bool {
         self.tried.is_empty()
+    }
+
+    /// All may be tried again.
+    pub fn again(&mut self) {
+        self.tried.clear();
+        self.earlier.extend(self.cooling.take());
+    }
+
+    /// How often this call has asked it in vain although it was cooling.
+    fn asked(&self, at: usize) -> usize {
+        self.earlier.iter().filter(|e| **e == at).count()
     }
 }
 
@@ -111,7 +128,8 @@ impl Group {
         let mut soonest: Option<u64> = None;
         loop {
             let may = |at| !round.tried.contains(&at) && !full.contains(&at);
-            let Some(drawn) = self.draw(may).filter(|d| !(d.cooling && round.cooling)) else {
+            let again = |d: &Drawn<'_>| d.cooling && (round.spares || round.cooling.is_some());
+            let Some(drawn) = self.draw(may, |at| round.asked(at)).filter(|d| !again(d)) else {
                 return soonest.map_or(Next::End, Next::Full);
             };
             let stay = match self.rooms.get(drawn.at) {
@@ -126,17 +144,19 @@ impl Group {
                 _ => None,
             };
             round.tried.push(drawn.at);
-            round.cooling |= drawn.cooling;
+            if drawn.cooling {
+                round.cooling = Some(drawn.at);
+            }
             return Next::Try(drawn, stay);
         }
     }
 
-    /// One of those that may be drawn; one that is cooling only if all are.
-    fn draw(&self, may: impl Fn(usize) -> bool) -> Option<Drawn<'_>> {
+    /// One of those that may be drawn; one that is cooling only if all are, and of these one that was asked least often.
+    fn draw(&self, may: impl Fn(usize) -> bool, asked: impl Fn(usize) -> usize) -> Option<Drawn<'_>> {
         let mut drawn: Option<Drawn<'_>> = None;
         // Of those of the drawn one's order, so far.
         let mut weight = 0.0;
-        let mut soonest: Option<(u64, Drawn<'_>)> = None;
+        let mut soonest: Option<((usize, Cooling), Drawn<'_>)> = None;
         let all = self.deployments.iter().zip(&self.places).enumerate();
         for (at, (deployment, place)) in all.filter(|(at, _)| may(*at)) {
             let bearing = self.bearings.get(at).and_then(Option::as_ref);
@@ -146,11 +166,13 @@ impl Group {
                 deployment,
                 place,
                 bearing,
+                stance: bearing.map(Bearing::stance).unwrap_or_default(),
                 cooling: cooling.is_some(),
             };
-            if let Some(left) = cooling {
-                if soonest.is_none_or(|(s, _)| left < s) {
-                    soonest = Some((left, this));
+            if let Some(cooling) = cooling {
+                let far = (asked(at), cooling);
+                if soonest.is_none_or(|(s, _)| far < s) {
+                    soonest = Some((far, this));
                 }
                 continue;
             }
@@ -177,7 +199,7 @@ impl Group {
         self.deployments.iter().enumerate().map(|(at, d)| {
             let bearing = self.bearings.get(at).and_then(Option::as_ref);
             let left = bearing.and_then(Bearing::cooling);
-            (d, left.map(|millis| millis as f64 / 1000.0))
+            (d, left.map(|cooling| cooling.left as f64 / 1000.0))
         })
     }
 
@@ -191,6 +213,7 @@ impl Group {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cooldown::Symptom;
     use super::*;
     use filters::testkit;
 
@@ -212,7 +235,7 @@ mod tests {
 
     /// Which one is drawn when these were tried.
     fn drawn(g: &Group, tried: &[usize]) -> Option<usize> {
-        g.draw(|at| !tried.contains(&at)).map(|d| d.at)
+        g.draw(|at| !tried.contains(&at), |_| 0).map(|d| d.at)
     }
 
     #[test]
@@ -293,6 +316,85 @@ mod tests {
             _ => None,
         });
         assert_eq!(all.iter().flatten().count(), 2, "each once");
+    }
+
+    /// Three that step back, each of another order.
+    fn shy() -> Group {
+        let members = (0..3).map(|order| {
+            let mut d = testkit::deployment("openai");
+            d.id = uuid::Uuid::new_v4().to_string();
+            let place = Place {
+                weight: 1.0,
+                order,
+                retries: 9,
+                ceiling: Ceiling::default(),
+                cooldown: Some(Rule::default()),
+            };
+            (Arc::new(d), place)
+        });
+        Group::new("g".into(), members.collect(), false)
+    }
+
+    /// Whom a round asks, each failing so.
+    fn asked(g: &Group, round: &mut Round, symptom: Symptom, seconds: u64) -> Vec<usize> {
+        let mut asked = Vec::new();
+        while let Next::Try(drawn, _) = g.next(round, || 1) {
+            asked.push(drawn.at);
+            let told = Some(Duration::from_secs(seconds - drawn.at as u64));
+            drawn.bearing.unwrap().failed(
+                drawn.stance,
+                symptom,
+                told.filter(|_| symptom == Symptom::RateLimit),
+            );
+        }
+        asked
+    }
+
+    #[test]
+    fn of_those_that_are_cooling_each_round_asks_another() {
+        let g = shy();
+        let mut round = Round::default();
+        let mut rounds = (0..6).map(|_| {
+            let all = asked(&g, &mut round, Symptom::RateLimit, 100);
+            round.again();
+            all
+        });
+        assert_eq!(rounds.next().unwrap(), [0, 1, 2]);
+        // The last one's time is over first.
+        let order: Vec<_> = rounds.flatten().collect();
+        assert_eq!(order, [2, 1, 0, 2, 1], "one each");
+        let another_call = asked(&g, &mut Round::default(), Symptom::RateLimit, 100);
+        assert_eq!(another_call, [2]);
+    }
+
+    #[test]
+    fn one_that_is_off_does_not_stand_before_one_that_answers() {
+        let g = shy();
+        let fail = |at: usize, symptom, seconds| {
+            let bearing = g.bearings[at].as_ref().unwrap();
+            bearing.failed(bearing.stance(), symptom, Some(Duration::from_secs(seconds)));
+        };
+        fail(0, Symptom::Unreachable, 5);
+        fail(1, Symptom::Authentication, 6);
+        fail(2, Symptom::RateLimit, 3600);
+        assert_eq!(drawn(&g, &[]), Some(2));
+        assert_eq!(drawn(&g, &[2]), Some(0));
+    }
+
+    #[test]
+    fn a_good_answer_brings_one_back_in_its_place() {
+        let g = shy();
+        asked(&g, &mut Round::default(), Symptom::Unreachable, 9);
+        let Next::Try(first, _) = g.next(&mut Round::default(), || 1) else {
+            panic!("one is asked")
+        };
+        assert!(
+            g.standings()
+                .all(|(_, left)| left.is_some_and(|s| s > 0.0 && s <= 5.0))
+        );
+        first.bearing.unwrap().answered(first.stance);
+        assert_eq!(drawn(&g, &[]), Some(first.at));
+        assert_eq!(g.standings().filter(|(_, left)| left.is_none()).count(), 1);
     }
 
     #[test]

@@ -177,7 +177,13 @@ impl Gateway {
     pub(super) fn steps_back(&self, d: &Deployment, symptom: Symptom, status: u16, time: Duration) {
         let reason = symptom.as_str();
         self.telemetry.deployments.cooled(&d.id, reason, status);
-        log::warn!(
+        // Pauses this short are an upstream's way to slow callers down, and may come with every call.
+        let level = match time < Duration::from_secs(1) {
+            true => log::Level::Debug,
+            false => log::Level::Warn,
+        };
+        log::log!(
+            level,
             "event=cooldown model={:?} deployment={:?} reason={reason} status={status} seconds={}",
             d.model_name,
             d.id,
@@ -226,7 +232,7 @@ impl Gateway {
                 if let Watched::ClientGone(e) = watch(session, tokio::time::sleep(pause)).await {
                     return Err(End::Gone(e));
                 }
-                round = Round::new(spares);
+                round.again();
                 rounds += 1;
                 continue;
             };
@@ -239,9 +245,9 @@ impl Gateway {
             {
                 Attempted::Ready(mut ready) => {
                     if let Some(bearing) = drawn.bearing {
-                        bearing.answered(drawn.cooling);
+                        bearing.answered(drawn.stance);
                         // A stream may still break off.
-                        ready.bearing = (!ready.whole).then(|| bearing.clone());
+                        ready.bearing = (!ready.whole).then(|| (bearing.clone(), drawn.stance));
                     }
                     return Ok(Found::Ready(ready));
                 }
@@ -279,7 +285,7 @@ impl Gateway {
                     Shown::Theirs { head, .. } => retry_after::read(&head.headers),
                     Shown::Ours(_) => None,
                 };
-                if let Some(time) = bearing.failed(symptom, told) {
+                if let Some(time) = bearing.failed(drawn.stance, symptom, told) {
                     self.steps_back(deployment, symptom, status, time);
                 }
             }

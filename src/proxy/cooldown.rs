@@ -8,7 +8,7 @@ use super::by_deployment::ByDeployment;
 use crate::conf::{AllowedFails, Cooldown, ModelEntry};
 use filters::model::deployment::Deployment;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -75,10 +75,15 @@ impl Symptom {
     fn is_plain(self) -> bool {
         matches!(self, Self::RateLimit | Self::Authentication | Self::Unreachable)
     }
+
+    /// It does answer, so it may answer another call well.
+    fn is_answer(self) -> bool {
+        matches!(self, Self::RateLimit | Self::NotFound | Self::Server)
+    }
 }
 
-/// When a deployment steps back, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// When a deployment steps back, and for how long. Default: what goes where nothing is configured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rule {
     allowed: Option<AllowedFails>,
     /// The deployment's own `cooldown_time`, which nothing changes.
@@ -134,8 +139,29 @@ struct Standing {
     until: AtomicU64,
     /// Calls and failures of a minute, see [`Tally`].
     tally: AtomicU64,
-    /// Cool-downs since the last good answer.
-    times: AtomicU32,
+    /// Cool-downs so far.
+    begun: AtomicU32,
+    /// Those of them that a good answer came after.
+    forgiven: AtomicU32,
+    /// What failed last got no answer, or none without other credentials.
+    is_silent: AtomicBool,
+}
+
+/// How a deployment stood when a call was sent there. A call that was on its way when others failed says nothing of what
+/// has been since, neither by its answer nor by its failure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stance {
+    until: u64,
+    begun: u32,
+}
+
+/// How far from being asked a deployment is that is cooling: the lower, the sooner. One that answers comes before one
+/// that does not; of these, the one whose time is over first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cooling {
+    is_silent: bool,
+    /// How long it stays back, in milliseconds.
+    pub left: u64,
 }
 
 /// Of one minute, in one word: 16 bits of which, 24 of its calls, 24 of those that failed.
@@ -158,11 +184,12 @@ impl Tally {
         }
     }
 
-    /// So many more. Where no more calls fit, the parts stay as they are.
+    /// So many more. Where no more calls fit, the parts stay as they are. A failure of a call that another minute counted
+    /// is a call of this one.
     fn plus(mut self, calls: u64, fails: u64) -> Self {
         if self.calls < Self::MOST {
-            self.calls += calls;
-            self.fails = (self.fails + fails).min(self.calls);
+            self.fails += fails;
+            self.calls = (self.calls + calls).max(self.fails);
         }
         self
     }
@@ -199,70 +226,93 @@ impl Bearing {
         }
     }
 
-    /// For how long it stays back, in milliseconds.
-    pub fn cooling(&self) -> Option<u64> {
-        match self.standing.until.load(Relaxed) {
-            0 => None,
-            until => until.checked_sub(now()).filter(|left| *left > 0),
+    /// As it stands now, for a call that is sent there.
+    pub fn stance(&self) -> Stance {
+        Stance {
+            until: self.standing.until.load(Relaxed),
+            begun: self.standing.begun.load(Relaxed),
         }
     }
 
-    /// A good answer came. `cooling`: although it was to be left alone, which ends that.
-    pub fn answered(&self, cooling: bool) {
-        self.answered_at(cooling, now());
+    /// Whether it is cooling.
+    pub fn cooling(&self) -> Option<Cooling> {
+        let until = self.standing.until.load(Relaxed);
+        if until == 0 {
+            return None;
+        }
+        let left = until.checked_sub(now()).filter(|left| *left > 0)?;
+        Some(Cooling {
+            is_silent: self.standing.is_silent.load(Relaxed),
+            left,
+        })
     }
 
-    fn answered_at(&self, cooling: bool, now: u64) {
-        let Standing { until, tally, times } = &*self.standing;
+    /// A good answer came to a call that was sent when it stood so. If it was to be left alone then, that is over.
+    pub fn answered(&self, sent: Stance) {
+        self.answered_at(sent, now());
+    }
+
+    fn answered_at(&self, sent: Stance, now: u64) {
+        let s = &*self.standing;
         let add = |word| Some(Tally::at(word, now).plus(1, 0).word());
         // It always gives a word.
-        let _ = tally.fetch_update(Relaxed, Relaxed, add);
-        let end = until.load(Relaxed);
-        // A call that was on its way when the others failed says nothing of what is now.
-        if cooling || end <= now {
-            if end != 0 {
-                until.store(0, Relaxed);
-            }
-            if times.load(Relaxed) != 0 {
-                times.store(0, Relaxed);
-            }
+        let _ = s.tally.fetch_update(Relaxed, Relaxed, add);
+        // A cool-down that began or grew since the call was sent is another one, and stays.
+        if sent.until != 0 {
+            let _ = s.until.compare_exchange(sent.until, 0, Relaxed, Relaxed);
+        }
+        if s.forgiven.load(Relaxed) < sent.begun {
+            s.forgiven.fetch_max(sent.begun, Relaxed);
         }
     }
 
-    /// An attempt failed. `told`: when the upstream wants to be asked again. Returns for how long it steps back, if it does
-    /// so now.
-    pub fn failed(&self, symptom: Symptom, told: Option<Duration>) -> Option<Duration> {
-        self.failed_at(symptom, told, 1, now())
+    /// An attempt failed that was sent when it stood so. `told`: when the upstream wants to be asked again. Returns for how
+    /// long it steps back, if it does so now.
+    pub fn failed(&self, sent: Stance, symptom: Symptom, told: Option<Duration>) -> Option<Duration> {
+        self.failed_at(sent, symptom, told, 1, now())
     }
 
     /// The same of an answer that had begun well, and counts as a call already.
-    pub fn broke_off(&self) -> Option<Duration> {
-        self.failed_at(Symptom::Server, None, 0, now())
+    pub fn broke_off(&self, sent: Stance) -> Option<Duration> {
+        self.failed_at(sent, Symptom::Server, None, 0, now())
     }
 
-    fn failed_at(&self, symptom: Symptom, told: Option<Duration>, more: u64, now: u64) -> Option<Duration> {
-        let Standing { until, tally, times } = &*self.standing;
-        let is_its_own = matches!(symptom, Symptom::Authentication | Symptom::Unreachable);
-        if self.rule.any_name && !is_its_own {
+    fn failed_at(
+        &self,
+        sent: Stance,
+        symptom: Symptom,
+        told: Option<Duration>,
+        more: u64,
+        now: u64,
+    ) -> Option<Duration> {
+        let s = &*self.standing;
+        if self.rule.any_name && symptom != Symptom::Unreachable {
             return None;
         }
+        s.is_silent.store(!symptom.is_answer(), Relaxed);
         let add = |word| Some(Tally::at(word, now).plus(more, 1).word());
-        let before = tally
+        let before = s
+            .tally
             .fetch_update(Relaxed, Relaxed, add)
             .unwrap_or_else(|word| word);
         let Tally { calls, fails, .. } = Tally::at(before, now).plus(more, 1);
-        let told = told.filter(|t| !t.is_zero());
-        let is_cooling = until.load(Relaxed) > now;
-        if !self.rule.is_broken(symptom, fails, calls) || (is_cooling && told.is_none()) {
+        if !self.rule.is_broken(symptom, fails, calls) {
             return None;
         }
-        let time = self.rule.time(told, times.load(Relaxed));
+        let told = told.filter(|t| !t.is_zero() && self.rule.own.is_none());
+        let begun = s.begun.load(Relaxed);
+        let is_known = sent.begun != begun || s.until.load(Relaxed) > now;
+        if is_known && told.is_none() {
+            return None;
+        }
+        let before = begun.saturating_sub(s.forgiven.load(Relaxed));
+        let time = self.rule.time(told, before);
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
         // Of several that fail at once, one begins it.
-        if until.fetch_max(now.saturating_add(millis), Relaxed) > now {
+        if s.until.fetch_max(now.saturating_add(millis), Relaxed) > now {
             return None;
         }
-        times.fetch_add(1, Relaxed);
+        s.begun.fetch_add(1, Relaxed);
         Some(time)
     }
 }
@@ -287,7 +337,11 @@ mod tests {
     }
 
     fn fail(b: &Bearing, symptom: Symptom, told: Option<Duration>, at: u64) -> Option<Duration> {
-        b.failed_at(symptom, told, 1, at)
+        b.failed_at(b.stance(), symptom, told, 1, at)
+    }
+
+    fn answer(b: &Bearing, at: u64) {
+        b.answered_at(b.stance(), at);
     }
 
     fn secs(n: u64) -> Option<Duration> {
@@ -314,7 +368,7 @@ mod tests {
         assert_eq!(fails(), secs(5));
         let b = bearing(PLAIN);
         for _ in 0..6 {
-            b.answered_at(false, 1);
+            answer(&b, 1);
         }
         for _ in 0..6 {
             assert_eq!(fail(&b, Symptom::Timeout, None, 1), None);
@@ -329,7 +383,7 @@ mod tests {
     #[test]
     fn seven_of_thirteen_are_more_than_half() {
         let b = bearing(PLAIN);
-        (0..6).for_each(|_| b.answered_at(false, 1));
+        (0..6).for_each(|_| answer(&b, 1));
         let all: Vec<_> = (0..7).map(|_| fail(&b, Symptom::NotFound, None, 1)).collect();
         assert_eq!(all.iter().position(Option::is_some), Some(6));
     }
@@ -339,8 +393,8 @@ mod tests {
         let b = bearing(PLAIN);
         let broken: Vec<_> = (0..5)
             .map(|_| {
-                b.answered_at(false, 1);
-                b.failed_at(Symptom::Server, None, 0, 1)
+                answer(&b, 1);
+                b.failed_at(b.stance(), Symptom::Server, None, 0, 1)
             })
             .collect();
         assert_eq!(broken.iter().position(Option::is_some), Some(4));
@@ -380,7 +434,7 @@ mod tests {
             time.map_or(0, |t| t.as_secs())
         };
         assert_eq!([(); 6].map(|()| step()), [5, 10, 20, 40, 60, 60]);
-        b.answered_at(false, 10_000_000);
+        answer(&b, 10_000_000);
         assert_eq!(fail(&b, Symptom::Unreachable, None, 10_000_001), secs(5));
     }
 
@@ -418,14 +472,100 @@ mod tests {
     #[test]
     fn an_answer_ends_it_if_it_was_asked_for_meanwhile() {
         let b = bearing(PLAIN);
-        assert_eq!(b.failed(Symptom::RateLimit, secs(100)), secs(100));
-        b.answered(false);
+        let before = b.stance();
+        assert_eq!(b.failed(before, Symptom::RateLimit, secs(100)), secs(100));
+        b.answered(before);
         assert!(
-            b.cooling().is_some_and(|left| left > 50_000),
+            b.cooling().is_some_and(|c| c.left > 50_000),
             "it was under way before"
         );
-        b.answered(true);
+        let meanwhile = b.stance();
+        b.failed(meanwhile, Symptom::RateLimit, secs(1000));
+        b.answered(meanwhile);
+        assert!(
+            b.cooling().is_some_and(|c| c.left > 500_000),
+            "it has asked for more since"
+        );
+        b.answered(b.stance());
         assert_eq!(b.cooling(), None);
+    }
+
+    #[test]
+    fn calls_that_were_on_their_way_do_not_make_it_longer() {
+        let b = bearing(PLAIN);
+        let before = b.stance();
+        assert_eq!(fail(&b, Symptom::Unreachable, None, 1000), secs(5));
+        // They hung where the first one did, and give up one by one.
+        for at in [2000, 6000, 7000, 20_000] {
+            assert_eq!(b.failed_at(before, Symptom::Unreachable, None, 1, at), None);
+        }
+        assert_eq!(fail(&b, Symptom::Unreachable, None, 21_000), secs(10));
+        // What the upstream says, it says now.
+        let told = b.failed_at(before, Symptom::RateLimit, secs(3), 1, 50_000);
+        assert_eq!(told, secs(3));
+    }
+
+    #[test]
+    fn an_answer_forgives_what_was_before_it_was_asked_for() {
+        let b = bearing(PLAIN);
+        let first = b.stance();
+        assert_eq!(fail(&b, Symptom::Unreachable, None, 1000), secs(5));
+        b.answered_at(first, 9000);
+        assert_eq!(fail(&b, Symptom::Unreachable, None, 10_000), secs(10));
+        answer(&b, 30_000);
+        assert_eq!(fail(&b, Symptom::Unreachable, None, 40_000), secs(5));
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_in_another_minute_is_one_of_its_calls() {
+        let none_allowed = AllowedFails {
+            all: 0,
+            authentication: None,
+            timeout: None,
+            rate_limit: None,
+            server: None,
+        };
+        let b = bearing(Rule {
+            allowed: Some(none_allowed),
+            ..PLAIN
+        });
+        answer(&b, 1);
+        let broke_off = b.failed_at(b.stance(), Symptom::Server, None, 0, MINUTE_MILLIS);
+        assert_eq!(broke_off, secs(5));
+        let b = bearing(PLAIN);
+        let mut broken = (0..5).map(|_| b.failed_at(b.stance(), Symptom::Server, None, 0, MINUTE_MILLIS));
+        assert_eq!(broken.position(|time| time.is_some()), Some(4));
+    }
+
+    #[test]
+    fn the_deployments_own_time_is_not_made_longer_by_the_upstreams_word() {
+        let b = bearing(Rule {
+            own: secs(5),
+            ..PLAIN
+        });
+        assert_eq!(fail(&b, Symptom::RateLimit, secs(60), 1000), secs(5));
+        assert_eq!(fail(&b, Symptom::RateLimit, secs(60), 3000), None);
+        assert_eq!(b.standing.until.load(Relaxed), 6000);
+    }
+
+    #[test]
+    fn who_answers_is_asked_before_who_does_not() {
+        let cooling = |symptom, told| {
+            let b = bearing(PLAIN);
+            while b.failed(b.stance(), symptom, told).is_none() {}
+            b.cooling().unwrap()
+        };
+        let limited = cooling(Symptom::RateLimit, secs(3600));
+        for answers in [Symptom::NotFound, Symptom::Server] {
+            assert!(cooling(answers, secs(60)) < limited, "{answers:?}");
+        }
+        for silent in [Symptom::Unreachable, Symptom::Authentication, Symptom::Timeout] {
+            assert!(limited < cooling(silent, None), "{silent:?}");
+        }
+        let b = bearing(PLAIN);
+        b.failed(b.stance(), Symptom::RateLimit, secs(3600));
+        b.failed(b.stance(), Symptom::Unreachable, None);
+        assert!(limited < b.cooling().unwrap(), "the last failure counts");
     }
 
     #[test]
@@ -435,8 +575,9 @@ mod tests {
             ..PLAIN
         });
         for _ in 0..100 {
-            assert_eq!(fail(&b, Symptom::NotFound, None, 1), None);
-            assert_eq!(fail(&b, Symptom::RateLimit, secs(9), 1), None);
+            for symptom in Symptom::ALL.into_iter().filter(|s| *s != Symptom::Unreachable) {
+                assert_eq!(fail(&b, symptom, secs(9), 1), None, "{symptom:?}");
+            }
         }
         assert_eq!(fail(&b, Symptom::Unreachable, None, 1), secs(5));
     }
@@ -446,7 +587,7 @@ mod tests {
         let mut d = testkit::deployment("openai");
         d.id = "cooldown-test".into();
         let old = Bearing::new(&d, PLAIN);
-        assert!(old.failed(Symptom::Authentication, None).is_some());
+        assert!(old.failed(old.stance(), Symptom::Authentication, None).is_some());
         assert!(
             Bearing::new(&d, PLAIN).cooling().is_some(),
             "the same after a reload"

@@ -181,6 +181,23 @@ mod tests {
     }
 
     #[test]
+    fn cool_downs_are_told_in_their_section() {
+        for (text, section) in [
+            ("litellm_settings: {allowed_fails: 1}", "litellm_settings"),
+            ("litellm_settings: {cooldown_time: 30}", "litellm_settings"),
+            ("router_settings: {allowed_fails: 1}", "router_settings"),
+            ("router_settings: {cooldown_time: 30}", "router_settings"),
+            ("router_settings: {disable_cooldowns: true}", "router_settings"),
+            (
+                "router_settings: {allowed_fails_policy: {TimeoutErrorAllowedFails: 1}}",
+                "router_settings",
+            ),
+        ] {
+            assert_eq!(changed(text), (Vec::new(), vec![section]), "{text}");
+        }
+    }
+
+    #[test]
     fn what_a_reload_takes_is_told_and_waits_for_nothing() {
         for text in [
             "tollkeeper: {limits: {json_body: 1MiB}, timeouts: {total: 5m}, rate_limit: {average: 1}}",
