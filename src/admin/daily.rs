@@ -47,6 +47,8 @@ struct Metrics {
     failed_requests: i64,
     /// Those that the client left included.
     api_requests: i64,
+    /// Answered calls without a price, which count with nothing in the spend.
+    unpriced_requests: i64,
 }
 
 impl Metrics {
@@ -61,6 +63,7 @@ impl Metrics {
             successful_requests: usage.successes,
             failed_requests: usage.failures,
             api_requests: usage.requests,
+            unpriced_requests: usage.unpriced,
         }
     }
 }
@@ -184,6 +187,7 @@ fn metadata(total: &Usage, days: u64, slice: Slice) -> Value {
         "total_api_requests": total.requests,
         "total_successful_requests": total.successes,
         "total_failed_requests": total.failures,
+        "total_unpriced_requests": total.unpriced,
         "total_cache_read_input_tokens": total.cached_tokens,
         "total_cache_creation_input_tokens": total.cache_creation_tokens,
         "page": slice.page,

@@ -193,9 +193,13 @@ async fn by_key(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> 
 async fn by_model(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
     let limit = limit(&params, 100)?;
     let rows = sums(&desk, &actor, &params, Group::ModelGroup, Some(limit)).await?;
-    let list = rows
-        .into_iter()
-        .map(|row| json!({"model": row.model_group, "total_spend": Nanos(row.usage.spend_nanos)}));
+    let list = rows.into_iter().map(|row| {
+        json!({
+            "model": row.model_group,
+            "total_spend": Nanos(row.usage.spend_nanos),
+            "unpriced_requests": row.usage.unpriced,
+        })
+    });
     Ok(Json(Value::Array(list.collect())))
 }
 
@@ -406,6 +410,7 @@ async fn report(State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Va
     let list = report.into_iter().map(|(day, entries)| {
         let entries = entries.into_iter().map(|(id, rows)| {
             let total: Nanos = rows.iter().map(|r| Nanos(r.usage.spend_nanos)).sum();
+            let unpriced: i64 = rows.iter().map(|r| r.usage.unpriced).sum();
             let metadata = rows.iter().map(|r| {
                 json!({
                     "model": r.model_group,
@@ -416,6 +421,7 @@ async fn report(State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Va
             });
             let mut entry = json!({
                 "total_spend": total,
+                "unpriced_requests": unpriced,
                 "metadata": metadata.collect::<Vec<_>>(),
             });
             if let Value::Object(entry) = &mut entry {
@@ -463,6 +469,7 @@ async fn by_key_and_model(desk: &Desk, mut filter: UsageFilter) -> Result<Json<V
             "total_cost": Nanos(total.spend_nanos),
             "total_input_tokens": total.prompt_tokens,
             "total_output_tokens": total.completion_tokens,
+            "unpriced_requests": total.unpriced,
             "model_details": models,
         })
     });

@@ -90,6 +90,8 @@ struct Sum {
     successes: u64,
     failures: u64,
     requests: u64,
+    /// Answered without a price; a gateway of an earlier version does not say.
+    unpriced: u64,
 }
 
 impl Sum {
@@ -103,8 +105,18 @@ impl Sum {
             (&mut self.successes, "successful_requests"),
             (&mut self.failures, "failed_requests"),
             (&mut self.requests, "api_requests"),
+            (&mut self.unpriced, "unpriced_requests"),
         ] {
             *sum = sum.saturating_add(n(name));
+        }
+    }
+
+    /// What it cost. `*`: and calls that nobody has priced.
+    fn cost(&self) -> String {
+        match (self.unpriced, self.spend) {
+            (0, spend) => dollars(spend),
+            (_, Nanos(0)) => "not priced*".into(),
+            (_, spend) => format!("{}*", dollars(spend)),
         }
     }
 
@@ -118,6 +130,7 @@ impl Sum {
             "successful_requests": self.successes,
             "failed_requests": self.failures,
             "api_requests": self.requests,
+            "unpriced_requests": self.unpriced,
         })
     }
 }
@@ -204,7 +217,22 @@ pub async fn run(args: UsageArgs, env: &Env) -> Result<(), Failure> {
     }
     table(&sums, args.by)?;
     say(format_args!("{first} to {today}, days in UTC"));
+    if sums.total.unpriced > 0 {
+        say(unpriced(sums.total.unpriced));
+    }
     Ok(())
+}
+
+/// What the mark means, and what to do.
+fn unpriced(calls: u64) -> String {
+    let (calls, their) = match calls {
+        1 => ("1 call is".to_string(), "its model's"),
+        n => (format!("{} calls are", count(n)), "their models'"),
+    };
+    format!(
+        "* {calls} not priced and in no sum of money: set {their} input_cost_per_token and output_cost_per_token in \
+         litellm_params (0 where it is free)"
+    )
 }
 
 /// The first day that is asked for; `1d` is today alone.
@@ -306,7 +334,7 @@ fn object(sums: &Sums, by: By, first: Date, last: Date) -> Value {
 
 fn csv(sums: &Sums, by: By) -> String {
     let mut lines = vec![format!(
-        "{},requests,successful,failed,prompt_tokens,completion_tokens,spend_usd",
+        "{},requests,successful,failed,prompt_tokens,completion_tokens,spend_usd,unpriced",
         by.name()
     )];
     for (id, sum) in sums.ordered(by) {
@@ -316,14 +344,15 @@ fn csv(sums: &Sums, by: By) -> String {
             sums.name(id, by)
         };
         lines.push(format!(
-            "{},{},{},{},{},{},{}",
+            "{},{},{},{},{},{},{},{}",
             cell(&name),
             sum.requests,
             sum.successes,
             sum.failures,
             sum.prompt,
             sum.completion,
-            sum.spend
+            sum.spend,
+            sum.unpriced
         ));
     }
     lines.join("\n")
@@ -349,7 +378,7 @@ fn table(sums: &Sums, by: By) -> Result<(), Failure> {
             Cell::new(count(sum.failures)),
             Cell::new(count(sum.prompt)),
             Cell::new(count(sum.completion)),
-            Cell::new(dollars(sum.spend)),
+            Cell::new(sum.cost()),
         ]
     };
     let mut rows: Vec<Vec<Cell>> = sums
@@ -375,7 +404,8 @@ mod tests {
 
     fn day(date: &str, spend: f64, n: u64) -> Value {
         let metrics = json!({"spend": spend, "prompt_tokens": 7 * n, "completion_tokens": 3 * n,
-            "successful_requests": n, "failed_requests": 1, "api_requests": n + 1});
+            "successful_requests": n, "failed_requests": 1, "api_requests": n + 1,
+            "unpriced_requests": n - 1});
         let key = json!({"metrics": metrics, "metadata": {"key_alias": "=app, \u{1b}one", "team_id": "t"}});
         json!({"date": date, "metrics": metrics, "breakdown": {
             "models": {"up": {"metrics": metrics}}, "model_groups": {"small": {"metrics": metrics}},
@@ -399,6 +429,7 @@ mod tests {
             successes: 3,
             failures: 2,
             requests: 5,
+            unpriced: 1,
         };
         for (by, id) in [
             (By::Model, "small"),
@@ -422,11 +453,28 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_price_did_not_cost_nothing() {
+        let cost = |spend, unpriced| {
+            let sum = Sum {
+                spend: Nanos(spend),
+                unpriced,
+                ..Sum::default()
+            };
+            sum.cost()
+        };
+        assert_eq!(cost(0, 0), "$0.00", "free");
+        assert_eq!(cost(0, 2), "not priced*");
+        assert_eq!(cost(300_000_000, 2), "$0.30*");
+        assert!(unpriced(1).starts_with("* 1 call is not priced"));
+        assert!(unpriced(1_234).starts_with("* 1,234 calls are not priced"));
+    }
+
+    #[test]
     fn csv_is_no_formula() {
         assert_eq!(
             csv(&sums(By::Key), By::Key),
-            "key,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd\n\
-             \"'=app, \\u{1b}one\",5,3,2,21,9,0.3"
+            "key,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd,unpriced\n\
+             \"'=app, \\u{1b}one\",5,3,2,21,9,0.3,1"
         );
     }
 

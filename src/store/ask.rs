@@ -231,9 +231,9 @@ fn usage_of(filter: &UsageFilter, dialect: Dialect) -> Result<(Vec<Group>, &'sta
     let end_users = asks(Group::EndUser, &filter.end_users);
     let tags = asks(Group::Tag, &filter.tags);
     let (table, kind) = match (end_users, tags) {
-        (false, false) => ("tk_daily_all", None),
-        (true, false) => ("tk_daily_labels", Some("end_user")),
-        (false, true) => ("tk_daily_labels", Some("tag")),
+        (false, false) => ("tk_usage", None),
+        (true, false) => ("tk_usage_labels", Some("end_user")),
+        (false, true) => ("tk_usage_labels", Some("tag")),
         (true, true) => return Err(StoreError::invalid("usage is by end user or by tag, not by both")),
     };
     let others = [
@@ -262,7 +262,7 @@ fn usage_of(filter: &UsageFilter, dialect: Dialect) -> Result<(Vec<Group>, &'sta
     Ok((groups, table, c))
 }
 
-/// Not added up: the groups' columns as they were asked for, then the eight numbers of each day.
+/// Not added up: the groups' columns as they were asked for, then the nine numbers of each day.
 pub fn usage_rows(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
     let (_, table, mut c) = usage_of(filter, dialect)?;
     let mut columns: Vec<&str> = filter.by.iter().map(|g| group_column(*g)).collect();
@@ -271,7 +271,7 @@ pub fn usage_rows(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> 
     Ok(c)
 }
 
-/// A whole statement: the groups' columns as they were asked for, then the eight sums.
+/// A whole statement: the groups' columns as they were asked for, then the nine sums.
 pub fn usage(filter: &UsageFilter, dialect: Dialect) -> Result<Clause<'_>> {
     let (groups, table, mut c) = usage_of(filter, dialect)?;
     let columns: Vec<&str> = filter.by.iter().map(|g| group_column(*g)).collect();
@@ -319,7 +319,7 @@ fn shown(column: &str, dialect: Dialect) -> String {
     }
 }
 
-const USAGE_SUMS: [&str; 8] = [
+const USAGE_SUMS: [&str; 9] = [
     "requests",
     "successes",
     "failures",
@@ -328,6 +328,7 @@ const USAGE_SUMS: [&str; 8] = [
     "cached_tokens",
     "cache_creation_tokens",
     "spend_nanos",
+    "unpriced",
 ];
 
 pub const DAILY_ORDER: &str = "day DESC, key_hash, model_group, user_id, team_id, organization_id, provider";

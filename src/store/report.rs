@@ -18,6 +18,8 @@ pub struct Usage {
     /// Prompt tokens written to the provider's cache.
     pub cache_creation_tokens: i64,
     pub spend_nanos: i64,
+    /// Calls that were answered and have no price: they count with nothing in the spend.
+    pub unpriced: i64,
 }
 
 impl Usage {
@@ -31,6 +33,7 @@ impl Usage {
         sum(&mut self.cached_tokens, other.cached_tokens);
         sum(&mut self.cache_creation_tokens, other.cache_creation_tokens);
         sum(&mut self.spend_nanos, other.spend_nanos);
+        sum(&mut self.unpriced, other.unpriced);
     }
 }
 

@@ -108,5 +108,6 @@ fn usage(r: &Record) -> Usage {
         cached_tokens: count(r.cached_tokens),
         cache_creation_tokens: count(r.cache_creation_tokens),
         spend_nanos: r.spend_nanos,
+        unpriced: i64::from(!r.priced),
     }
 }

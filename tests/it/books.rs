@@ -527,10 +527,13 @@ async fn usage_is_added_up_by_what_is_asked() {
                     Status::Success
                 },
                 spend_nanos: n,
+                priced: n % 4 != 0,
                 ..record(&format!("r{n}"))
             })
             .collect();
         b.store.append(&rows).await.unwrap();
+        // What is there already counts no second time.
+        b.store.append(&rows[..6]).await.unwrap();
         let ask = async |f: UsageFilter| b.store.usage(&f).await.unwrap();
         let by = |groups: &[Group]| UsageFilter {
             by: groups.to_vec(),
@@ -547,6 +550,7 @@ async fn usage_is_added_up_by_what_is_asked() {
             (u.prompt_tokens, u.cached_tokens, u.cache_creation_tokens),
             (240, 72, 48)
         );
+        assert_eq!(u.unpriced, 6);
 
         let days = ask(by(&[Group::Day])).await;
         let seen: Vec<_> = days
@@ -566,6 +570,13 @@ async fn usage_is_added_up_by_what_is_asked() {
             .map(|r| r.model_group.unwrap())
             .collect();
         assert_eq!(models, ["m2", "m1"]);
+        let unpriced: Vec<_> = ask(by(&[Group::ModelGroup]))
+            .await
+            .into_iter()
+            .map(|r| (r.model_group.unwrap(), r.usage.requests, r.usage.unpriced))
+            .collect();
+        let want = [("m0", 6), ("m1", 0), ("m2", 0), ("m3", 0)].map(|(m, n)| (m.to_owned(), 6, n));
+        assert_eq!(unpriced, want);
 
         let keys = ask(by(&[Group::Key, Group::User])).await;
         assert_eq!(keys.len(), 6);
@@ -599,6 +610,7 @@ async fn usage_is_added_up_by_what_is_asked() {
             .map(|r| (r.tag.clone().unwrap(), r.usage.spend_nanos))
             .collect();
         assert_eq!(seen, [("a".to_owned(), 132), ("b".to_owned(), 132)]);
+        assert_eq!(tags[0].usage.unpriced, 6);
         let one = UsageFilter {
             end_users: Some(vec!["c0".into()]),
             ..by(&[Group::Day, Group::EndUser, Group::ModelGroup])

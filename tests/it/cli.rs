@@ -653,7 +653,8 @@ async fn usage_is_added_up_out_of_the_ledger() {
         status: if day == 1 { Status::Cut } else { Status::Success },
         prompt_tokens: 1_000,
         completion_tokens: 10,
-        spend_nanos: 100_000_001,
+        spend_nanos: if day == 2 { 0 } else { 100_000_001 },
+        priced: day != 2,
         ..crate::store::record(&format!("call {day}"))
     });
     gateway.store().await.append(&calls).await.unwrap();
@@ -672,8 +673,15 @@ async fn usage_is_added_up_out_of_the_ledger() {
         ]
     );
     assert_eq!(lines[1], ["=large,", "1", "6", "0", "6,000", "60", "$0.60"]);
-    assert_eq!(lines[2], ["small", "3", "1", "3,000", "30", "$0.30"]);
-    assert_eq!(lines[3], ["total", "9", "1", "9,000", "90", "$0.90"]);
+    assert_eq!(lines[2], ["small", "3", "1", "3,000", "30", "$0.20*"]);
+    assert_eq!(lines[3], ["total", "9", "1", "9,000", "90", "$0.80*"]);
+    assert!(
+        table.err.contains(
+            "\n* 1 call is not priced and in no sum of money: set its model's input_cost_per_token"
+        ),
+        "{}",
+        table.err
+    );
     for (by, id, alias, n) in [
         ("key", hash, json!("app"), 9),
         ("user", "alice", Value::Null, 9),
@@ -695,7 +703,8 @@ async fn usage_is_added_up_out_of_the_ledger() {
             (&json!(id), &alias, &json!(n)),
             "{by}"
         );
-        assert_eq!(json["total"]["spend"].to_string(), "0.900000009", "{by}");
+        assert_eq!(json["total"]["spend"].to_string(), "0.800000008", "{by}");
+        assert_eq!(json["total"]["unpriced_requests"], 1, "{by}");
         assert_eq!(json["total"]["failed_requests"], 1, "{by}");
     }
     let teams = shell.run(&["usage", "--by", "team"]).await.ok();
@@ -706,11 +715,13 @@ async fn usage_is_added_up_out_of_the_ledger() {
     );
     // Seven days, today included.
     let csv = shell.run(&["usage", "--by", "day", "--csv"]).await.ok();
-    let mut want = "day,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd\n".to_string();
+    let mut want =
+        "day,requests,successful,failed,prompt_tokens,completion_tokens,spend_usd,unpriced\n".to_string();
     for day in (0..7).rev() {
         let failed = i64::from(day == 1);
+        let (spend, unpriced) = if day == 2 { ("0", 1) } else { ("0.100000001", 0) };
         want += &format!(
-            "{},1,{},{failed},1000,10,0.100000001\n",
+            "{},1,{},{failed},1000,10,{spend},{unpriced}\n",
             days_ago(day),
             1 - failed
         );

@@ -78,8 +78,8 @@ pub(super) fn calls(secrets: &[String], n: u64) -> Vec<Record> {
                 characters: 0,
                 audio_millis: 0,
                 images: 0,
-                spend_nanos: dice.roll(10_000_000_000) as i64,
-                priced: true,
+                spend_nanos: dice.roll(10_000_000_000) as i64 * i64::from(i % 7 != 0),
+                priced: i % 7 != 0,
                 estimated: false,
                 clamped: false,
                 started_micros: at,
@@ -155,6 +155,7 @@ pub(super) fn metrics<'a>(calls: impl Iterator<Item = &'a Record>) -> Value {
         "successful_requests": count(&[Status::Success]),
         "failed_requests": count(&[Status::Failure, Status::Cut]),
         "api_requests": calls.len(),
+        "unpriced_requests": calls.iter().filter(|r| !r.priced).count(),
     })
 }
 

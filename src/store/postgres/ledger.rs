@@ -74,6 +74,18 @@ ON CONFLICT (kind, day, label, model_group) DO UPDATE SET
     cache_creation_tokens = d.cache_creation_tokens + EXCLUDED.cache_creation_tokens,
     spend_nanos = d.spend_nanos + EXCLUDED.spend_nanos";
 
+const ADD_UNPRICED: &str = "INSERT INTO tk_daily_unpriced AS d
+SELECT DATE '1970-01-01' + day, key_hash, model_group, user_id, team_id, organization_id, provider, calls
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[])
+    AS r (day, key_hash, model_group, user_id, team_id, organization_id, provider, calls)
+ON CONFLICT (day, key_hash, model_group, user_id, team_id, organization_id, provider) DO UPDATE SET
+    calls = d.calls + EXCLUDED.calls";
+
+const ADD_UNPRICED_LABELS: &str = "INSERT INTO tk_daily_labels_unpriced AS d
+SELECT kind, DATE '1970-01-01' + day, label, model_group, calls
+FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::bigint[]) AS r (kind, day, label, model_group, calls)
+ON CONFLICT (kind, day, label, model_group) DO UPDATE SET calls = d.calls + EXCLUDED.calls";
+
 impl PostgresStore {
     pub(super) async fn pg_append(&self, records: &[Record]) -> Result<()> {
         if records.is_empty() {
@@ -97,9 +109,20 @@ impl PostgresStore {
                     lease.prepare_cached(super::accounts::WRITE),
                     lease.prepare_cached(ADD_TO_DAYS),
                     lease.prepare_cached(ADD_TO_LABELS),
+                    async {
+                        if all.days.values().all(|s| s.unpriced == 0) {
+                            return Ok(None);
+                        }
+                        tokio::try_join!(
+                            lease.prepare_cached(ADD_UNPRICED),
+                            lease.prepare_cached(ADD_UNPRICED_LABELS)
+                        )
+                        .map(Some)
+                    },
                 )
             };
-            let (insert, lock, write, to_days, to_labels) = statements.await.map_err(from_statement)?;
+            let (insert, lock, write, to_days, to_labels, to_unpriced) =
+                statements.await.map_err(from_statement)?;
             // Sent together; the server works through them in order. All answers are awaited, so that the
             // connection is idle afterwards.
             let touched = touched.params();
@@ -143,8 +166,10 @@ impl PostgresStore {
             };
             let (days, labels) = (Columns::days(&new.days), Columns::labels(&new.labels));
             let (accounts, days, labels) = (accounts.params(), days.params(), labels.params());
+            let (unpriced, unpriced_labels) = Columns::unpriced(new);
+            let (unpriced, unpriced_labels) = (unpriced.params(), unpriced_labels.params());
             // COMMIT after an error is a ROLLBACK.
-            let (written, daily, labelled, committed) = tokio::join!(
+            let (written, daily, labelled, told, committed) = tokio::join!(
                 lease.execute(&write, &accounts),
                 lease.execute(&to_days, &days),
                 async {
@@ -153,9 +178,23 @@ impl PostgresStore {
                     }
                     lease.execute(&to_labels, &labels).await
                 },
+                async {
+                    let Some((days, labels)) = &to_unpriced else {
+                        return Ok(0);
+                    };
+                    let (days, labels) = tokio::join!(
+                        lease.execute(days, &unpriced),
+                        lease.execute(labels, &unpriced_labels)
+                    );
+                    days.and(labels)
+                },
                 lease.batch_execute("COMMIT"),
             );
-            written.and(daily).and(labelled).map_err(from_statement)?;
+            written
+                .and(daily)
+                .and(labelled)
+                .and(told)
+                .map_err(from_statement)?;
             committed.map_err(from_statement)
         };
         let answer = within(self.limit, work).await;
@@ -300,6 +339,29 @@ impl<'a> Columns<'a> {
             .add(labels.keys().map(|k| k.2))
             .add(labels.keys().map(|k| k.3));
         columns.sums(labels.values())
+    }
+
+    /// Of the days and labels that have calls without a price.
+    fn unpriced(of: &Increments<'a>) -> (Self, Self) {
+        let days = of.days.iter().filter(|(_, s)| s.unpriced > 0);
+        let labels = of.labels.iter().filter(|(_, s)| s.unpriced > 0);
+        (
+            Self::none()
+                .add(days.clone().map(|(k, _)| k.0))
+                .add(days.clone().map(|(k, _)| k.1))
+                .add(days.clone().map(|(k, _)| k.2))
+                .add(days.clone().map(|(k, _)| k.3))
+                .add(days.clone().map(|(k, _)| k.4))
+                .add(days.clone().map(|(k, _)| k.5))
+                .add(days.clone().map(|(k, _)| k.6))
+                .add(days.map(|(_, s)| s.unpriced)),
+            Self::none()
+                .add(labels.clone().map(|(k, _)| k.0))
+                .add(labels.clone().map(|(k, _)| k.1))
+                .add(labels.clone().map(|(k, _)| k.2))
+                .add(labels.clone().map(|(k, _)| k.3))
+                .add(labels.map(|(_, s)| s.unpriced)),
+        )
     }
 
     fn sums<'u>(self, sums: impl Iterator<Item = &'u Usage> + Clone) -> Self {

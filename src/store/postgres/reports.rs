@@ -96,6 +96,7 @@ impl PostgresStore {
                 cached_tokens: c.next()?,
                 cache_creation_tokens: c.next()?,
                 spend_nanos: c.next()?,
+                unpriced: c.next()?,
             };
             Ok(out)
         };

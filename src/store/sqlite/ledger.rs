@@ -45,6 +45,11 @@ const ADD_TO_LABEL: &str =
     cached_tokens = cached_tokens + excluded.cached_tokens,
     cache_creation_tokens = cache_creation_tokens + excluded.cache_creation_tokens,
     spend_nanos = spend_nanos + excluded.spend_nanos";
+const ADD_UNPRICED: &str = "INSERT INTO tk_daily_unpriced VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+    ON CONFLICT (day, key_hash, model_group, user_id, team_id, organization_id, provider) DO UPDATE SET
+    calls = calls + excluded.calls";
+const ADD_UNPRICED_LABEL: &str = "INSERT INTO tk_daily_labels_unpriced VALUES (?1, ?2, ?3, ?4, ?5)
+    ON CONFLICT (kind, day, label, model_group) DO UPDATE SET calls = calls + excluded.calls";
 
 /// Writes the sums down.
 fn add_up(t: &Transaction<'_>, new: &Increments<'_>) -> Result<()> {
@@ -92,6 +97,14 @@ fn add_up(t: &Transaction<'_>, new: &Increments<'_>) -> Result<()> {
                 s.cache_creation_tokens,
                 s.spend_nanos,
             ])?;
+        }
+        for (k, s) in new.days.iter().filter(|(_, s)| s.unpriced > 0) {
+            let mut unpriced = t.prepare_cached(ADD_UNPRICED)?;
+            unpriced.execute(params![k.0, k.1, k.2, k.3, k.4, k.5, k.6, s.unpriced])?;
+        }
+        for (k, s) in new.labels.iter().filter(|(_, s)| s.unpriced > 0) {
+            let mut unpriced = t.prepare_cached(ADD_UNPRICED_LABEL)?;
+            unpriced.execute(params![k.0, k.1, k.2, k.3, s.unpriced])?;
         }
         Ok(())
     };

@@ -143,6 +143,7 @@ fn read_usage(c: &mut Cells<'_>) -> Result<Usage> {
         cached_tokens: c.next()?,
         cache_creation_tokens: c.next()?,
         spend_nanos: c.next()?,
+        unpriced: c.next()?,
     })
 }
 
