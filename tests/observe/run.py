@@ -134,9 +134,12 @@ def config(upstream: int, data: Path, port: int, tls_port: int) -> dict:
             deployment("shaky", "up-good", order=2, **PRICE),
             deployment("dead", "up-broken", max_retries=1),
             deployment("unpriced", "up-silent"),
+            # Its calls go on to another model.
+            deployment("tired", "up-broken", **PRICE),
         ],
         "general_settings": {"master_key": MASTER},
         "litellm_settings": {"callbacks": ["prometheus"]},
+        "router_settings": {"fallbacks": [{"tired": ["dead", "good"]}]},
         "tollkeeper": {
             "data_dir": str(data),
             "ledger": {"flush_every": "100ms"},
@@ -223,7 +226,7 @@ def load(base: str, who: list[str], stop: threading.Event) -> None:
     """Calls of all kinds until it is told to stop."""
     calls = [
         ("good", False, who[0]), ("good", True, who[0]), ("shaky", False, who[0]), ("dead", False, MASTER),
-        ("unpriced", False, MASTER), ("good", False, who[1]), ("invented", False, MASTER), ("good", True, MASTER),
+        ("unpriced", False, MASTER), ("tired", False, MASTER), ("good", False, who[1]), ("invented", False, MASTER), ("good", True, MASTER),
     ]
     while not stop.is_set():
         for model, stream, key in calls:
