@@ -209,6 +209,7 @@ async fn each_model_is_paid_for_by_its_own_budget_and_a_call_counts_once() {
     let budgets = json!({
         "rpm_limit": 3, "max_parallel_requests": 1, "max_budget": 10,
         "model_max_budget": {"dear": {"budget_limit": 1, "time_period": "30d"}},
+        "model_rpm_limit": {"first": 3},
     });
     let key = made(&gateway, budgets).await;
     let call = async || post(&gateway, &key, "/v1/chat/completions", &of("first")).await;

@@ -45,6 +45,8 @@ pub struct Cx {
     pub catalog: Arc<dyn Catalog>,
     /// What the call holds of everybody's limits. Written by `limits`; settled by it, or by its own drop.
     pub admitted: Option<Box<dyn Admitted>>,
+    /// What it holds still of those that its first model was counted by, once it goes on with another. Written by `limits`.
+    pub place: Option<Box<dyn Admitted>>,
     /// How the limits stand, for the answer's head: added to it behind what the filters made of it. Written by
     /// `limits`.
     pub standings: Fields,
@@ -130,6 +132,7 @@ impl Cx {
             call: None,
             catalog,
             admitted: None,
+            place: None,
             standings: Fields::default(),
             deployment: None,
             upstream_model: String::new(),

@@ -55,8 +55,8 @@ pub struct Asked<'a> {
     pub model: &'a str,
     /// The configured name that serves it.
     pub group: &'a str,
-    /// It was let in under another model already and goes on with this one: one request, where all models are counted
-    /// together.
+    /// It was let in under another model already and goes on with this one: where all models are counted together, its
+    /// request is counted and it has its place.
     pub counted: bool,
     /// What the call may use. Asked for only where a limit needs it.
     pub estimate: &'a (dyn Fn() -> Estimate + Send + Sync),
@@ -73,6 +73,9 @@ pub struct Estimate {
 /// A call that was let in, and what is set aside for it. Dropping it gives that back: a panic or a hang-up
 /// leaks none. The request itself stays counted.
 pub trait Admitted: Send + Sync {
+    /// The call goes on with another model: gives back what is set aside for this one, and keeps its place among the calls
+    /// in flight where all models are counted together.
+    fn go_on(&mut self) {}
     /// What the call used in all; without this, nothing.
     fn settle(&mut self, tokens: u64);
     /// How the limits stood once the call was let in.

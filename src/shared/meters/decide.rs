@@ -54,9 +54,9 @@ pub struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    /// The limit of requests that counts now.
-    fn rpm(&self, bound: &Bound) -> Option<u64> {
-        bound.rpm.filter(|_| !(self.counted && bound.model.is_none()))
+    /// Whether the call is counted by this one already.
+    fn has_counted(&self, bound: &Bound) -> bool {
+        self.counted && bound.model.is_none()
     }
 }
 
@@ -88,6 +88,26 @@ pub struct Held {
 }
 
 impl Admitted for Held {
+    fn go_on(&mut self) {
+        let mut kept = Vec::new();
+        for mut part in std::mem::take(&mut self.parts) {
+            let keeps = part.place && part.bound.model.is_none();
+            part.place &= !keeps;
+            self.give_back(&part);
+            if keeps {
+                kept.push(Part {
+                    bound: part.bound,
+                    nanos: 0,
+                    credit: 0,
+                    period_start: 0,
+                    tokens: None,
+                    place: true,
+                });
+            }
+        }
+        self.parts = kept;
+    }
+
     fn settle(&mut self, tokens: u64) {
         self.used = tokens;
     }
@@ -101,41 +121,46 @@ impl Admitted for Held {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
+impl Held {
+    /// Gives back what is set aside in one meter: money, what was not used of the tokens, and its place.
+    fn give_back(&self, part: &Part) {
         let now = self.meters.mono();
-        for part in &self.parts {
-            let meter = &part.bound.meter;
-            let mut state = meter.state.lock();
-            state.used_at = now;
-            if let Some(money) = &mut state.money {
-                money.release(part.nanos, part.credit, part.period_start);
-            }
-            if let (Some(tokens), Some(rate)) = (&part.tokens, &mut state.tokens) {
-                let Tokens {
-                    estimated,
-                    second,
-                    granted_in,
-                } = *tokens;
-                rate.window.correct(second, estimated, self.used, now);
-                if let Some(granted_in) = granted_in {
-                    rate.share.back(granted_in, estimated.saturating_sub(self.used));
-                    let beyond = i64::try_from(self.used.saturating_sub(estimated)).unwrap_or(0);
-                    rate.share.adjust = rate.share.adjust.saturating_add(beyond);
-                }
-            }
-            if part.place {
-                state.in_flight = state.in_flight.saturating_sub(1);
-            }
-            let has_news = (state.tokens.as_ref()).is_some_and(|t| t.share.has_something_to_say());
-            drop(state);
-            if has_news {
-                self.meters.list(meter);
-            }
-            if meter.waiting.load(Ordering::SeqCst) > 0 {
-                meter.freed.notify_waiters();
+        let meter = &part.bound.meter;
+        let mut state = meter.state.lock();
+        state.used_at = now;
+        if let Some(money) = &mut state.money {
+            money.release(part.nanos, part.credit, part.period_start);
+        }
+        if let (Some(tokens), Some(rate)) = (&part.tokens, &mut state.tokens) {
+            let Tokens {
+                estimated,
+                second,
+                granted_in,
+            } = *tokens;
+            rate.window.correct(second, estimated, self.used, now);
+            if let Some(granted_in) = granted_in {
+                rate.share.back(granted_in, estimated.saturating_sub(self.used));
+                let beyond = i64::try_from(self.used.saturating_sub(estimated)).unwrap_or(0);
+                rate.share.adjust = rate.share.adjust.saturating_add(beyond);
             }
         }
+        if part.place {
+            state.in_flight = state.in_flight.saturating_sub(1);
+        }
+        let has_news = (state.tokens.as_ref()).is_some_and(|t| t.share.has_something_to_say());
+        drop(state);
+        if has_news {
+            self.meters.list(meter);
+        }
+        if meter.waiting.load(Ordering::SeqCst) > 0 {
+            meter.freed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.parts.iter().for_each(|part| self.give_back(part));
     }
 }
 
@@ -268,7 +293,9 @@ impl Look<'_> {
             money.watch_soft(bound.soft);
             self.money(money)?;
         }
-        if let Some(limit) = self.setting.rpm(bound) {
+        if let Some(limit) = bound.rpm
+            && !self.setting.has_counted(bound)
+        {
             let rate = state.requests.get_or_insert_default();
             self.rate(rate, Measure::Requests, 1, limit)?;
         }
@@ -276,7 +303,9 @@ impl Look<'_> {
             let rate = state.tokens.get_or_insert_default();
             self.rate(rate, Measure::Tokens, wanted_tokens(self.expected, limit), limit)?;
         }
-        if let Some(limit) = bound.parallel {
+        if let Some(limit) = bound.parallel
+            && !self.setting.has_counted(bound)
+        {
             self.places(state, limit)?;
         }
         Ok(())
@@ -426,7 +455,8 @@ fn take(bound: &Arc<Bound>, state: &mut State, setting: Setting<'_>, expected: E
             money.lease.busy = true;
         }
     }
-    if let (Some(_), Some(rate)) = (setting.rpm(bound), &mut state.requests) {
+    let has_counted = setting.has_counted(bound);
+    if let (Some(_), Some(rate), false) = (bound.rpm, &mut state.requests, has_counted) {
         rate.window.add(1, now.mono);
         if setting.shared {
             rate.share.spare = rate.share.spare.saturating_sub(1);
@@ -446,7 +476,7 @@ fn take(bound: &Arc<Bound>, state: &mut State, setting: Setting<'_>, expected: E
         });
     }
     // Counted wherever somebody may look at it, so that a limit that comes later knows.
-    if bound.parallel.is_some() {
+    if bound.parallel.is_some() && !has_counted {
         state.in_flight += 1;
         part.place = true;
     }

@@ -385,6 +385,55 @@ async fn a_name_that_means_two_models_has_the_limits_of_each() {
 }
 
 #[tokio::test]
+async fn a_call_that_goes_on_keeps_its_place_and_sets_aside_anew() {
+    let bench = Bench::new(Settings::default()).await;
+    let limits = json!({
+        "max_parallel_requests": 1, "rpm_limit": 2, "tpm_limit": 100, "max_budget": 0.001,
+        "model_rpm_limit": {"second": 1}, "model_max_parallel_requests": {"first": 1},
+    });
+    let caller = caller(&key(limits));
+    let estimate = || Estimate {
+        tokens: 60,
+        nanos: 600_000,
+    };
+    let asked = |model, counted| Asked {
+        caller: &caller,
+        end_user: None,
+        tags: &[],
+        requested: model,
+        model,
+        group: model,
+        counted,
+        estimate: &estimate,
+    };
+    let mut place = bench.gate.admit(&asked("first", false)).await.unwrap();
+    let other = bench.gate.admit(&asked("other", true)).await;
+    assert!(
+        other.is_err(),
+        "tokens and money of the first are set aside still"
+    );
+    place.go_on();
+    let stranger = bench.gate.admit(&asked("other", false)).await.err().unwrap();
+    let is_of =
+        |refused: &Refused, wanted| matches!(refused.why, Why::Rate { measure, .. } if measure == wanted);
+    assert!(is_of(&stranger, Measure::Parallel), "{stranger:?}");
+    let second = bench.gate.admit(&asked("second", true)).await.unwrap();
+    assert!(
+        bench.gate.admit(&asked("second", true)).await.is_err(),
+        "the model's own limits count"
+    );
+    drop(second);
+    drop(place);
+    let again = bench.gate.admit(&asked("first", false)).await;
+    assert!(again.is_ok(), "two calls are two requests");
+    drop(again);
+    let third = bench.gate.admit(&asked("first", false)).await.err().unwrap();
+    assert!(is_of(&third, Measure::Requests), "{third:?}");
+    let in_flight = bench.gate.0.stats().iter().map(|(_, s)| s.in_flight).sum::<u64>();
+    assert_eq!(in_flight, 0);
+}
+
+#[tokio::test]
 async fn a_name_of_ones_own_widens_no_limit() {
     let fields = json!({
         "model_rpm_limit": {"dear": 1, "cheap": 100, "openai/big": 1},

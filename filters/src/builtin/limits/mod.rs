@@ -66,7 +66,12 @@ impl Limits {
             caller: &cx.caller,
             end_user: call.user.as_deref().filter(|u| !u.is_empty()),
             tags: &call.tags,
-            requested: &call.requested_model,
+            // What the caller called it was the first model's name.
+            requested: if counted {
+                &call.model
+            } else {
+                &call.requested_model
+            },
             model: &call.model,
             group: catalog.group_of(&call.model).unwrap_or_default(),
             counted,
@@ -256,9 +261,11 @@ impl Filter for Limits {
     /// The other model has its own price and may have limits of its own: what was set aside for the first is given back,
     /// and asked for anew.
     async fn fallback_filter(&self, cx: &mut Cx) -> Result<()> {
-        // Should the other not be let in, the answer still tells how the limits stood.
-        if let Some(admitted) = cx.admitted.take() {
+        if let Some(mut admitted) = cx.admitted.take() {
+            // Should the other not be let in, the answer still tells how the limits stood.
             cx.standings = headers::told(admitted.standings());
+            admitted.go_on();
+            cx.place.get_or_insert(admitted);
         }
         let admitted = self.ask(cx, true).await?;
         cx.admitted = Some(admitted);
@@ -297,6 +304,7 @@ fn let_go(cx: &mut Cx) {
         let used = cx.metered.used.unwrap_or_default();
         admitted.settle(used.prompt_tokens.saturating_add(used.completion_tokens));
     }
+    cx.place = None;
 }
 
 /// What the call may cost and how many tokens it may use.
