@@ -151,6 +151,7 @@ async fn a_name_whose_deployments_all_are_cooling_still_serves() {
     assert_eq!(call(&gateway).await.status(), 503);
     third_is_well.store(true, SeqCst);
     answered_by(&gateway, "first").await;
+    assert!(!is_cooling(&gateway, "first").await && is_cooling(&gateway, "second").await);
     assert_eq!(fourth.count(), 1);
     drop(well);
 }
@@ -192,20 +193,25 @@ async fn as_many_failures_are_let_pass_as_the_config_says() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_held_against_its_deployment() {
-    let first = Upstream::start(|_| Script::sse(&[&delta("half a")]).close()).await;
-    let second = Upstream::start(|_| Script::sse(&[&delta("whole"), &usage(1, 1), "[DONE]"]).end()).await;
-    let gateway = pair(&first.base(), &second.base(), &json!({"cooldown_time": LONG}))
-        .router("allowed_fails", json!(0))
-        .start()
-        .await;
-    let stream = json!({"model": "small", "messages": [], "stream": true});
-    let cut = chat(&gateway, &stream).await;
-    assert!(cut.text().contains("broke off"), "{}", cut.text());
-    for _ in 0..5 {
-        let whole = chat(&gateway, &stream).await;
-        assert!(whole.text().contains("whole"), "{}", whole.text());
+    // The second one says nowhere how long it is, so that only its last word would tell that it is whole.
+    let endless = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    let endless = format!("{endless}data: {}\n\n", delta("half a"));
+    for half in [Script::sse(&[&delta("half a")]), Script::nothing().raw(endless)] {
+        let first = Upstream::start(move |_| half.clone().close()).await;
+        let second = Upstream::start(|_| Script::sse(&[&delta("whole"), &usage(1, 1), "[DONE]"]).end()).await;
+        let gateway = pair(&first.base(), &second.base(), &json!({"cooldown_time": LONG}))
+            .router("allowed_fails", json!(0))
+            .start()
+            .await;
+        let stream = json!({"model": "small", "messages": [], "stream": true});
+        let cut = chat(&gateway, &stream).await;
+        assert!(cut.text().contains("broke off"), "{}", cut.text());
+        for _ in 0..5 {
+            let whole = chat(&gateway, &stream).await;
+            assert!(whole.text().contains("whole"), "{}", whole.text());
+        }
+        assert_eq!(first.count(), 1);
     }
-    assert_eq!(first.count(), 1);
 }
 
 async fn is_cooling(gateway: &Gateway, id: &str) -> bool {
