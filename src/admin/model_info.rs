@@ -267,7 +267,9 @@ pub fn params(entry: &ModelEntry, full: bool) -> Map<String, Value> {
         ("weight", p.weight.map(|n| json!(n))),
         ("rpm", p.rpm.map(|n| json!(n))),
         ("tpm", p.tpm.map(|n| json!(n))),
+        ("max_parallel_requests", p.max_parallel_requests.map(|n| json!(n))),
         ("order", p.order.map(|n| json!(n))),
+        ("cooldown_time", p.cooldown_time.map(seconds)),
         ("drop_params", p.drop_params.map(|n| json!(n))),
         (
             "additional_drop_params",

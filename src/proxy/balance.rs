@@ -214,7 +214,9 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::super::cooldown::Symptom;
+    use super::super::models::Models;
     use super::*;
+    use crate::conf::{Env, load_text};
     use filters::testkit;
 
     fn group(members: &[(f64, i64)]) -> Group {
@@ -379,6 +381,34 @@ mod tests {
         fail(2, Symptom::RateLimit, 3600);
         assert_eq!(drawn(&g, &[]), Some(2));
         assert_eq!(drawn(&g, &[2]), Some(0));
+    }
+
+    #[test]
+    fn who_is_alone_or_has_no_address_does_not_step_back() {
+        let entry = |name: &str, model: &str| {
+            format!("{{model_name: '{name}', litellm_params: {{model: '{model}'}}}}")
+        };
+        let pairs = [
+            ("one", "openai/a"),
+            ("*", "*"),
+            ("*", "*"),
+            ("g-*", "groq/*"),
+            ("g-*", "groq/*"),
+        ];
+        let list = pairs.map(|(name, model)| entry(name, model)).join(",");
+        let conf = load_text("test", &format!("model_list: [{list}]"), &Env::default());
+        let models = Models::new(&conf.unwrap().conf).unwrap();
+        for (name, steps_back) in [("one", false), ("groq/llama", false), ("g-llama", true)] {
+            let group = models.find(name).unwrap().group;
+            let Next::Try(drawn, _) = group.next(&mut Round::default(), || 1) else {
+                panic!("{name}")
+            };
+            assert_eq!(drawn.bearing.is_some(), steps_back, "{name}");
+            for symptom in Symptom::ALL.into_iter().filter(|_| steps_back) {
+                let time = drawn.bearing.unwrap().failed(drawn.stance, symptom, None);
+                assert_eq!(time.is_some(), symptom == Symptom::Unreachable, "{symptom:?}");
+            }
+        }
     }
 
     #[test]

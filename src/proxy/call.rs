@@ -279,7 +279,7 @@ impl Gateway {
             let held = failure
                 .symptom
                 // A call whose own time is over says nothing of a deployment's.
-                .filter(|s| !is_final && (*s != Symptom::Timeout || !state.time_left().is_zero()));
+                .filter(|s| *s != Symptom::Timeout || !state.time_left().is_zero());
             if let (Some(bearing), Some(symptom)) = (drawn.bearing, held) {
                 let told = match &failure.shown {
                     Shown::Theirs { head, .. } => retry_after::read(&head.headers),

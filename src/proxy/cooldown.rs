@@ -54,7 +54,7 @@ impl Symptom {
             401 => Some(Self::Authentication),
             408 => Some(Self::Timeout),
             404 => Some(Self::NotFound),
-            500.. => Some(Self::Server),
+            500..=599 => Some(Self::Server),
             _ => None,
         }
     }
@@ -320,6 +320,7 @@ impl Bearing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conf::{Env, load_text};
     use filters::testkit;
 
     const PLAIN: Rule = Rule {
@@ -592,8 +593,36 @@ mod tests {
             Bearing::new(&d, PLAIN).cooling().is_some(),
             "the same after a reload"
         );
+        d.base.port += 1;
+        assert_eq!(Bearing::new(&d, PLAIN).cooling(), None);
+        d.base.port -= 1;
         d.api_key = Some("another".into());
         assert_eq!(Bearing::new(&d, PLAIN).cooling(), None);
+    }
+
+    #[test]
+    fn a_rule_is_what_the_config_says() {
+        let rule = |more: &str, settings: &str| {
+            let entry = format!("{{model_name: a, litellm_params: {{model: openai/a{more}}}}}");
+            let text = format!("model_list: [{entry}]\nrouter_settings: {{{settings}}}");
+            let conf = load_text("test", &text, &Env::default()).unwrap().conf;
+            Rule::new(&conf.models[0], &conf.cooldown)
+        };
+        assert_eq!(rule("", ""), Some(PLAIN));
+        assert_eq!(rule("", "disable_cooldowns: true"), None);
+        assert_eq!(rule("", "cooldown_time: 0"), None);
+        assert_eq!(rule(", cooldown_time: 0", "cooldown_time: 9"), None);
+        let own = Rule {
+            own: secs(3),
+            general: secs(0),
+            ..PLAIN
+        };
+        assert_eq!(rule(", cooldown_time: 3", "cooldown_time: 0"), Some(own));
+        let general = Rule {
+            general: secs(9),
+            ..PLAIN
+        };
+        assert_eq!(rule("", "cooldown_time: 9"), Some(general));
     }
 
     #[test]
