@@ -183,6 +183,7 @@ impl Gateway {
             let mut child = spawn(self.dir.path(), &args, &env);
             let deadline = Instant::now() + LONG;
             let mut look = tokio::time::interval(std::time::Duration::from_millis(5));
+            let control = self.data().join("control.sock");
             let taken = loop {
                 look.tick().await;
                 if let Some(ended) = child.try_wait().unwrap() {
@@ -192,16 +193,17 @@ impl Gateway {
                     assert!(taken, "the gateway ended at once ({ended}): {log}");
                     break true;
                 }
-                if client::probe(self.at, "/health/readiness").await == Some(status) {
+                // It answers a moment before it takes orders. Who answers may be another one, on a port that it was
+                // quicker to take.
+                let is_ready = client::probe(self.at, "/health/readiness").await == Some(status);
+                let pid = fs::read_to_string(self.data().join("tollkeeper.pid")).unwrap_or_default();
+                if is_ready && pid.trim() == child.id().to_string() && control.exists() {
                     break false;
                 }
                 assert!(Instant::now() < deadline, "not ready in time: {}", self.log());
             };
             if !taken {
                 self.process = Some(child);
-                // It answers a moment before it takes orders.
-                let control = self.data().join("control.sock");
-                until("it takes orders", async || control.exists()).await;
                 return;
             }
         }
