@@ -15,6 +15,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::on;
+use filters::model::account::{self, Account, Kind as Subject};
+use filters::model::money::Nanos;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -64,7 +66,7 @@ const ROLE: Field = Field::new(
 const WITHIN: &[Field] = &[Field::new(
     "max_budget_in_organization",
     Kind::Money,
-    "Kept: dollars that the member may spend in this organization",
+    "Dollars that the member may spend in this organization",
 )];
 const LISTED: &[Field] = &[
     Field::new("org_id", Kind::Text, "This organization"),
@@ -187,20 +189,34 @@ const DELETED: &[&[Field]] = &[&[Field::required("organization_ids", Kind::Texts
 
 fn shown_member(id: &str, entry: &Value) -> Value {
     let field = |name: &str| entry.get(name).cloned().unwrap_or_default();
-    let budget = field("max_budget");
-    let kept = !budget.is_null();
-    let mut shown = json!({
+    json!({
         "user_id": field("user_id"),
         "user_email": field("user_email"),
         "organization_id": id,
         "user_role": entry.get("user_role").or_else(|| entry.get("role")),
-        "max_budget_in_organization": budget,
+        "max_budget_in_organization": field("max_budget"),
         "budget_id": null,
+    })
+}
+
+/// The same, with what each has spent in the organization.
+async fn with_spend(desk: &Desk, doc: &Doc) -> Result<Value> {
+    let entries = members::list(&doc.fields);
+    let id = |entry: &Value| entry.get("user_id").and_then(Value::as_str).map(str::to_string);
+    let named = entries.iter().filter_map(id);
+    let accounts: Vec<Account> = named
+        .map(|user| Account::new(Subject::OrganizationMember, account::member(&doc.id, &user)))
+        .collect();
+    let mut spent = desk.spent(&accounts).await?.into_iter();
+    let rows = entries.iter().map(|entry| {
+        let mut row = shown_member(&doc.id, entry);
+        let balance = id(entry).and_then(|_| spent.next()).unwrap_or_default();
+        if let Value::Object(row) = &mut row {
+            row.insert("spend".into(), json!(Nanos(balance.period_nanos)));
+        }
+        row
     });
-    if kept && let Value::Object(fields) = &mut shown {
-        fields.insert("not_enforced".into(), json!(["max_budget_in_organization"]));
-    }
-    shown
+    Ok(rows.collect())
 }
 
 async fn rows(desk: &Desk, docs: &[Doc]) -> Result<Vec<Value>> {
@@ -289,6 +305,7 @@ async fn info(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
     let teams: Vec<Value> = teams.collect();
     if let Value::Object(row) = &mut row {
         row.insert("teams".into(), teams.into());
+        row.insert("members".into(), with_spend(&desk, &doc).await?);
     }
     Ok(Json(row))
 }
@@ -579,7 +596,11 @@ async fn try_update_member(task: Arc<Task>) -> Result<Value> {
         if task.fields.has("max_budget_in_organization") {
             match budget(&task)? {
                 Some(budget) => entry.insert("max_budget".into(), budget),
-                None => entry.remove("max_budget"),
+                None => {
+                    // Nor does a budget that it was taken over with stand in for it.
+                    entry.remove("budget_id");
+                    entry.remove("max_budget")
+                }
             };
         }
     }

@@ -426,6 +426,7 @@ impl Alert {
             Kind::Organization => ("organization", Some("organization_id")),
             Kind::Team => ("team", Some("team_id")),
             Kind::Member => ("team_member", None),
+            Kind::OrganizationMember => ("organization_member", None),
             Kind::User => ("internal_user", Some("user_id")),
             Kind::Key => ("key", Some("token")),
             Kind::EndUser => ("customer", Some("customer_id")),

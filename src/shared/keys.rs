@@ -244,6 +244,10 @@ impl KeyCache {
         (holder.user, holder.team, holder.member) = (user, team, member);
         let organization = holder.organization_id().map(str::to_string);
         holder.organization = find(Table::Organization, organization.as_deref()).await?;
+        holder.organization_member = match (&holder.organization, &holder.key.user_id) {
+            (Some(organization), Some(user)) => parties.member(organization, user).await.map_err(away)?,
+            _ => None,
+        };
         Ok(holder)
     }
 
@@ -394,9 +398,15 @@ mod tests {
         )
         .await;
         let members = json!([{"user_id": "x"}, {"user_id": "u", "budget_id": "b"}]);
-        let team = json!({"organization_id": "o", "members_with_roles": members});
+        let team = json!({"organization_id": "o", "members_with_roles": members.clone()});
         put(&bench, Table::Team, "t", team).await;
-        put(&bench, Table::Organization, "o", json!({"max_budget": 3})).await;
+        put(
+            &bench,
+            Table::Organization,
+            "o",
+            json!({"max_budget": 3, "members": members}),
+        )
+        .await;
         put(
             &bench,
             Table::Budget,
@@ -419,6 +429,12 @@ mod tests {
         assert_eq!(holder.user.as_ref().unwrap().limits.rpm, Some(1));
         let member = holder.member.as_ref().unwrap();
         assert_eq!((member.id.as_str(), member.limits.rpm), ("t\tu", Some(7)));
+        let member = holder.organization_member.as_ref().unwrap();
+        assert_eq!(
+            (member.kind, member.id.as_str()),
+            (Kind::OrganizationMember, "o\tu")
+        );
+        assert_eq!(member.limits.budget.nanos, Some(2_000_000_000));
         let organization = holder.organization.as_ref().unwrap();
         assert_eq!(organization.limits.budget.nanos, Some(3_000_000_000));
 

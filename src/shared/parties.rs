@@ -91,9 +91,13 @@ impl Parties {
         Ok(Some(Arc::new(Party::new(kind, id, fields))))
     }
 
-    /// The user as a member of the team, if the team says so.
-    pub async fn member(&self, team: &Party, user_id: &str) -> Result<Option<Arc<Party>>, Unavailable> {
-        let members = team.fields.get("members_with_roles").and_then(Value::as_array);
+    /// The user as a member of a team or an organization, if that says so.
+    pub async fn member(&self, of: &Party, user_id: &str) -> Result<Option<Arc<Party>>, Unavailable> {
+        let (kind, list) = match of.kind {
+            Kind::Organization => (Kind::OrganizationMember, "members"),
+            _ => (Kind::Member, "members_with_roles"),
+        };
+        let members = of.fields.get(list).and_then(Value::as_array);
         let entry = members.into_iter().flatten().find_map(|m| {
             let m = m.as_object()?;
             (m.get("user_id")?.as_str()? == user_id).then_some(m)
@@ -105,8 +109,8 @@ impl Parties {
             fields.entry("max_budget").or_insert(budget);
         }
         let fields = self.with_budget(fields).await?;
-        let id = member(&team.id, user_id);
-        Ok(Some(Arc::new(Party::new(Kind::Member, id, fields))))
+        let id = member(&of.id, user_id);
+        Ok(Some(Arc::new(Party::new(kind, id, fields))))
     }
 
     /// Fills in what the budget says that `budget_id` names.

@@ -199,6 +199,11 @@ pub fn charged<'a>(
             c.cmp("team_id =", Some(Arg::Text(team)));
             c.cmp("user_id =", Some(Arg::Text(user)));
         }
+        Kind::OrganizationMember => {
+            let (organization, user) = account.id.split_once('\t')?;
+            c.cmp("organization_id =", Some(Arg::Text(organization)));
+            c.cmp("user_id =", Some(Arg::Text(user)));
+        }
         Kind::Key => c.cmp("key_hash =", Some(Arg::Bytes(&hash.as_ref()?.0))),
         Kind::Tag => tagged(&mut c, &account.id),
     }

@@ -197,6 +197,7 @@ async fn one_case(stores: &[Arc<dyn Store>], case: u32, steps: &[Step]) -> Resul
         Account::new(Kind::Team, &team),
         Account::of_model(Kind::Team, &team, "m1"),
         Account::new(Kind::Member, member(&team, "alice")),
+        Account::new(Kind::OrganizationMember, member(&format!("org {case}"), "alice")),
         Account::of_model(Kind::Key, hash.hex(), "m0"),
         Account::new(Kind::Tag, format!("tag {case}")),
         Account::of_model(Kind::EndUser, format!("customer {case}"), "m2"),
@@ -276,6 +277,7 @@ async fn every_subject_of_a_call_is_charged() {
             (Kind::Organization, "acme".into()),
             (Kind::Team, "red".into()),
             (Kind::Member, member("red", "alice")),
+            (Kind::OrganizationMember, member("acme", "alice")),
             (Kind::User, "alice".into()),
             (Kind::Key, KeyHash::of("sk-a").hex()),
             (Kind::EndUser, "customer".into()),
@@ -332,6 +334,7 @@ async fn every_sum_that_is_wrong_is_found() {
             ("organization", "organization acme"),
             ("team", "team red"),
             ("member", "member red/alice"),
+            ("organization_member", "organization_member acme/alice"),
             ("user", "user alice"),
             ("key", key.as_str()),
             ("end_user", "end_user customer"),
@@ -421,6 +424,8 @@ async fn old_rows_go_and_the_books_stay_in_order() {
             Account::new(Kind::Gateway, ""),
             Account::new(Kind::Organization, "acme"),
             Account::of_model(Kind::Tag, "batch", "small"),
+            Account::new(Kind::OrganizationMember, member("acme", "alice")),
+            Account::of_model(Kind::OrganizationMember, member("acme", "alice"), "small"),
         ];
         let balances = b.store.balances(&accounts).await.unwrap();
         let daily = b.store.daily(&DailyFilter::default()).await.unwrap();
@@ -437,6 +442,15 @@ async fn old_rows_go_and_the_books_stay_in_order() {
         assert_eq!(b.store.balances(&accounts).await.unwrap(), balances);
         assert_eq!(b.store.daily(&DailyFilter::default()).await.unwrap(), daily);
         assert_eq!(b.store.rows_from().await.unwrap(), Some(days_ago(2)));
+        assert_eq!(differences(&*b.store).await, []);
+
+        // A store of before members of organizations had accounts opens them from this.
+        (b.sql)("DELETE FROM tk_accounts WHERE kind = 'organization_member'");
+        (b.sql)(match b.store.kind() {
+            "sqlite" => include_str!("../../migrations/sqlite/V9__organization_members.sql"),
+            _ => include_str!("../../migrations/postgres/V9__organization_members.sql"),
+        });
+        assert_eq!(b.store.balances(&accounts).await.unwrap(), balances);
         assert_eq!(differences(&*b.store).await, []);
         assert_eq!(b.store.drop_rows_before(days_ago(2)).await.unwrap(), 0);
 

@@ -191,7 +191,8 @@ fn company() -> String {
             VALUES ('b1', 10, 7, '30d', '2099-01-01'), ('b2', 3, NULL, NULL, NULL);
         INSERT INTO "LiteLLM_OrganizationTable" (organization_id, organization_alias, budget_id, models, spend)
             VALUES ('o1', 'The Company', 'b1', ARRAY['small'], 4);
-        INSERT INTO "LiteLLM_OrganizationMembership" (user_id, organization_id, user_role) VALUES ('alice', 'o1', 'org_admin');
+        INSERT INTO "LiteLLM_OrganizationMembership" (user_id, organization_id, user_role, spend, budget_id)
+            VALUES ('alice', 'o1', 'org_admin', 0.125, 'b2');
         INSERT INTO "LiteLLM_UserTable" (user_id, user_email, user_role, spend, max_budget, models, password, teams)
             VALUES ('alice', 'a@example.com', 'proxy_admin', 1.5, 50, ARRAY['small'], 'c0ffee', ARRAY['t1']),
                    ('bob', 'b@example.com', 'internal_user', 0, NULL, '{{}}', NULL, ARRAY['t1']);
@@ -338,9 +339,10 @@ async fn check_company(stage: &Stage, report: &Value) {
     assert_eq!(
         (
             &organization.fields["max_budget"],
-            &organization.fields["members"][0]["user_id"]
+            &organization.fields["members"][0]["user_id"],
+            &organization.fields["members"][0]["max_budget"],
         ),
-        (&json!(10), &json!("alice"))
+        (&json!(10), &json!("alice"), &json!(3))
     );
     let customer = store.document(Table::EndUser, "customer").await.unwrap().unwrap();
     assert_eq!(
@@ -359,6 +361,7 @@ async fn check_company(stage: &Stage, report: &Value) {
         Account::new(Kind::EndUser, "customer"),
         Account::new(Kind::Tag, "prod"),
         Account::of_model(Kind::Key, HASH[0], "small"),
+        Account::new(Kind::OrganizationMember, member("o1", "alice")),
     ];
     let spent: Vec<i64> = store
         .balances(&accounts)
@@ -367,7 +370,7 @@ async fn check_company(stage: &Stage, report: &Value) {
         .iter()
         .map(|b| b.total_nanos / 1_000_000)
         .collect();
-    assert_eq!(spent, [1_500, 2_250, 500, 4_000, 250, 750, 100]);
+    assert_eq!(spent, [1_500, 2_250, 500, 4_000, 250, 750, 100, 125]);
 
     let days = store.daily(&DailyFilter::default()).await.unwrap();
     let [plain, own] = &days[..] else {

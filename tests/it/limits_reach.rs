@@ -263,6 +263,76 @@ async fn every_priced_endpoint_keeps_a_budget() {
 }
 
 #[tokio::test]
+async fn a_member_keeps_its_budget_in_its_organization() {
+    let upstream = Upstream::good().await;
+    let prices = json!({"input_cost_per_token": 0.1, "output_cost_per_token": 0.1});
+    let gateway = Setup::new()
+        .deployment("small", &upstream.base(), prices)
+        .start()
+        .await;
+    let chat = async |key: &str| call(&gateway, key, "/v1/chat/completions", &[], &chat()).await;
+    manage(
+        &gateway,
+        "/organization/new",
+        json!({"organization_id": "acme", "organization_alias": "Acme"}),
+    )
+    .await;
+    for (user, budget) in [("ann", json!(0.000_001)), ("bob", json!(null))] {
+        let member = json!({"organization_id": "acme", "member": {"user_id": user, "role": "internal_user"},
+            "max_budget_in_organization": budget});
+        let added = manage(&gateway, "/organization/member_add", member).await;
+        assert_eq!(
+            added["updated_organization_memberships"][0].get("not_enforced"),
+            None
+        );
+    }
+    let team = json!({"team_id": "red", "organization_id": "acme"});
+    manage(&gateway, "/team/new", team).await;
+    let own = made(&gateway, json!({"user_id": "ann", "organization_id": "acme"})).await;
+    let of_team = made(&gateway, json!({"user_id": "ann", "team_id": "red"})).await;
+    let elsewhere = made(&gateway, json!({"user_id": "ann"})).await;
+    let of_bob = made(&gateway, json!({"user_id": "bob", "organization_id": "acme"})).await;
+
+    assert_eq!(chat(&own).await.status(), 200);
+    for key in [&own, &of_team] {
+        let refused = chat(key).await;
+        assert_eq!(refused.status(), 429, "{refused:?}");
+        let error = &refused.json()["error"];
+        assert_eq!(error["type"], "budget_exceeded");
+        let message = error["message"].as_str().unwrap();
+        assert!(
+            message.contains("Organization member=acme:ann Current cost: 1,")
+                && message.contains("Max budget: 0.000001"),
+            "{message}"
+        );
+    }
+    for key in [&elsewhere, &of_bob] {
+        assert_eq!(chat(key).await.status(), 200);
+    }
+    until("what members spent is shown", async || {
+        let info = "/organization/info?organization_id=acme";
+        let info = ask(
+            &gateway,
+            "GET",
+            info,
+            &[("authorization", &format!("Bearer {MASTER}"))],
+            "",
+        )
+        .await;
+        let members = &info.json()["members"];
+        members[0]["spend"].as_f64() == members[1]["spend"].as_f64()
+            && members[0]["spend"].as_f64() > Some(0.0)
+    })
+    .await;
+    let more = json!({"organization_id": "acme", "user_id": "ann", "max_budget_in_organization": 100});
+    manage(&gateway, "/organization/member_update", more).await;
+    until("a higher budget counts", async || {
+        chat(&of_team).await.status() == 200
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn failures_tell_how_the_limits_stand() {
     // Nobody listens there.
     let base = format!("http://127.0.0.1:{}/v1", free_port());

@@ -17,6 +17,8 @@ pub enum Kind {
     Team,
     /// One user within one team.
     Member,
+    /// One user within one organization.
+    OrganizationMember,
     User,
     Key,
     /// Who the caller's own `user` field names: LiteLLM's customer.
@@ -25,11 +27,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Gateway,
         Kind::Organization,
         Kind::Team,
         Kind::Member,
+        Kind::OrganizationMember,
         Kind::User,
         Kind::Key,
         Kind::EndUser,
@@ -42,6 +45,7 @@ impl Kind {
             Kind::Organization => "organization",
             Kind::Team => "team",
             Kind::Member => "member",
+            Kind::OrganizationMember => "organization_member",
             Kind::User => "user",
             Kind::Key => "key",
             Kind::EndUser => "end_user",
@@ -64,7 +68,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Account {
     pub kind: Kind,
-    /// The subject's id: a key's hash in hexadecimal, [`member`] for a member, empty for the gateway.
+    /// The subject's id: a key's hash in hexadecimal, [`member`] for members, empty for the gateway.
     pub id: String,
     /// The configured name that was routed by; empty = all models together.
     pub model: String,
@@ -88,9 +92,9 @@ impl Account {
     }
 }
 
-/// A member's id: both ids are one line each, so a tab keeps them apart.
-pub fn member(team_id: &str, user_id: &str) -> String {
-    format!("{team_id}\t{user_id}")
+/// A member's id, of a team or an organization: both ids are one line each, so a tab keeps them apart.
+pub fn member(of: &str, user_id: &str) -> String {
+    format!("{of}\t{user_id}")
 }
 
 /// The fields of a record that say who is charged.
@@ -126,7 +130,7 @@ impl<'a> Charge<'a> {
                 kind,
                 match id {
                     Id::Text(text) => Cow::Borrowed(text),
-                    Id::Member(team, user) => Cow::Owned(member(team, user)),
+                    Id::Member(of, user) => Cow::Owned(member(of, user)),
                     Id::Key(hash) => Cow::Owned(hash.hex()),
                 },
             ));
@@ -138,7 +142,7 @@ impl<'a> Charge<'a> {
     pub fn each(&self, of: impl Fn(Kind) -> bool, mut tell: impl FnMut(Kind, &str)) {
         self.walk(of, |kind, id| match id {
             Id::Text(text) => tell(kind, text),
-            Id::Member(team, user) => tell(kind, &member(team, user)),
+            Id::Member(of, user) => tell(kind, &member(of, user)),
             Id::Key(hash) => tell(kind, hash.hex_in(&mut [0; 64])),
         });
     }
@@ -157,8 +161,13 @@ impl<'a> Charge<'a> {
                 tell(kind, Id::Text(id));
             }
         }
-        if let (Some(team), Some(user), true) = (self.team_id, self.user_id, of(Kind::Member)) {
-            tell(Kind::Member, Id::Member(team, user));
+        for (kind, whole) in [
+            (Kind::Member, self.team_id),
+            (Kind::OrganizationMember, self.organization_id),
+        ] {
+            if let (Some(whole), Some(user), true) = (whole, self.user_id, of(kind)) {
+                tell(kind, Id::Member(whole, user));
+            }
         }
         if let Some(hash) = self.key_hash.filter(|_| of(Kind::Key)) {
             tell(Kind::Key, Id::Key(hash));
@@ -176,7 +185,7 @@ impl<'a> Charge<'a> {
 /// A subject's id before it is put together.
 enum Id<'a> {
     Text(&'a str),
-    /// Of a team and a user.
+    /// Of a team or an organization, and a user.
     Member(&'a str, &'a str),
     Key(&'a KeyHash),
 }

@@ -124,6 +124,8 @@ pub struct Holder {
     /// The key's user within the key's team.
     pub member: Option<Arc<Party>>,
     pub organization: Option<Arc<Party>>,
+    /// The key's user within that organization.
+    pub organization_member: Option<Arc<Party>>,
     /// The key's own tags: its calls are counted under them, whatever tags the caller adds.
     pub tags: Vec<String>,
     /// What of the key's further fields each of its calls asks for, looked up once.
@@ -157,6 +159,7 @@ impl Holder {
             team: None,
             member: None,
             organization: None,
+            organization_member: None,
             tags,
             known,
             by_old_secret: false,
@@ -174,6 +177,25 @@ impl Holder {
         &self.known.allowed_routes
     }
 
+    /// Fields that a call's body must hold, dots between the names of nested ones: the key's and its team's, each
+    /// from the field of that name and from `metadata`, where LiteLLM keeps it.
+    pub fn enforced_params(&self) -> impl Iterator<Item = &str> {
+        const NAME: &str = "enforced_params";
+        let team = self.team.as_deref().map(|t| &t.fields);
+        let in_metadata = team.and_then(|t| t.get("metadata")).and_then(|m| m.get(NAME));
+        [
+            self.key.extra.get(NAME),
+            self.key.metadata.get(NAME),
+            team.and_then(|t| t.get(NAME)),
+            in_metadata,
+        ]
+        .into_iter()
+        .flatten()
+        .filter_map(serde_json::Value::as_array)
+        .flatten()
+        .filter_map(serde_json::Value::as_str)
+    }
+
     /// The key that took this one's place.
     pub fn rotated_to(&self) -> Option<&KeyHash> {
         self.known.rotated_to.as_ref()
@@ -181,9 +203,15 @@ impl Holder {
 
     /// Everybody whose limits count beside the key's, the widest first.
     pub fn parties(&self) -> impl Iterator<Item = &Arc<Party>> {
-        [&self.organization, &self.team, &self.member, &self.user]
-            .into_iter()
-            .flatten()
+        [
+            &self.organization,
+            &self.organization_member,
+            &self.team,
+            &self.member,
+            &self.user,
+        ]
+        .into_iter()
+        .flatten()
     }
 }
 

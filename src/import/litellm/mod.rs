@@ -243,7 +243,7 @@ impl Run<'_> {
     fn members(&self, spec: &Spec, wanted: &mut write::Wanted, row: &mut Row, own: Vec<Row>) -> u64 {
         match spec.what {
             "teams" => owners::team_members(wanted, row, own, self.order.now_micros),
-            "organizations" => owners::organization_members(wanted, row, own),
+            "organizations" => owners::organization_members(wanted, row, own, self.order.now_micros),
             _ => 0,
         }
     }

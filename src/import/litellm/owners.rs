@@ -319,12 +319,16 @@ fn listed_member(entry: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// Puts the members into an organization. Returns how many there are.
-pub fn organization_members(organization: &mut Wanted, row: &mut Row, rows: Vec<Row>) -> u64 {
+pub fn organization_members(organization: &mut Wanted, row: &mut Row, rows: Vec<Row>, now: i64) -> u64 {
     let mut members = Vec::new();
     for mut membership in rows {
         let Some(user_id) = membership.id("user_id") else {
             continue;
         };
+        let account = Account::new(Kind::OrganizationMember, member(&organization.id, &user_id));
+        organization
+            .openings
+            .push((account, limits::spent(&mut membership, now)));
         let mut fields = limits::read(&mut membership);
         fields.insert("user_id".into(), user_id.into());
         if let Some(role) = membership.text("user_role") {

@@ -276,6 +276,7 @@ impl Plan {
             (&holder.member, true),
             (&holder.user, own),
             (&holder.team, true),
+            (&holder.organization_member, true),
             (&holder.organization, true),
         ] {
             let party = party.as_deref();

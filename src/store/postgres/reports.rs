@@ -15,7 +15,8 @@ CROSS JOIN LATERAL (
     VALUES ('gateway', ''), ('organization', nullif(r.organization_id, '')), ('team', nullif(r.team_id, '')),
         ('user', nullif(r.user_id, '')), ('end_user', nullif(r.end_user, '')),
         ('key', encode(nullif(r.key_hash, ''::bytea), 'hex')),
-        ('member', nullif(r.team_id, '') || chr(9) || nullif(r.user_id, ''))
+        ('member', nullif(r.team_id, '') || chr(9) || nullif(r.user_id, '')),
+        ('organization_member', nullif(r.organization_id, '') || chr(9) || nullif(r.user_id, ''))
     UNION ALL
     SELECT DISTINCT 'tag', nullif(tag, '') FROM jsonb_array_elements_text(r.tags) AS tag
 ) c (kind, id)

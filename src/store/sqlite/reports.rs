@@ -21,6 +21,7 @@ pub const CHARGES: &str = "subjects AS (
     UNION ALL SELECT 'end_user', end_user, model_group, spend FROM r
     UNION ALL SELECT 'key', lower(hex(key_hash)), model_group, spend FROM r WHERE key_hash IS NOT NULL
     UNION ALL SELECT 'member', team_id || char(9) || user_id, model_group, spend FROM r
+    UNION ALL SELECT 'organization_member', organization_id || char(9) || user_id, model_group, spend FROM r
     UNION ALL SELECT 'tag', t.value, model_group, spend FROM r, json_each(r.tags) t
         WHERE r.tags <> '[]' AND t.value <> '' AND NOT EXISTS
             (SELECT 1 FROM json_each(r.tags) u WHERE u.key < t.key AND u.value = t.value)

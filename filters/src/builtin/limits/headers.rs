@@ -19,6 +19,8 @@ pub fn descriptor(kind: Kind, of_model: bool) -> &'static str {
         (Kind::Team, true) => "model_per_team",
         (Kind::Member, false) => "team_member",
         (Kind::Member, true) => "model_per_team_member",
+        (Kind::OrganizationMember, false) => "organization_member",
+        (Kind::OrganizationMember, true) => "model_per_organization_member",
         (Kind::User, false) => "user",
         (Kind::User, true) => "model_per_user",
         (Kind::Key, false) => "api_key",

@@ -192,6 +192,9 @@ fn overspent(caller: &Caller, refused: &Refused, spent: Nanos, budget: Nanos) ->
         (Kind::Organization, None) => format!("Budget has been exceeded! Organization={id} {both}"),
         (Kind::Tag, None) => format!("Budget has been exceeded! Tag={id} {both}"),
         (Kind::Member, None) => format!("Budget has been exceeded! Team member={id} {both}"),
+        (Kind::OrganizationMember, None) => {
+            format!("Budget has been exceeded! Organization member={id} {both}")
+        }
         (Kind::User, None) => {
             format!("ExceededBudget: User={id} over budget. Spend={spent}, Budget={budget}")
         }
