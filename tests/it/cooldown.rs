@@ -76,10 +76,9 @@ async fn an_upstream_that_asks_for_time_gets_it() {
     let counted = "tollkeeper_deployment_cooldowns_total{deployment=\"first\",model=\"small\",\
                    provider=\"openai\",reason=\"rate_limit\"}";
     assert_eq!(metric(&gateway, counted).await.as_deref(), Some("1"));
-    let log = gateway.log();
     let told =
         "event=cooldown model=\\\"small\\\" deployment=\\\"first\\\" reason=rate_limit status=429 seconds=1";
-    assert!(log.contains(told), "{log}");
+    gateway.says(told).await;
     well.store(true, SeqCst);
     until("the first one is asked again", async || {
         call(&gateway).await;
@@ -372,7 +371,7 @@ async fn a_deployment_of_the_database_has_its_own_time() {
     let params = &info.json()["data"][0]["litellm_params"];
     assert_eq!(params["cooldown_time"], 3600.0, "{params}");
     assert_eq!(call(&gateway).await.status(), 200);
-    assert!(gateway.log().contains("reason=unreachable status=0 seconds=3600"));
+    gateway.says("reason=unreachable status=0 seconds=3600").await;
     let bad = json!({"litellm_params": {"cooldown_time": "soon"}});
     let refused = ask(&gateway, "PATCH", "/model/first/update", &[], bad.to_string()).await;
     assert_eq!(refused.status(), 400, "{}", refused.text());
