@@ -56,6 +56,11 @@ const PLAIN: &[Field] = &[
     ),
     Field::new("model_aliases", Kind::Names, "The team's own names for models"),
     Field::new("tags", Kind::Texts, "Calls of its keys are counted under these"),
+    Field::new(
+        "enforced_params",
+        Kind::Texts,
+        "Fields that a call's body must hold, as user or metadata.generation_name",
+    ),
     Field::new("guardrails", Kind::Texts, "Kept"),
     Field::new("policies", Kind::Texts, "Kept"),
     Field::new("prompts", Kind::Texts, "Kept"),
