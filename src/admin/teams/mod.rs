@@ -8,7 +8,7 @@ mod reach;
 mod show;
 
 pub use reach::not_led;
-pub use show::{ids_of_user, of_user, row};
+pub use show::{all_of_user, of_user, row};
 
 use super::audit::Entry;
 use super::error::Result;
