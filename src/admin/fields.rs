@@ -17,7 +17,9 @@ pub const MAX_BODY: usize = 1024 * 1024;
 const MAX_ID: usize = 512;
 
 /// What [`Fields::lift`] looks for.
-const LIFTED: [&str; 3] = ["tags", "model_rpm_limit", "model_tpm_limit"];
+const LIFTED: [&str; 4] = ["tags", "enforced_params", "model_rpm_limit", "model_tpm_limit"];
+/// Those of them that are lists; the others are objects.
+const LISTS: [&str; 2] = ["tags", "enforced_params"];
 
 /// The most entries that a list or an object of settings has.
 const MAX_ENTRIES: usize = 10_000;
@@ -231,8 +233,8 @@ impl Fields {
             return;
         };
         let fits = |name: &str, value: &Value| match value {
-            Value::Array(list) => name == "tags" && list.iter().all(Value::is_string),
-            Value::Object(_) => name != "tags",
+            Value::Array(list) => LISTS.contains(&name) && list.iter().all(Value::is_string),
+            Value::Object(_) => !LISTS.contains(&name),
             _ => false,
         };
         let lifted: Vec<(&str, Value)> = LIFTED

@@ -310,6 +310,16 @@ async fn info(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Re
     Ok(Json(row))
 }
 
+/// Those that somebody is an admin of.
+pub async fn led_by(desk: &Desk, actor: &Actor) -> Result<Vec<Doc>> {
+    let Some(user) = actor.user_id().filter(|_| !actor.only_looks()) else {
+        return Ok(Vec::new());
+    };
+    let mut docs = of_user(desk, user).await?;
+    docs.retain(|d| matches!(role_among(&d.fields, user), Some("org_admin" | "admin")));
+    Ok(docs)
+}
+
 /// Those that somebody belongs to, page by page.
 async fn of_user(desk: &Desk, user_id: &str) -> Result<Vec<Doc>> {
     let mut mine = Vec::new();

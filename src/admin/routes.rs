@@ -166,6 +166,8 @@ pub enum Who {
     Accountant,
     /// Reads everything: admins and admin viewers.
     Overseer,
+    /// Reads what is everybody's, as these do; admins of organizations read what is theirs.
+    Governor,
     /// A key changes itself; its user's role and teams may reach further.
     Holder,
     /// Internal users with their own keys, team admins with their team's.

@@ -78,7 +78,11 @@ pub const TERMS: &[Field] = &[
     Field::new("policies", Kind::Texts, "Kept"),
     Field::new("prompts", Kind::Texts, "Kept"),
     Field::new("tags", Kind::Texts, "Calls are counted under these"),
-    Field::new("enforced_params", Kind::Texts, "Kept"),
+    Field::new(
+        "enforced_params",
+        Kind::Texts,
+        "Fields that a call's body must hold, as user or metadata.generation_name",
+    ),
     Field::new("object_permission", Kind::Settings, "Kept"),
     Field::new("router_settings", Kind::Settings, "Kept"),
     Field::new("auto_rotate", Kind::Flag, "Kept"),
@@ -131,14 +135,13 @@ pub fn keep(fields: &Fields, key: &mut Key, now_micros: i64) -> Result<()> {
 }
 
 /// What LiteLLM holds somebody to, and nothing here does: kept for those who read it.
-const NOT_ENFORCED: [&str; 12] = [
+const NOT_ENFORCED: [&str; 11] = [
     "allowed_cache_controls",
     "allowed_model_region",
     "auto_rotate",
     "budget_fallbacks",
     "budget_limits",
     "default_team_member_models",
-    "enforced_params",
     "guardrails",
     "object_permission",
     "policies",

@@ -10,12 +10,14 @@ use crate::reload::{Origin, Reload};
 use crate::shared::meters::Meters;
 use crate::tls::Tls;
 use crate::traces::Exporters;
-use crate::upgrade::{self, control, new::Inherited, replica::Replica};
+use crate::upgrade::control::{self, Orders};
+use crate::upgrade::{self, new::Inherited, replica::Replica};
 use async_trait::async_trait;
 use pingora::server::{ExecutionPhase, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -23,6 +25,8 @@ use tokio::sync::watch;
 const STORE: Duration = Duration::from_secs(3600);
 /// Between two looks at a store that does not answer.
 const STORE_AGAIN: Duration = Duration::from_millis(200);
+/// Between two looks whether another gateway has left the data directory.
+const TAKEN_AGAIN: Duration = Duration::from_secs(1);
 /// For Redis to hear that this process holds nothing any more.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -121,34 +125,28 @@ impl Running {
                 if threads.block_on(opened.wait_for(|n| *n >= services)).is_err() {
                     return;
                 }
-                let alone = inherited.is_some() || !control::is_taken(&data_dir);
+                let heir = inherited.is_some();
+                let taken = control::is_taken(&data_dir) && !(heir && upgrade::serves_before_us(&data_dir));
                 if inherited.is_some_and(|inherited| !inherited.ready()) {
                     log::warn!("upgrade: the process before this one goes on; leaving");
                     stages.send_replace(Stage::Leaving(Why::Stop));
                     return;
                 }
-                if !alone {
+                let orders = Arc::clone(&replacing) as Arc<dyn Orders>;
+                if taken {
                     log::warn!(
                         "event=data_dir_shared another gateway serves on {}: `tollkeeper upgrade` and `drain` reach \
-                         this one from now on. Give each a data directory of its own",
+                         that one until it leaves. Give each a data directory of its own",
                         data_dir.display()
                     );
-                }
-                if let Err(e) = upgrade::write_pid(&data_dir) {
-                    log::warn!("the process id cannot be written: {e}");
-                }
-                let context = threads.enter();
-                match control::open(&data_dir) {
-                    Ok(socket) => {
-                        threads.spawn(control::serve(socket, Arc::clone(&replacing) as _));
+                    threads.spawn(orders_later(data_dir, orders, stages.subscribe()));
+                } else {
+                    let context = threads.enter();
+                    if let Some(socket) = open_to_orders(&data_dir) {
+                        threads.spawn(take_orders(socket, orders, stages.subscribe()));
                     }
-                    Err(e) => {
-                        log::warn!(
-                            "`tollkeeper upgrade` does not work, SIGUSR2 does: the control socket: {e}"
-                        );
-                    }
+                    drop(context);
                 }
-                drop(context);
                 threads.spawn(on_replace(replace_me, replacing));
                 let local = greeting.local();
                 if let (Some(at), Some(status)) = (local, greeting.tell()) {
@@ -208,6 +206,46 @@ impl Running {
         // The thread above ends the process; this one may come here first.
         std::thread::sleep(drain + LAST_FLUSH);
         0
+    }
+}
+
+/// Says in the data directory that this process serves, and opens the socket. Needs a Tokio runtime.
+fn open_to_orders(data_dir: &Path) -> Option<UnixListener> {
+    if let Err(e) = upgrade::write_pid(data_dir) {
+        log::warn!("the process id cannot be written: {e}");
+    }
+    control::open(data_dir)
+        .inspect_err(|e| {
+            log::warn!("`tollkeeper upgrade` does not work, SIGUSR2 does: the control socket: {e}");
+        })
+        .ok()
+}
+
+/// Until the process leaves: whoever serves on the data directory then can be told from it.
+async fn take_orders(socket: UnixListener, orders: Arc<dyn Orders>, mut stages: watch::Receiver<Stage>) {
+    tokio::select! {
+        _ = control::serve(socket, orders) => {}
+        _ = stages.wait_for(|s| matches!(s, Stage::Leaving(_))) => {}
+    }
+}
+
+/// The same, once the gateway has left that is found on the data directory now.
+async fn orders_later(data_dir: PathBuf, orders: Arc<dyn Orders>, mut stages: watch::Receiver<Stage>) {
+    let free = async {
+        while control::is_taken(&data_dir) {
+            tokio::time::sleep(TAKEN_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = free => {}
+        _ = stages.wait_for(|s| matches!(s, Stage::Leaving(_))) => return,
+    }
+    if let Some(socket) = open_to_orders(&data_dir) {
+        log::info!(
+            "event=data_dir_free the other gateway has left {}: `tollkeeper upgrade` and `drain` reach this one now",
+            data_dir.display()
+        );
+        take_orders(socket, orders, stages).await;
     }
 }
 

@@ -44,6 +44,13 @@ pub fn write_pid(data_dir: &Path) -> io::Result<()> {
     std::fs::rename(aside, data_dir.join(PID_FILE))
 }
 
+/// Whether the process that serves there is the one that started this one, or does not say.
+pub fn serves_before_us(data_dir: &Path) -> bool {
+    let said = std::fs::read_to_string(data_dir.join(PID_FILE));
+    let parent = std::os::unix::process::parent_id();
+    said.map_or(true, |said| said.trim() == parent.to_string())
+}
+
 /// Takes it back, if it is still ours.
 pub fn remove_pid(data_dir: &Path) {
     let path = data_dir.join(PID_FILE);

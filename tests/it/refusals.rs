@@ -638,3 +638,65 @@ async fn a_second_request_waits_its_turn() {
         );
     }
 }
+
+#[tokio::test]
+async fn fields_that_a_key_or_its_team_asks_for() {
+    let upstream = Upstream::good().await;
+    let gateway = Setup::new().model("small", &upstream).start().await;
+    let post = async |key: &str, path: &str, more: Headers<'_>, body: Value| {
+        let bearer = format!("Bearer {key}");
+        let headers = [&[("authorization", bearer.as_str())], more].concat();
+        ask(&gateway, "POST", path, &headers, body.to_string()).await
+    };
+    let made = async |path: &str, fields: Value| {
+        let answer = post(MASTER, path, &[], fields).await;
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        answer.json()
+    };
+    made(
+        "/team/new",
+        json!({"team_id": "red", "metadata": {"enforced_params": ["metadata.job"]}}),
+    )
+    .await;
+    let key = made(
+        "/key/generate",
+        json!({"team_id": "red", "enforced_params": ["user"]}),
+    )
+    .await;
+    assert_eq!(key.get("not_enforced"), None);
+    let key = key["key"].as_str().unwrap();
+    let words =
+        |name: &str| format!("BadRequest please pass param={name} in request body. This is a required param");
+    for (path, body) in [
+        (CHAT, json!({"model": "small", "messages": []})),
+        ("/v1/completions", json!({"model": "small", "prompt": "x"})),
+        ("/v1/embeddings", json!({"model": "small", "input": "x"})),
+        ("/v1/responses", json!({"model": "small", "input": "x"})),
+        (
+            "/v1/audio/speech",
+            json!({"model": "small", "input": "x", "voice": "a"}),
+        ),
+    ] {
+        let with = |user: bool, metadata: Value| {
+            let mut body = body.clone();
+            if user {
+                body["user"] = "eve".into();
+            }
+            body["metadata"] = metadata;
+            body
+        };
+        let refused = post(key, path, &[], with(false, json!({"job": 1}))).await;
+        check(path, &refused, 400, &words("user"));
+        assert_eq!(refused.json()["error"]["param"], "user");
+        let refused = post(key, path, &[], with(true, json!({"name": "job"}))).await;
+        check(path, &refused, 400, &words("[metadata][job]"));
+        assert_eq!(refused.json()["error"]["param"], "metadata.job");
+        assert_eq!(upstream.count(), 0, "{path}");
+    }
+    let whole = json!({"model": "small", "messages": [], "metadata": {"job": "x"}});
+    let by_header = post(key, CHAT, &[("x-litellm-end-user-id", "eve")], whole.clone()).await;
+    assert_eq!(by_header.status(), 200, "{by_header:?}");
+    assert_eq!(post(MASTER, CHAT, &[], whole.clone()).await.status(), 200);
+    made("/key/update", json!({"key": key, "enforced_params": []})).await;
+    assert_eq!(post(key, CHAT, &[], whole).await.status(), 200);
+}

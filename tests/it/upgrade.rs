@@ -695,6 +695,66 @@ async fn whom_nobody_runs_cannot_be_upgraded() {
 }
 
 #[tokio::test]
+async fn orders_reach_the_first_gateway_of_a_data_directory_until_it_leaves() {
+    let upstream = Upstream::good().await;
+    let mut first = Setup::new().model("small", &upstream).start().await;
+    let one = pid(&first);
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let config = first.data().with_file_name("config.yaml");
+    let args = [
+        "-c",
+        config.to_str().unwrap(),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &port.to_string(),
+    ]
+    .map(String::from);
+    let env = [(
+        "TOLLKEEPER_DATA_DIR".into(),
+        first.data().to_str().unwrap().into(),
+    )];
+    let mut second = gateway::spawn(dir.path(), &args, &env);
+    let two = second.id();
+    let log = || fs::read_to_string(dir.path().join("log")).unwrap();
+    until("the second one says that it is not alone", async || {
+        log().contains("event=data_dir_shared")
+    })
+    .await;
+    let at = SocketAddr::from(([127, 0, 0, 1], port));
+    until("it serves all the same", async || {
+        probe(at, "/health/readiness").await == Some(200)
+    })
+    .await;
+    let drains = async |first: &Gateway, pid: u32| {
+        let told = tollkeeper(first, &["drain", "--undo", "--json"]).await;
+        serde_json::from_slice::<Value>(&told.stdout).is_ok_and(|told| told["pid"] == pid)
+    };
+    assert!(drains(&first, one).await);
+    assert_eq!(pid_in(&first.data()), Some(one));
+    // One that takes the second one's place is no more to be found than that was.
+    process::signal(&second, "USR2");
+    until("the second one is replaced", async || {
+        second.try_wait().unwrap().is_some()
+    })
+    .await;
+    assert_eq!(log().matches("event=data_dir_shared").count(), 2, "{}", log());
+    assert!(drains(&first, one).await);
+    assert_eq!(pid_in(&first.data()), Some(one));
+
+    let _heirs = Heirs(first.data());
+    first.stop().await;
+    until("the other one takes orders", async || {
+        pid_in(&first.data()).is_some_and(|pid| pid != one && pid != two)
+    })
+    .await;
+    let three = pid(&first);
+    until("they reach it", async || drains(&first, three).await).await;
+    assert!(log().contains("event=data_dir_free"), "{}", log());
+}
+
+#[tokio::test]
 async fn the_service_manager_hears_who_serves() {
     let upstream = Upstream::good().await;
     let dir = tempfile::tempdir().unwrap();

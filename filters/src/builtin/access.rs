@@ -1,5 +1,7 @@
 //! Which model is meant, and whether this key may call it: the key's own list, and those of its team, its
-//! user (for a key without a team) and its organization.
+//! user (for a key without a team) and its organization; and whether its call holds what they ask for (`required`).
+
+mod required;
 
 use crate::contract::ports::Catalog;
 use crate::contract::{Cx, Fault, Filter, Needs, Refusal, Result, Stop, Verdict};
@@ -35,6 +37,9 @@ impl Filter for Access {
                 Stop::Refusal(refusal) => refusal.param("fallbacks").into(),
                 other => other,
             })?;
+        }
+        if let Some(key) = cx.caller.key() {
+            required::check(key, call)?;
         }
         Ok(Verdict::Continue)
     }

@@ -177,23 +177,16 @@ impl Holder {
         &self.known.allowed_routes
     }
 
-    /// Fields that a call's body must hold, dots between the names of nested ones: the key's and its team's, each
-    /// from the field of that name and from `metadata`, where LiteLLM keeps it.
+    /// Fields that a call's body must hold, dots between the names of nested ones: the key's and its team's.
     pub fn enforced_params(&self) -> impl Iterator<Item = &str> {
         const NAME: &str = "enforced_params";
-        let team = self.team.as_deref().map(|t| &t.fields);
-        let in_metadata = team.and_then(|t| t.get("metadata")).and_then(|m| m.get(NAME));
-        [
-            self.key.extra.get(NAME),
-            self.key.metadata.get(NAME),
-            team.and_then(|t| t.get(NAME)),
-            in_metadata,
-        ]
-        .into_iter()
-        .flatten()
-        .filter_map(serde_json::Value::as_array)
-        .flatten()
-        .filter_map(serde_json::Value::as_str)
+        let team = self.team.as_deref().and_then(|t| t.fields.get(NAME));
+        [self.key.extra.get(NAME), team]
+            .into_iter()
+            .flatten()
+            .filter_map(serde_json::Value::as_array)
+            .flatten()
+            .filter_map(serde_json::Value::as_str)
     }
 
     /// The key that took this one's place.

@@ -441,8 +441,8 @@ fn kept(fields: &Fields, key: &Key) -> Result<()> {
     Ok(())
 }
 
-/// A personal key stays where the key that makes it is: in its organization, under its tags, and within its
-/// budgets of single models.
+/// A personal key stays where the key that makes it is: in its organization, under its tags, within its budgets of
+/// single models, and its calls hold what that one's must.
 fn inherit(own: &Holder, in_hand: &Key, fields: &mut Fields) -> Result<()> {
     if let Some(organization) = own.organization_id()
         && !fields.has("organization_id")
@@ -463,6 +463,10 @@ fn inherit(own: &Holder, in_hand: &Key, fields: &mut Fields) -> Result<()> {
             }
             _ => fields.set(name, limits.clone()),
         }
+    }
+    let enforced = in_hand.extra.get("enforced_params");
+    if let Some(enforced) = enforced.filter(|v| v.as_array().is_some_and(|a| !a.is_empty())) {
+        fields.set("enforced_params", enforced.clone());
     }
     // The first ones count for certain.
     let mut tags = texts(&in_hand.extra, "tags");

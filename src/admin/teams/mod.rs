@@ -8,7 +8,7 @@ mod reach;
 mod show;
 
 pub use reach::not_led;
-pub use show::{ids_of_user, of_user, row};
+pub use show::{all_of_user, of_user, row};
 
 use super::audit::Entry;
 use super::error::Result;
@@ -56,6 +56,11 @@ const PLAIN: &[Field] = &[
     ),
     Field::new("model_aliases", Kind::Names, "The team's own names for models"),
     Field::new("tags", Kind::Texts, "Calls of its keys are counted under these"),
+    Field::new(
+        "enforced_params",
+        Kind::Texts,
+        "Fields that a call's body must hold, as user or metadata.generation_name",
+    ),
     Field::new("guardrails", Kind::Texts, "Kept"),
     Field::new("policies", Kind::Texts, "Kept"),
     Field::new("prompts", Kind::Texts, "Kept"),

@@ -260,7 +260,7 @@ pub(super) async fn pages(
     Ok(Json(paged("teams", rows, found.total, slice)))
 }
 
-async fn teams_of(desk: &Desk, user_id: &str) -> Result<Vec<Doc>> {
+pub async fn all_of_user(desk: &Desk, user_id: &str) -> Result<Vec<Doc>> {
     let filter = DocFilter {
         member: Some(user_id.into()),
         page: Page {
@@ -274,11 +274,6 @@ async fn teams_of(desk: &Desk, user_id: &str) -> Result<Vec<Doc>> {
 
 /// The teams of a user, as `/user/info` shows them.
 pub async fn of_user(desk: &Desk, user_id: &str) -> Result<Vec<Value>> {
-    let teams = teams_of(desk, user_id).await?;
+    let teams = all_of_user(desk, user_id).await?;
     Ok(rows(desk, &teams).await?.into_iter().map(Value::Object).collect())
-}
-
-pub async fn ids_of_user(desk: &Desk, user_id: &str) -> Result<Vec<Value>> {
-    let teams = teams_of(desk, user_id).await?;
-    Ok(teams.into_iter().map(|t| t.id.into()).collect())
 }

@@ -344,3 +344,124 @@ async fn no_key_outlives_a_team_that_is_deleted_meanwhile() {
         assert_eq!(left["total_count"], 0, "round {round}");
     }
 }
+
+#[tokio::test]
+async fn what_a_keys_calls_must_hold_goes_for_the_keys_it_makes() {
+    let bench = Bench::new().await;
+    bench
+        .put(Table::User, "ann", json!({"user_role": "internal_user"}))
+        .await;
+    let (own, _) = bench
+        .holder(json!({"user_id": "ann", "metadata": {"enforced_params": ["user"]}}))
+        .await;
+    let ann = bench.let_in(&own).await;
+    let made = bench.does(&ann, "POST /key/generate", json!({})).await;
+    assert_eq!(made["enforced_params"], json!(["user"]));
+    for key in [own.as_str(), secret(&made)] {
+        for given in [json!([]), json!(null), json!(["model"])] {
+            bench
+                .denies(
+                    &ann,
+                    "POST /key/update",
+                    json!({"key": key, "enforced_params": given}),
+                    403,
+                    Some("enforced_params"),
+                )
+                .await;
+        }
+        // What is said of it there alone changes nothing.
+        bench
+            .does(&ann, "POST /key/update", json!({"key": key, "metadata": {}}))
+            .await;
+        assert_eq!(
+            bench.row(key).await.unwrap().extra["enforced_params"],
+            json!(["user"])
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_organizations_admin_sees_its_users_alone() {
+    let bench = Bench::new().await;
+    for (org, members) in [
+        ("acme", ["ora", "ann"]),
+        ("umbrella", ["bob", "ora"]),
+        ("empty", ["carl", "dan"]),
+    ] {
+        let role = |user: &str| {
+            if user == "ora" && org == "acme" {
+                "org_admin"
+            } else {
+                "internal_user"
+            }
+        };
+        let members: Vec<Value> = members
+            .iter()
+            .map(|u| json!({"user_id": u, "user_role": role(u)}))
+            .collect();
+        bench
+            .put(
+                Table::Organization,
+                org,
+                json!({"organization_alias": org, "members": members}),
+            )
+            .await;
+        let ann = json!([{"user_id": "ann", "role": "admin"}, {"user_id": "bob", "role": "user"}]);
+        bench
+            .put(
+                Table::Team,
+                &format!("of {org}"),
+                json!({"organization_id": org, "members_with_roles": ann}),
+            )
+            .await;
+    }
+    for user in ["ora", "ann", "bob", "carl"] {
+        bench
+            .put(
+                Table::User,
+                user,
+                json!({"user_role": "internal_user", "user_email": format!("{user}@example.com")}),
+            )
+            .await;
+    }
+    let (ora, _) = bench.holder(json!({"user_id": "ora"})).await;
+    let ora = bench.let_in(&ora).await;
+    let seen = async |query: &str| {
+        let answer = bench
+            .get(&ora, &format!("/user/list?sort_by=user_id{query}"))
+            .await;
+        let users = answer["users"].as_array().unwrap();
+        assert_eq!(answer["total"], users.len());
+        users
+            .iter()
+            .map(|u| u["user_id"].as_str().unwrap().to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(seen("").await, ["ann", "ora"]);
+    assert_eq!(seen("&user_ids=ann,bob,carl").await, ["ann"]);
+    assert_eq!(seen("&search=example").await, ["ann", "ora"]);
+    assert_eq!(seen("&user_email=bob").await, [""; 0]);
+    assert_eq!(
+        seen("&team=of%20acme").await,
+        ["ann"],
+        "bob is no member of the organization"
+    );
+    let teams = &bench.get(&ora, "/user/list?user_ids=ann").await["users"][0]["teams"];
+    assert_eq!(*teams, json!(["of acme"]));
+    bench
+        .denies(
+            &ora,
+            "GET /user/list?team=of%20umbrella",
+            json!({}),
+            404,
+            Some("team_id"),
+        )
+        .await;
+    for user in ["ann", "bob"] {
+        let (key, _) = bench.holder(json!({"user_id": user})).await;
+        let caller = bench.let_in(&key).await;
+        bench
+            .denies(&caller, "GET /user/list", json!({}), 401, None)
+            .await;
+    }
+}

@@ -270,7 +270,7 @@ async fn a_key_shows_the_budget_that_it_names() {
 #[tokio::test]
 async fn what_is_kept_and_not_kept_to_is_said() {
     let bench = Bench::new().await;
-    let body = json!({"tpd_limit": 5, "budget_limits": [{"budget_duration": "1d", "max_budget": 1}],
+    let body = json!({"tpd_limit": 5, "enforced_params": ["user"], "budget_limits": [{"budget_duration": "1d", "max_budget": 1}],
         "guardrails": [], "auto_rotate": false});
     let made = bench.master("POST /key/generate", body).await;
     assert_eq!(made["not_enforced"], json!(["budget_limits", "tpd_limit"]));

@@ -143,8 +143,8 @@ pub const ROUTES: &[Route] = &[
     },
     Route {
         group: "users",
-        who: Who::Overseer,
-        summary: "Users, newest first",
+        who: Who::Governor,
+        summary: "Users, newest first; who is admin of an organization sees its users",
         query: &[
             Field::new("role", Kind::OneOf(ROLES), "Users of this role"),
             Field::new("user_ids", Kind::Text, "These, with commas between"),

@@ -7,13 +7,14 @@ use crate::admin::objects::{self, paged};
 use crate::admin::rights::{self, Actor};
 use crate::admin::shapes::{self, DEFAULT_USER};
 use crate::admin::teams::{self, TEAM};
-use crate::admin::{Desk, members};
+use crate::admin::{Desk, members, organizations};
 use crate::store::{Doc, DocFilter, KeyFilter, Page, Table};
 use axum::Json;
 use axum::extract::State;
 use filters::model::account::{Account, Kind as Subject};
 use filters::model::money::Nanos;
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Keys of one answer, unless `size` says otherwise.
@@ -132,8 +133,21 @@ async fn keys_of(desk: &Desk, user_id: Option<&str>, slice: Slice) -> Result<(Ve
     Ok((desk.keys_with_token(&found.keys).await?, found.total))
 }
 
-/// `GET /user/list`.
-pub(super) async fn list(_: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
+/// `GET /user/list`. Who is admin of organizations sees those who belong to one of them, and of their teams those that
+/// do.
+pub(super) async fn list(actor: Actor, State(desk): State<Arc<Desk>>, params: Params) -> Result<Json<Value>> {
+    let led = match actor.sees_all() {
+        true => None,
+        false => match organizations::led_by(&desk, &actor).await? {
+            led if led.is_empty() => return Err(actor.not_admin()),
+            led => Some(led),
+        },
+    };
+    let is_theirs = |team: &Doc| {
+        let organization = objects::text(&team.fields, "organization_id");
+        led.as_ref()
+            .is_none_or(|led| led.iter().any(|o| Some(o.id.as_str()) == organization))
+    };
     let slice = params.page(&["page_size", "size"], 25, 100)?;
     let mut filter = DocFilter {
         sort: objects::sorted(
@@ -174,13 +188,13 @@ pub(super) async fn list(_: Actor, State(desk): State<Arc<Desk>>, params: Params
     };
     if let Some(id) = params.text("team")? {
         let team = TEAM.find(&desk, id).await?;
-        let entries = members::list(&team.fields).iter();
-        let members = entries.filter_map(|m| Some(m.get("user_id")?.as_str()?.to_string()));
-        // Both, where both are asked for.
-        filter.ids = Some(match filter.ids.take() {
-            Some(ids) => members.filter(|m| ids.contains(m)).collect(),
-            None => members.collect(),
-        });
+        if !is_theirs(&team) {
+            return Err(TEAM.none(id));
+        }
+        narrow(&mut filter, members_of(&team));
+    }
+    if let Some(led) = &led {
+        narrow(&mut filter, led.iter().flat_map(members_of).collect());
     }
     let found = desk.store.documents(Table::User, &filter).await?;
     let mut rows = Vec::with_capacity(found.docs.len());
@@ -194,8 +208,24 @@ pub(super) async fn list(_: Actor, State(desk): State<Arc<Desk>>, params: Params
             .list_keys(&of_user, Page { limit: 1, offset: 0 })
             .await?;
         row.insert("key_count".into(), count.total.into());
-        row.insert("teams".into(), teams::ids_of_user(&desk, &doc.id).await?.into());
+        let teams = teams::all_of_user(&desk, &doc.id).await?;
+        let teams = teams.into_iter().filter(is_theirs).map(|t| Value::from(t.id));
+        row.insert("teams".into(), teams.collect());
         rows.push(Value::Object(row));
     }
     Ok(Json(paged("users", rows, found.total, slice)))
+}
+
+fn members_of(doc: &Doc) -> HashSet<String> {
+    let entries = members::list(&doc.fields).iter();
+    let id = |m: &Value| Some(m.get("user_id")?.as_str()?.to_string());
+    entries.filter_map(id).collect()
+}
+
+/// Those of these alone, where others are asked for too.
+fn narrow(filter: &mut DocFilter, to: HashSet<String>) {
+    filter.ids = Some(match filter.ids.take() {
+        Some(ids) => ids.into_iter().filter(|id| to.contains(id)).collect(),
+        None => to.into_iter().collect(),
+    });
 }
