@@ -85,7 +85,7 @@ impl Gateway {
         let ended = match found {
             Ok(Found::Ready(ready)) => self.deliver(session, state, &lane, ready).await,
             Ok(Found::Error(shown)) => Box::pin(self.pass_error(session, state, &lane, shown)).await,
-            Ok(Found::Full(refusal)) => Err(End::Stop(refusal.into())),
+            Ok(Found::Refused(stop)) => Err(End::Stop(stop)),
             Ok(Found::Resting) => Err(End::Stop(unavailable("all of its deployments are cooling"))),
             Err(end) => Err(end),
         };
@@ -220,7 +220,7 @@ impl Gateway {
             };
             let next = found.group.next(&mut round, tokens);
             if let (Next::Full(millis), None, 0) = (&next, &last, rounds) {
-                return Ok(Found::Full(full(&model, *millis)));
+                return Ok(Found::Refused(full(&model, *millis).into()));
             }
             let Next::Try(drawn, stay) = next else {
                 // All have failed, or take no more. Another round may find them recovered.
@@ -307,8 +307,8 @@ pub(super) enum Found {
     Ready(Box<Ready>),
     /// Every deployment failed; this is the last word.
     Error(Shown),
-    /// Every deployment is at its limits.
-    Full(Refusal),
+    /// Every deployment is at its limits, or what is asked for cannot be said in its language.
+    Refused(Stop),
     /// All are cooling, and none was asked.
     Resting,
 }

@@ -63,7 +63,11 @@ impl Gateway {
         let mut spares = !way.after(&model, None).is_empty();
         let mut first: Option<Failed> = None;
         loop {
-            let found = self.try_deployments(session, state, lane, spares).await?;
+            let found = match self.try_deployments(session, state, lane, spares).await {
+                // What another model cannot do is nothing that was asked for.
+                Err(End::Stop(stop)) if !way.been.is_empty() => Found::Refused(stop),
+                found => found?,
+            };
             if let Some(own) = way.been.first().filter(|own| **own != model) {
                 let group = |name: &str| snapshot.models.find(name).map(|f| f.group.name.clone());
                 state.cx.fallbacks.push(Fallback {
@@ -138,10 +142,12 @@ impl Way<'_> {
         let after = self.after(model, class);
         self.been.push(model.to_string());
         let most = self.fallbacks.most as usize + 1;
-        for (at, name) in after.into_iter().enumerate() {
+        let mut at = 0;
+        for name in after {
             let is_known = self.been.contains(&name) || self.next.contains(&name);
             if !is_known && self.been.len() + self.next.len() < most && self.models.find(&name).is_some() {
-                self.next.insert(at.min(self.next.len()), name);
+                self.next.insert(at, name);
+                at += 1;
             }
         }
     }

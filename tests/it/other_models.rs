@@ -320,3 +320,38 @@ async fn a_call_may_name_its_own_or_none() {
     }
     assert_eq!(bad.count(), before, "nobody was asked");
 }
+
+#[tokio::test]
+async fn a_model_that_cannot_be_asked_for_it_is_passed_over() {
+    let bad = failing(500, "not me").await;
+    let good = Upstream::good().await;
+    let claude = json!({"model": "anthropic/claude-real"});
+    let gateway = Setup::new()
+        .model("first", &bad)
+        .deployment("claude", &good.base(), claude)
+        .model("third", &good)
+        .router(
+            "fallbacks",
+            json!([{"first": ["claude", "third"]}, {"claude": ["third"]}]),
+        )
+        .start()
+        .await;
+    let call = async |model: &str| {
+        let mut body = of(model);
+        // Anthropic has no such parameter.
+        body["logit_bias"] = json!({"5": 1});
+        chat(&gateway, &body).await
+    };
+    let answer = call("first").await;
+    assert_eq!(
+        served(&answer),
+        (200, Some("third"), Some("2")),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(good.count(), 1);
+    // Of the model that is asked for itself it is told.
+    let answer = call("claude").await;
+    assert_eq!(answer.status(), 400, "{}", answer.text());
+    assert!(answer.text().contains("logit_bias"), "{}", answer.text());
+}
