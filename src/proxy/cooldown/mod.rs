@@ -1,5 +1,5 @@
 //! Deployments that fail step back for a while: whoever is not cooling is tried before them. A cool-down takes nothing
-//! away from a name, then: when nobody else is left, the deployment whose time is over first is asked all the same.
+//! away from a name, then: when nobody else is left, those that are cooling are asked all the same.
 //!
 //! What counts, and when it is too much, is LiteLLM's where its settings are given (manual: `docs/litellm-compat.md`).
 //! Known in this process, over all generations of the config; other replicas find out for themselves.
